@@ -1,0 +1,73 @@
+"""Losses as SUMS. The learner divides once by a count over the whole batch (trap 9)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Reduction = Literal["token", "sequence"]
+
+
+def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
+    """Sum of -log p over the response tokens; its count is the number of those tokens."""
+    return -(logprobs * mask).sum()
+
+
+def token_weights(mask: Tensor, reduction: Reduction) -> tuple[Tensor, float]:
+    """Weight of each token [B, T] and the number to divide the summed loss by.
+
+    token: every token of the batch counts alike. sequence: every response counts alike, its tokens
+    share its weight (1/T_i each).
+    """
+    mask = mask.float()
+    if reduction == "token":
+        return mask, float(mask.sum())
+    return mask / mask.sum(-1, keepdim=True).clamp(min=1), float(mask.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """The clipped policy loss and what one logs of it; all are weighted sums."""
+
+    loss: Tensor
+    clipped: Tensor
+    """Weight of the tokens whose gradient the clip removed."""
+    kl: Tensor
+    """Sum of (ratio - 1 - log ratio) >= 0, an estimate of KL(old || new) in nats."""
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor, clip_low: float, clip_high: float
+) -> PolicyLoss:
+    """-sum_t w_t min(ratio_t A_t, clip(ratio_t, 1 - clip_low, 1 + clip_high) A_t). PPO; PRIME eq. 6.
+
+    All tensors [B, T]; clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476).
+    """
+    log_ratio = (logprobs - old_logprobs) * (weights > 0)
+    ratio = log_ratio.exp()
+    plain = ratio * advantages
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    with torch.no_grad():
+        was_clipped = (weights * (clipped < plain)).sum()
+        kl = (weights * (ratio - 1 - log_ratio)).sum()
+    return PolicyLoss(-(weights * torch.minimum(plain, clipped)).sum(), was_clipped, kl)
+
+
+def prm_ce_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
+    """Sum over responses of the cross-entropy of sigmoid(s(y)) against o in [0, 1]. PRIME eq. 4; 2412.01981 eq. 5.
+
+    scores, outcomes [B]; outcomes may be soft (the share of tests passed). Count: B.
+    """
+    return F.binary_cross_entropy_with_logits(scores, outcomes.to(scores.dtype), reduction="sum")
+
+
+def prm_dpo_loss(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over (better i, worse j) pairs of a group of -log sigmoid(s_i - s_j), and the number of pairs.
+
+    scores, outcomes, group [B]. Count: the pairs, so that the mean is over pairs. 2412.01981 section 3.2.
+    """
+    better = (group[:, None] == group[None, :]) & (outcomes[:, None] > outcomes[None, :])  # [B, B]
+    margin = scores[:, None] - scores[None, :]
+    return -(F.logsigmoid(margin) * better).sum(), better.sum()

@@ -1,0 +1,83 @@
+"""Implicit process rewards: from the log-probabilities of two language models to a reward per token.
+
+Sources: PRIME, arXiv 2502.01456 (equation numbers below); "Free process rewards without process
+labels", arXiv 2412.01981.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Granularity = Literal["token", "step", "response"]
+
+
+def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """r_t = beta * (log phi(y_t | x, y_<t) - log ref(y_t | x, y_<t)). PRIME eq. 3.
+
+    Args: float32 log-probabilities [B, T] of the PRM and of its reference, in nats (their difference
+    is small, so bfloat16 would lose it: trap 11); mask [B, T]. Returns [B, T], 0 off the mask.
+    """
+    return beta * (logprobs.float() - ref_logprobs.float()) * mask
+
+
+def response_scores(rewards: Tensor) -> Tensor:
+    """s(y) = sum_t r_t, [B]; the PRM's probability of a right response is sigmoid(s). 2412.01981 eq. 1."""
+    return rewards.sum(-1)
+
+
+def prefix_values(rewards: Tensor) -> Tensor:
+    """q_t = sum_{u <= t} r_u, [B, T]: the exponential-average value of the prefix. 2412.01981 prop. 3.1."""
+    return rewards.cumsum(-1)
+
+
+def reward_positions(mask: Tensor, step_end: Tensor, granularity: Granularity) -> Tensor:
+    """Where rewards stand, [B, T] bool: every token, the last token of every step, or the last token.
+
+    What follows the last step end of a response is a step of its own, ending on the last token.
+    """
+    if granularity == "token":
+        return mask.bool()
+    last = last_token(mask)
+    return last if granularity == "response" else (step_end & mask.bool()) | last
+
+
+def last_token(mask: Tensor) -> Tensor:
+    """The last response token of each row, [B, T] bool."""
+    after = mask.long().flip(-1).cumsum(-1).flip(-1)  # response tokens from t on
+    return mask.bool() & (after == 1)
+
+
+def gather_rewards(rewards: Tensor, positions: Tensor) -> Tensor:
+    """Sum token rewards up to the next reward position, inclusive; 0 elsewhere. [B, T].
+
+    The total of a response is the same for every granularity (trap 5).
+    """
+    total = rewards.double().cumsum(-1) * positions
+    # The sum already placed left of t: the running total at the last position before t.
+    width = rewards.shape[-1]
+    index = torch.arange(width, device=rewards.device).expand_as(rewards)
+    latest = torch.where(positions, index, -1).cummax(-1).values
+    before = torch.nn.functional.pad(latest, (1, 0), value=-1)[..., :width]
+    placed = total.gather(-1, before.clamp(min=0)) * (before >= 0)
+    return ((total - placed) * positions).to(rewards.dtype)
+
+
+def scale_by_return(rewards: Tensor, largest_return: Tensor | float) -> Tensor:
+    """Divide by the largest absolute return to go of the *global* batch, plus 1e-6.
+
+    `largest_return` is passed in, because the maximum is over all ranks (trap 2).
+    """
+    return rewards / (largest_return + 1e-6)
+
+
+def pairwise_accuracy(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """How often the PRM ranks the better of two responses to one prompt higher; ties count one half.
+
+    Args: scores, outcomes, group [B]. Returns (sum over pairs, number of pairs): sums, so that
+    several ranks can add theirs up.
+    """
+    better = (group[:, None] == group[None, :]) & (outcomes[:, None] > outcomes[None, :])  # [B, B]
+    margin = scores[:, None] - scores[None, :]
+    won = (margin > 0).double() + 0.5 * (margin == 0)
+    return (won * better).sum(), better.sum()

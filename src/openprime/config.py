@@ -1,0 +1,415 @@
+"""What every stage can be told: one schema a stage, one docstring a field.
+
+A run is a YAML file and flags for one-off changes: `openprime rl configs/rl/tiny.yaml --steps 5`.
+Imports no torch.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+Dtype = Literal["float32", "bfloat16"]
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    """Where prompts come from and how a row is read."""
+
+    source: str = ""
+    """`task:clock` (embedded), a .jsonl, .json or .parquet file, or a data set on the hub."""
+    split: str = "train"
+    """Split of a hub data set or of the embedded task (train and test never share a prompt)."""
+    limit: Count = 0
+    """Use the first so many rows; 0 is all. For the embedded task: how many rows to make."""
+    prompt_field: str = ""
+    """Field with the prompt (text or chat messages), dots reach inside. Empty: found from the row's shape
+    (`prompt`, `messages`, `question`, `problem`)."""
+    answer_field: str = ""
+    """Field with the reference answer. Empty: `reward_model.ground_truth` or `answer`, where there is one."""
+    response_field: str = ""
+    """Field with the demonstration, for SFT. Empty: `completion`, `response`, or the last of `messages`."""
+    system: str = ""
+    """System message put before every prompt."""
+    suffix: str = ""
+    """Text put behind every prompt, such as a request for a boxed answer."""
+    verifier: str = "math"
+    """`math`, or `module:function` with the signature (prompts, completions, **columns) -> list of float."""
+    chat_template: Literal["auto", "none"] = "auto"
+    """auto: the tokenizer's own. none: the prompt's text as it is."""
+    max_prompt_tokens: Positive = 1024
+    """Longest prompt, in tokens."""
+    too_long: Literal["drop", "error"] = "drop"
+    """What to do with a longer prompt; dropped ones are counted and reported."""
+    horizon: Annotated[int, Field(ge=2, le=32)] = 8
+    """Embedded task only: operations in a prompt, which are steps in its solution."""
+    task_seed: int = 0
+    """Embedded task only: seed of its rows and of the demonstrator's misconceptions."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and how a batch is cut into micro-batches."""
+
+    lr: Rate = 1e-5
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: constant, or cosine to zero at the last step."""
+    warmup: Rate = 0.0
+    """Linear warm-up: a share of all optimiser steps below 1, a number of steps from 1 on."""
+    weight_decay: Rate = 0.0
+    """AdamW's decoupled weight decay."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """AdamW's second-moment decay."""
+    clip_grad: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global gradient norm."""
+    tokens_per_microbatch: Positive = 16384
+    """Padded tokens in one forward and backward pass; bounds memory, changes no result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class RolloutConfig(Section):
+    """How groups are collected."""
+
+    prompts: Positive = 256
+    """Groups in a training batch, counted after the filter."""
+    responses: Annotated[int, Field(ge=2)] = 4
+    """K, responses to each prompt."""
+    max_response_tokens: Positive = 3072
+    """Longest response, in tokens."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature; the trainer divides its logits by the same number."""
+    truncated: Literal["drop", "keep"] = "keep"
+    """A response cut at the limit: leave it out, or judge it as it is."""
+    sequences: Positive = 256
+    """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
+
+
+class FilterConfig(Section):
+    """The online prompt filter (PRIME section 4.1): which groups are kept."""
+
+    low: Share = 0.2
+    """Smallest mean outcome of a kept group."""
+    high: Share = 0.8
+    """Largest mean outcome of a kept group."""
+    max_draws: Annotated[float, Field(ge=1)] = 10.0
+    """Give up with an error after drawing this many times `rollout.prompts` prompts for one batch."""
+
+
+class AdvantageConfig(Section):
+    """From rewards to advantages."""
+
+    estimator: Literal["rloo", "grpo", "reinforce"] = "rloo"
+    """Baseline within a group."""
+    preset: Literal["exact", "released"] = "exact"
+    """exact: the paper's formulas. released: what the published training code computes (rloo only)."""
+    granularity: Literal["token", "step", "response"] = "token"
+    """Where process rewards stand."""
+    step_delimiter: str = "\n"
+    """Text that ends a step of a response."""
+    process_weight: Rate = 1.0
+    """Weight of the process term; 0 is the outcome-only control, and no PRM is loaded."""
+    outcome_weight: Rate = 1.0
+    """Weight of the outcome term."""
+    process_gamma: Share = 1.0
+    """Discount of process returns, per token."""
+    outcome_gamma: Share = 1.0
+    """Discount of outcome returns, per token."""
+    scaling: Literal["none", "return"] | None = None
+    """Process rewards before the baseline: as they are, or over the batch's largest absolute return.
+    Unset: by preset (exact: none, released: return)."""
+    whiten: bool | None = None
+    """Give the advantages of a batch mean 0 and variance 1. Unset: by preset (exact: no, released: yes)."""
+
+    @property
+    def scales_by_return(self) -> bool:
+        """Whether process rewards are divided by the largest return."""
+        return (self.preset == "released") if self.scaling is None else self.scaling == "return"
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened."""
+        return (self.preset == "released") if self.whiten is None else self.whiten
+
+
+class PolicyConfig(OptimizerConfig):
+    """The policy's update."""
+
+    lr: Rate = 5e-7
+    minibatch: Positive = 256
+    """Responses in one optimiser step."""
+    epochs: Positive = 1
+    """Passes over a batch of rollouts."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The ratio is clipped below 1 minus this."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """The ratio is clipped above 1 plus this; larger than clip_low is clip-higher."""
+    reduction: Literal["token", "sequence"] = "token"
+    """Mean over the batch's tokens, or over responses of their mean over tokens."""
+
+
+class PRMConfig(OptimizerConfig):
+    """The implicit process reward model."""
+
+    lr: Rate = 1e-6
+    clip_grad: Annotated[float, Field(gt=0)] = 10.0
+    model: str = ""
+    """Model to start from. Empty: the same as the policy."""
+    reference: Literal["frozen", "policy"] = "frozen"
+    """Reference of the log-ratio: the model the PRM starts from, frozen; or the sampling policy."""
+    beta: Annotated[float, Field(gt=0)] = 0.05
+    """Reward a nat of log-ratio."""
+    loss: Literal["ce", "dpo"] = "ce"
+    """Cross-entropy on outcomes, or DPO on pairs of a group."""
+    update: Literal["after", "before", "never"] = "after"
+    """Update after scoring (one forward pass), before scoring (two), or keep the PRM frozen."""
+    minibatch: Count = 0
+    """Responses in one optimiser step (with dpo: rounded to whole groups); 0 is the whole batch."""
+
+
+class EvalConfig(Section):
+    """Evaluation on held-out prompts during training."""
+
+    every: Count = 10
+    """Steps between evaluations; 0 is never. The start and the end are evaluated too."""
+    samples: Count = 0
+    """Sampled responses a prompt for avg@k; 0 is greedy decoding alone."""
+    max_response_tokens: Count = 0
+    """Longest response; 0 is the same as in training."""
+
+
+class RunConfig(Section):
+    """What every training run has."""
+
+    out: str = ""
+    """The run's folder."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run's folder."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    dtype: Dtype = "float32"
+    """Precision of matrix products. Weights, optimiser, logits and log-probabilities are float32."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, or cuda."""
+    save_every: Count = 50
+    """Steps between checkpoints; 0 is only at the end and on a signal."""
+    keep: Positive = 2
+    """Checkpoints to keep."""
+    sample_every: Count = 10
+    """Steps between samples written to samples.jsonl; 0 is never."""
+    wandb: str = ""
+    """Weights & Biases project to log to as well."""
+
+
+class NewModelConfig(Section):
+    """A small Qwen2-architecture model and its tokenizer, made from the training data."""
+
+    vocab_size: Annotated[int, Field(ge=260)] = 512
+    """Largest vocabulary of the byte-level BPE tokenizer."""
+    hidden_size: Positive = 128
+    """Width; the feed-forward layer is three times as wide."""
+    layers: Positive = 3
+    """Transformer blocks."""
+    heads: Positive = 4
+    """Attention heads; must divide the width."""
+    max_positions: Positive = 4096
+    """Longest sequence."""
+
+
+class SFTConfig(RunConfig):
+    """`openprime sft`: supervised fine-tuning on demonstrations."""
+
+    model: str = ""
+    """Directory or hub id of a causal language model; `new` makes one as `new_model` says."""
+    new_model: NewModelConfig = NewModelConfig()
+    data: DataConfig = DataConfig()
+    eval_data: DataConfig = DataConfig()
+    """Held-out prompts; no source, no evaluation."""
+    eval: EvalConfig = EvalConfig(every=0, max_response_tokens=512)
+    sequences: Positive = 256
+    """Sequences decoded at a time in evaluation."""
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the data."""
+    batch: Positive = 96
+    """Demonstrations in one optimiser step."""
+    max_tokens: Positive = 4096
+    """Longest prompt and response together; longer rows are dropped and counted."""
+    optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup=0.1)
+
+    def check(self) -> None:
+        """Cross-field checks."""
+        require(self, "model", "out", "data.source")
+        if self.model == "new" and self.new_model.hidden_size % self.new_model.heads:
+            raise ValueError("new_model.heads must divide new_model.hidden_size")
+        if self.eval.every and not self.eval_data.source:
+            raise ValueError("eval.every is set, but eval_data.source is empty: name held-out data or set eval.every=0")
+
+
+PROCESS_ONLY = ("advantage.granularity", "advantage.process_gamma", "advantage.scaling")
+
+
+class RLConfig(RunConfig):
+    """`openprime rl`: online reinforcement learning, PRIME's algorithm 1."""
+
+    model: str = ""
+    """Directory or hub id of the SFT model: the policy, and where the PRM and its reference start."""
+    steps: Positive = 592
+    """Rollout steps."""
+    data: DataConfig = DataConfig()
+    eval_data: DataConfig = DataConfig(split="test")
+    """Held-out prompts; no source, no evaluation."""
+    rollout: RolloutConfig = RolloutConfig()
+    filter: FilterConfig = FilterConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    policy: PolicyConfig = PolicyConfig()
+    prm: PRMConfig = PRMConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def check(self) -> list[str]:
+        """Cross-field checks; returns warnings about settings that have no effect."""
+        require(self, "model", "out", "data.source")
+        a, warnings = self.advantage, []
+        if self.filter.low > self.filter.high:
+            raise ValueError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
+        if a.process_weight == 0 and a.outcome_weight == 0:
+            raise ValueError("advantage.process_weight and advantage.outcome_weight are both 0: nothing to learn from")
+        if a.preset == "released" and a.estimator != "rloo":
+            raise ValueError("advantage.preset=released is defined for advantage.estimator=rloo only")
+        if self.prm.reference == "policy" and a.process_weight and self.rollout.temperature != 1:
+            raise ValueError(
+                "prm.reference=policy takes the log-probabilities of sampling, which a rollout.temperature other "
+                "than 1 changes: set rollout.temperature=1 or prm.reference=frozen"
+            )
+        if a.process_weight == 0:
+            unused = changed(self.prm, "prm") + [k for k in changed(a, "advantage") if k in PROCESS_ONLY]
+            if unused:
+                warnings.append("advantage.process_weight=0: no PRM, so these have no effect: " + ", ".join(unused))
+        elif a.whitens and a.process_weight == a.outcome_weight != 1:
+            warnings.append(
+                "advantage.process_weight and advantage.outcome_weight are equal and advantages are whitened: "
+                "only the ratio of the weights has an effect (trap 3)"
+            )
+        if a.outcome_weight == 0 and a.whitens and a.process_weight != 1:
+            warnings.append("advantage.process_weight has no effect: it is the only term and advantages are whitened")
+        if self.prm.update == "never" and self.prm.model == "" and self.prm.reference == "frozen" and a.process_weight:
+            raise ValueError(
+                "prm.update=never with prm.model empty scores with the reference itself: every process reward is 0. "
+                "Name a trained PRM in prm.model"
+            )
+        return warnings
+
+
+class EvaluateConfig(Section):
+    """`openprime evaluate`: greedy, sampled and Best-of-N accuracy of a model on held-out prompts."""
+
+    model: str = ""
+    """Directory or hub id of a causal language model."""
+    prm: str = ""
+    """Directory of an implicit PRM for Best-of-N; empty: without."""
+    reference: str = ""
+    """The PRM's reference. Empty: the one that the PRM was saved with."""
+    out: str = ""
+    """Folder for the results."""
+    data: DataConfig = DataConfig(split="test")
+    samples: Positive = 16
+    """N, sampled responses a prompt."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature."""
+    max_response_tokens: Positive = 512
+    """Longest response, in tokens."""
+    sequences: Positive = 256
+    """Sequences that the engine decodes at a time."""
+    tokens_per_microbatch: Positive = 16384
+    """Padded tokens in one scoring pass."""
+    seed: int = 0
+    """Seed of sampling."""
+    dtype: Dtype = "float32"
+    """Precision of matrix products."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, or cuda."""
+
+    def check(self) -> None:
+        """Cross-field checks."""
+        require(self, "model", "out", "data.source")
+
+
+def changed(section: BaseModel, prefix: str) -> list[str]:
+    """Keys of a section that differ from their defaults."""
+    fields = type(section).model_fields
+    return [f"{prefix}.{name}" for name, field in fields.items() if getattr(section, name) != field.default]
+
+
+def require(config: BaseModel, *paths: str) -> None:
+    """Refuse empty settings that have no default."""
+    for path in paths:
+        value: Any = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        if not value:
+            raise ValueError(f"{path} is not set: put it into the YAML file or give --{path.replace('_', '-')}")
+
+
+def find_config(name: str) -> Path:
+    """A configuration file: as named, or among those that come with the package."""
+    here = Path(__file__).resolve().parent
+    places = [Path(name), *(root / name for root in (here, here.parent.parent)), here / "configs" / name]
+    places.append(here.parent.parent / "configs" / name)
+    for place in places:
+        if place.is_file():
+            return place
+    raise ValueError(f"{name}: no such configuration file, neither here nor among those of the package")
+
+
+def read_config(schema: type[Schema], path: Path) -> Schema:
+    """Read a YAML file into a schema, naming each fault by file and key."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected keys and values, found {type(values).__name__}")
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, schema, str(path))) from error
+
+
+def explain(error: ValidationError, schema: type[BaseModel], where: str) -> str:
+    """One line a fault: key path, what is wrong, and for an unknown key the nearest valid one."""
+    lines = []
+    for fault in error.errors():
+        path = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = key_paths(schema)
+            near = difflib.get_close_matches(path, known, 1, 0.5) or [
+                k for k in known if k.split(".")[-1] == path.split(".")[-1]
+            ]
+            hint = f"; did you mean {near[0]}?" if near else f"; valid here: {', '.join(sorted(known))}"
+            lines.append(f"{where}: unknown key {path}{hint}")
+        else:
+            lines.append(f"{where}: {path}: {fault['msg']} (found {fault['input']!r})")
+    return "\n".join(lines)
+
+
+def key_paths(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """All keys of a schema, with dots."""
+    paths = []
+    for name, field in schema.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            paths += key_paths(kind, f"{prefix}{name}.")
+        else:
+            paths.append(prefix + name)
+    return paths

@@ -1,0 +1,99 @@
+"""From what a row says to a model's input: messages, chat template, token ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from openprime.config import DataConfig
+
+Messages = list[dict[str, str]]
+
+
+def read_messages(value: object, where: str) -> str | Messages:
+    """A field's value as a prompt: text, or messages with a role and a text content each.
+
+    Raises ValueError, which begins with `where`, for anything else and for an empty prompt.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where}: expected text or a list of messages, found {value!r:.80}")
+    messages = []
+    for message in value:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise ValueError(
+                f"{where}: expected a message with `role` and `content`, both text, found {message!r:.80}"
+            )
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def encode_prompts(
+    prompts: Sequence[str | Messages], names: Sequence[str], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """Token ids of each prompt with the system message, the suffix and the generation prompt.
+
+    `names` are the prompts' ids, for messages. Raises ValueError where `data.chat_template` does not
+    suit the tokenizer, or its template refuses a prompt.
+    """
+    chats = [_complete(prompt, name, config) for prompt, name in zip(prompts, names, strict=True)]
+    if config.chat_template == "none":
+        return _encode_texts(["\n".join(message["content"] for message in chat) for chat in chats], tokenizer)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "data.chat_template=auto, but the tokenizer has no chat template: set data.chat_template: none, "
+            "or use a model whose tokenizer has one"
+        )
+    if not chats:
+        return []
+    try:
+        return _encode_chats(chats, tokenizer)
+    except TemplateError:
+        for chat, name in zip(chats, names, strict=True):
+            try:
+                _encode_chats([chat], tokenizer)
+            except TemplateError as error:
+                raise ValueError(f"{name}: the tokenizer's chat template refuses this prompt: {error}") from error
+        raise
+
+
+def encode_responses(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each response, followed by the end-of-sequence token."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token (eos_token), so no response could ever end")
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
+    return [[*row, tokenizer.eos_token_id] for row in ids]
+
+
+def _complete(prompt: str | Messages, name: str, config: DataConfig) -> Messages:
+    """The prompt as messages, with the system message in front and the suffix behind."""
+    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    if config.system and all(message["role"] != "system" for message in chat):
+        chat.insert(0, {"role": "system", "content": config.system})
+    if config.suffix:
+        users = [message for message in chat if message["role"] == "user"]
+        if not users:
+            raise ValueError(f"{name}: data.suffix goes behind the last user message, but there is none")
+        users[-1]["content"] += config.suffix
+    return chat
+
+
+def _encode_chats(chats: list[Messages], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    # By default transformers 5 returns a dictionary.
+    ids: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return ids
+
+
+def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Plain text, with the special tokens that the tokenizer adds, but no second beginning of sequence."""
+    bos = tokenizer.bos_token
+    encoded = []
+    for text in texts:
+        begun = isinstance(bos, str) and text.startswith(bos)
+        encoded.append(tokenizer(text, add_special_tokens=not begun)["input_ids"])
+    return encoded

@@ -1,0 +1,1 @@
+"""Inference engines: prompts in, groups of sampled responses with their log-probabilities out."""

@@ -1,0 +1,167 @@
+"""Batched sampling with a KV cache from the trainer's own model, on CPU or GPU."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from openprime.models.logprobs import has_plain_head
+from openprime.types import Group, Prompt, Response, Sampling
+
+COMPACT_AT = 0.9
+"""Finished rows leave the batch when fewer than this share of its rows is still alive."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """One sequence being decoded."""
+
+    prompt: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class TransformersEngine:
+    """Samples from a live model: its weights are the trainer's, so `load` only counts versions."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        end_tokens: frozenset[int],
+        sequences: int = 256,
+        bfloat16: bool = False,
+    ) -> None:
+        self.model, self.tokenizer, self.sequences, self.bfloat16 = model, tokenizer, sequences, bfloat16
+        self.end_tokens = end_tokens
+        self.version = 0
+
+    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new policy weights. Weights that are already the engine's own storage are not copied."""
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in named_tensors:
+                if own[name].data_ptr() != tensor.data_ptr():
+                    own[name].copy_(tensor)
+        self.version = version
+
+    def generate(
+        self,
+        prompts: list[Prompt],
+        sampling: Sampling,
+        seed: int,
+        check: Callable[[], None] | None = None,
+    ) -> list[Group]:
+        """Sample `sampling.responses` responses to each prompt.
+
+        The same seed gives the same samples however many sequences are decoded at a time: every
+        response has its own random numbers, drawn from (seed, place of the prompt in the call).
+        `check` is called after each batch of sequences and may raise to interrupt.
+        """
+        per_batch = max(1, self.sequences // sampling.responses)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))  # less padding
+        groups: list[Group | None] = [None] * len(prompts)
+        was_training = self.model.training
+        self.model.eval()
+        cast = torch.autocast(self.model.device.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
+        with torch.inference_mode(), cast:
+            for start in range(0, len(order), per_batch):
+                chosen = order[start : start + per_batch]
+                uniforms = torch.stack([_uniforms(seed, i, sampling) for i in chosen])  # [P, K, max_tokens]
+                batch = [prompts[i] for i in chosen]
+                rows = self._decode(batch, uniforms.flatten(0, 1), sampling)
+                for place, i in enumerate(chosen):
+                    mine = rows[place * sampling.responses : (place + 1) * sampling.responses]
+                    groups[i] = Group(prompts[i], tuple(self._response(row) for row in mine), self.version)
+                if check is not None:
+                    check()
+        self.model.train(was_training)
+        return [group for group in groups if group is not None]
+
+    def _decode(self, prompts: list[Prompt], uniforms: Tensor, sampling: Sampling) -> list[_Row]:
+        """Decode all prompts of one batch together; uniforms [P * K, max_tokens]."""
+        device = self.model.device
+        width = max(len(p.token_ids) for p in prompts)
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (width - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts], device=device)
+        padded = not bool(mask.all())
+        cache = DynamicCache(config=self.model.config)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self._forward(ids, cache, mask if padded else None, positions)  # [P, V]
+        # One prefill a prompt, shared by its K responses.
+        k = sampling.responses
+        if k > 1:
+            cache.batch_repeat_interleave(k)
+            logits, mask = logits.repeat_interleave(k, 0), mask.repeat_interleave(k, 0)
+        rows = [_Row(i // k) for i in range(len(prompts) * k)]
+        position = positions[:, -1].repeat_interleave(k, 0)
+        uniforms = uniforms.to(device)
+        alive = list(range(len(rows)))  # rows still in the batch, in batch order
+        done = [False] * len(rows)
+        for t in range(sampling.max_tokens):
+            tokens, logprobs = sample(logits, uniforms[:, t], sampling.temperature)
+            ids_now, logprobs_now = tokens.tolist(), logprobs.tolist()
+            for b, i in enumerate(alive):
+                if not done[i]:
+                    rows[i].tokens.append(ids_now[b])
+                    rows[i].logprobs.append(logprobs_now[b])
+                    done[i] = ids_now[b] in self.end_tokens
+            left = [b for b, i in enumerate(alive) if not done[i]]
+            if not left or t + 1 == sampling.max_tokens:
+                break
+            if len(left) < COMPACT_AT * len(alive):
+                keep = torch.tensor(left, device=device)
+                cache.batch_select_indices(keep)
+                tokens, mask, position, uniforms = tokens[keep], mask[keep], position[keep], uniforms[keep]
+                alive = [alive[b] for b in left]
+            position = position + 1
+            if padded:
+                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            logits = self._forward(tokens[:, None], cache, mask if padded else None, position[:, None])
+        return rows
+
+    def _forward(self, ids: Tensor, cache: DynamicCache, mask: Tensor | None, positions: Tensor) -> Tensor:
+        """Float32 logits of the last position, [B, V]; extends the cache."""
+        inputs = {"input_ids": ids, "past_key_values": cache, "attention_mask": mask, "position_ids": positions}
+        if not has_plain_head(self.model):
+            return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        out = self.model.base_model(**inputs, use_cache=True)
+        head = self.model.get_output_embeddings()
+        with torch.autocast(ids.device.type, enabled=False):
+            return torch.nn.functional.linear(out.last_hidden_state[:, -1].float(), head.weight, head.bias)
+
+    def _response(self, row: _Row) -> Response:
+        return Response(
+            token_ids=tuple(row.tokens),
+            logprobs=tuple(row.logprobs),
+            text=self.tokenizer.decode(row.tokens, skip_special_tokens=True),
+            truncated=row.tokens[-1] not in self.end_tokens,
+        )
+
+
+def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Sample by inverting the cumulative distribution of softmax(logits / temperature).
+
+    Args: logits [B, V] float32; uniforms [B] in [0, 1); temperature 0 takes the likeliest token.
+    Returns (tokens [B], their log-probabilities [B] under the distribution sampled from; for greedy
+    decoding under softmax(logits)).
+    """
+    logprobs = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
+    if temperature == 0:
+        tokens = logprobs.argmax(-1)
+    else:
+        cumulative = logprobs.double().exp().cumsum(-1)
+        # (0, total]: never a token of probability 0, whatever the rounding of the sum.
+        point = (1 - uniforms.double())[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, point)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+def _uniforms(seed: int, place: int, sampling: Sampling) -> Tensor:
+    """The random numbers of one prompt's responses, [K, max_tokens]."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + place) % 2**63)
+    return torch.rand(sampling.responses, sampling.max_tokens, generator=generator, dtype=torch.float64)

@@ -1,0 +1,70 @@
+"""Load and save Hugging Face causal language models."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but PyTorch sees no CUDA device: set device=cpu or auto")
+    return torch.device(name)
+
+
+def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A causal language model with float32 weights, from a directory or a hub id.
+
+    Raises ValueError for a path that does not exist or a model that is not a causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: {_not_found(name)}: {error}") from error
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = config.architectures or []
+    if not causal.intersection(architectures):
+        raise ValueError(
+            f"{name}: not a causal language model (its architectures: {', '.join(architectures) or 'none given'}); "
+            "use a model whose config.json names a ...ForCausalLM class"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except OSError as error:
+        raise ValueError(f"{name}: its weights cannot be read: {error}") from error
+    return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, chat template included."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: no tokenizer: {error}") from error
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write safetensors weights, configuration, tokenizer and chat template: a model others can load."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a response: those of the generation configuration and the tokenizer's own."""
+    listed = model.generation_config.eos_token_id if model.generation_config else None
+    ids = [listed] if isinstance(listed, int) else list(listed or [])
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    if not ids:
+        raise ValueError("neither the tokenizer nor the generation configuration names an end-of-sequence token")
+    return frozenset(ids)
+
+
+def _not_found(name: str) -> str:
+    if Path(name).is_dir():
+        return "no readable config.json of a Hugging Face model in this folder"
+    return "neither a model folder here nor a model on the hub that can be reached"

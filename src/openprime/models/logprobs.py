@@ -1,0 +1,114 @@
+"""Token log-probabilities from float32 logits, never holding logits of more than a chunk of tokens."""
+
+import contextlib
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+CHUNK_ELEMENTS = 2**24
+"""Logits held at a time: 64 MiB in float32."""
+
+
+def token_logprobs(
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float = 1.0, bfloat16: bool = False
+) -> Tensor:
+    """log p(token t | tokens before t) at temperature `temperature`, in nats, where `mask` is True; 0 elsewhere.
+
+    Args: token_ids [B, T], right-padded; mask [B, T], False at position 0. With `bfloat16` the
+    transformer runs in autocast; logits and log-softmax are float32 all the same (trap 11).
+    Returns [B, T] float32, differentiable.
+    """
+    cast = torch.autocast(token_ids.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
+    rows, columns = mask.nonzero(as_tuple=True)
+    targets = token_ids[rows, columns]
+    # Right padding needs no attention mask: causal attention never looks to the right.
+    if has_plain_head(model):
+        with cast:
+            hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, D]
+        head = model.get_output_embeddings()
+        values = selected_logprobs(hidden[rows, columns - 1].float(), head.weight, head.bias, targets, temperature)
+    else:
+        with cast:
+            logits = model(input_ids=token_ids, use_cache=False).logits  # [B, T, V]
+        logits = logits[rows, columns - 1].float() / temperature
+        values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    return torch.zeros_like(mask, dtype=torch.float32).index_put((rows, columns), values)
+
+
+_PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are a linear function of the last hidden state, found by trying four tokens.
+
+    A few architectures scale or cap their logits; those go through the model's own head, whole.
+    """
+    if model not in _PLAIN:
+        ids = torch.arange(4, device=model.device)[None]
+        with torch.no_grad():
+            head = model.get_output_embeddings()
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            plain = nn.functional.linear(hidden, head.weight, head.bias)
+            own = model(input_ids=ids, use_cache=False).logits
+        _PLAIN[model] = torch.allclose(plain, own, rtol=1e-3, atol=1e-3)
+    return _PLAIN[model]
+
+
+def selected_logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """log softmax(hidden @ weight.T + bias)[targets] in bounded memory with exact gradients.
+
+    Args: hidden [N, D], weight [V, D], bias [V] or None, targets [N]. Returns [N] float32.
+    """
+    return _SelectedLogprobs.apply(hidden, weight, bias, targets, temperature)  # pyright: ignore
+
+
+class _SelectedLogprobs(torch.autograd.Function):
+    """Forward keeps one number a token (log of the partition sum); backward makes the logits again."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, temperature):
+        partition = hidden.new_empty(hidden.shape[0])
+        values = hidden.new_empty(hidden.shape[0])
+        for part in _chunks(hidden.shape[0], weight.shape[0]):
+            logits = _logits(hidden[part], weight, bias, temperature)  # [n, V]
+            partition[part] = logits.logsumexp(-1)
+            values[part] = logits.gather(-1, targets[part, None])[:, 0]
+        ctx.save_for_backward(hidden, weight, bias, targets, partition)
+        ctx.temperature = temperature
+        return values - partition
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (grad,) = grads
+        hidden, weight, bias, targets, partition = ctx.saved_tensors
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
+        for part in _chunks(hidden.shape[0], weight.shape[0]):
+            logits = _logits(hidden[part], weight, bias, ctx.temperature)
+            # d log p(y) / d logits = onehot(y) - softmax, and the temperature's 1/T.
+            scale = grad[part, None] / ctx.temperature  # [n, 1]
+            grad_logits = (logits.sub_(partition[part, None])).exp_().mul_(-scale)  # [n, V]
+            grad_logits.scatter_add_(-1, targets[part, None], scale)
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight.to(grad_logits.dtype), out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.t(), hidden[part])
+            if grad_bias is not None:
+                grad_bias.add_(grad_logits.sum(0))
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = nn.functional.linear(hidden, weight, bias)
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _chunks(tokens: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(start, start + size) for start in range(0, tokens, size)]

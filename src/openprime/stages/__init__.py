@@ -1,0 +1,1 @@
+"""The commands: one file each, each reads top to bottom."""

@@ -1,0 +1,258 @@
+"""`openprime rl`: PRIME's algorithm 1 (arXiv 2502.01456), line by line."""
+
+import torch
+from torch import Tensor
+
+from openprime.algorithm import advantages as adv
+from openprime.algorithm.losses import policy_loss, token_weights
+from openprime.algorithm.rewards import gather_rewards, pairwise_accuracy, reward_positions, scale_by_return
+from openprime.config import AdvantageConfig, PolicyConfig, RLConfig
+from openprime.data.collate import collate, tokens_containing
+from openprime.data.readers import read_prompts
+from openprime.data.stream import PromptStream
+from openprime.engines.transformers import TransformersEngine
+from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
+from openprime.stages.evaluate import measure
+from openprime.training.collect import Collector, derive_seed
+from openprime.training.implicit_prm import ImplicitPRM
+from openprime.training.learner import Learner, NonFiniteError
+from openprime.training.run import Bar, Interrupted, Run, Signals
+from openprime.types import Batch, Group
+from openprime.verifiers import make_verifier
+
+
+def train(config: RLConfig) -> None:
+    """Train a policy. Leaves metrics, samples, checkpoints, `model` and `prm` in `config.out`."""
+    warnings = config.check()
+    device = pick_device(config.device)
+    verifier = make_verifier(config.data.verifier)
+    tokenizer = load_tokenizer(config.model)
+    data = read_prompts(config.data, tokenizer)
+    held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
+    eval_verifier = make_verifier(config.eval_data.verifier)
+
+    run = Run(config, "rl")
+    for warning in warnings:
+        run.console.print(f"note: {warning}", highlight=False)
+    if data.dropped_long:
+        run.console.print(f"{data.dropped_long} of {data.rows} prompts are over {config.data.max_prompt_tokens} tokens: dropped")
+    bfloat16 = config.dtype == "bfloat16"
+    torch.manual_seed(config.seed)
+
+    model = load_model(config.model, device)
+    updates = -(-config.rollout.prompts * config.rollout.responses // config.policy.minibatch)
+    policy = Learner(
+        model, config.policy, config.steps * config.policy.epochs * updates, bfloat16, config.rollout.temperature
+    )
+    prm = make_prm(config, device, bfloat16) if config.advantage.process_weight else None
+    engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), config.rollout.sequences, bfloat16)
+    stream = PromptStream(data.prompts, config.seed)
+    collector = Collector(engine, stream, verifier, config.rollout, config.filter, config.seed)
+    step_ends = tokens_containing(tokenizer, config.advantage.step_delimiter)
+
+    def state() -> dict:
+        trained = {"policy": policy.state()} | ({"prm": prm.learner.state()} if prm else {})
+        return trained | {"collector": collector.state()}
+
+    def evaluate(step: int) -> dict[str, float]:
+        if not held_out:
+            return {}
+        with run.clock.phase("evaluate"):
+            tokens = config.eval.max_response_tokens or config.rollout.max_response_tokens
+            return measure(engine, held_out, eval_verifier, config.eval.samples, tokens, config.seed)
+
+    def record(step: int, metrics: dict[str, float], bar: Bar) -> None:
+        run.log(step, metrics)
+        if "eval/greedy" in metrics:
+            bar.say(f"step {step}: held-out accuracy, greedy {metrics['eval/greedy']:.3f}" + sampled(metrics))
+
+    restored = run.load()
+    if restored:
+        policy.restore(restored["policy"])
+        collector.restore(restored["collector"])
+        if prm:
+            prm.learner.restore(restored["prm"])
+        engine.load(model.named_parameters(), run.step)
+
+    with Signals() as signals, Bar(run.console, "rl", config.steps, run.step) as bar:
+        if run.step == 0:
+            record(0, {"rollout/rollouts": 0} | evaluate(0), bar)
+        for step in range(run.step + 1, config.steps + 1):
+            before = collector.state()
+            try:
+                groups = collector.collect(step, signals.check)  # lines 3-6: sample, verify, filter
+            except Interrupted as stop:
+                run.save(step - 1, state() | {"collector": before})
+                bar.say(f"{stop}: saved after step {step - 1}; go on with --resume")
+                run.close()
+                raise
+            batch = collate(groups, step_ends, tokenizer.pad_token_id or 0).to(device)
+            try:
+                rewards, prm_metrics = process_rewards(prm, batch, run)  # lines 7-9: score and update the PRM
+                advantages, advantage_metrics = compute_advantages(batch, rewards, config.advantage)  # line 10
+                with run.clock.phase("policy"):  # lines 11-12
+                    generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches", step))
+                    policy_metrics = update_policy(policy, batch, advantages, config.policy, generator)
+            except NonFiniteError as error:
+                run.close()
+                raise RuntimeError(
+                    f"step {step}: {error}. The optimiser step was not taken; the last good checkpoint is in "
+                    f"{run.folder / 'checkpoints'}. Lower the learning rate, or look at samples.jsonl"
+                ) from error
+            engine.load(model.named_parameters(), step)
+
+            metrics = {"reward/outcome": float(batch.outcome.mean())} | collector.metrics
+            metrics |= prm_metrics | advantage_metrics | policy_metrics
+            last = step == config.steps
+            if config.eval.every and step % config.eval.every == 0 or last:
+                metrics |= evaluate(step)
+            metrics |= run.clock.take()
+            metrics["time/step"] = sum(v for k, v in metrics.items() if k.startswith("time/") and k != "time/evaluate")
+            metrics["rollout/tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/rollout"]
+            record(step, metrics, bar)
+            bar.report(step, headline(metrics))
+            if config.sample_every and (step % config.sample_every == 0 or last):
+                run.sample(samples(step, groups, rewards, batch, tokenizer))
+            if last or (config.save_every and step % config.save_every == 0) or signals.received:
+                run.save(step, state())
+            if signals.received and not last:
+                bar.say(f"stopped by a signal: saved after step {step}; go on with --resume")
+                run.close()
+                signals.check()
+
+    run.export_model("model", model, tokenizer)
+    if prm:
+        reference = "" if config.prm.reference == "policy" else (config.prm.model or config.model)
+        run.export("prm", lambda folder: prm.save(folder, tokenizer, reference))
+    run.close()
+    run.console.print(f"done: {run.folder} holds the policy in model/" + (", the PRM in prm/" if prm else ""))
+
+
+def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> ImplicitPRM:
+    """The PRM, a copy of `prm.model` (else of the policy's start), and its reference."""
+    name = config.prm.model or config.model
+    if config.prm.model:
+        ours, theirs = load_tokenizer(config.model), load_tokenizer(config.prm.model)
+        if ours.get_vocab() != theirs.get_vocab():
+            raise ValueError(f"prm.model={name}: its vocabulary differs from that of model={config.model}")
+    size = config.prm.minibatch or config.rollout.prompts * config.rollout.responses
+    updates = -(-config.rollout.prompts * config.rollout.responses // size)
+    learner = Learner(load_model(name, device), config.prm, config.steps * updates, bfloat16)
+    # A frozen PRM that was trained before has its own start as reference, not itself.
+    base = config.model if config.prm.update == "never" else name
+    reference = load_model(base, device) if config.prm.reference == "frozen" else None
+    return ImplicitPRM(learner, reference, config.prm)
+
+
+def process_rewards(prm: ImplicitPRM | None, batch: Batch, run: Run) -> tuple[Tensor, dict[str, float]]:
+    """Token rewards [B, T] of a batch and what the PRM's step did; zeros for the outcome-only control."""
+    if prm is None:
+        return torch.zeros_like(batch.logprobs), {}
+    with run.clock.phase("reference"):
+        reference = prm.reference_logprobs(batch)
+    with run.clock.phase("prm"):
+        done = prm.step(batch, reference)
+    won, pairs = pairwise_accuracy(done.fresh_scores, batch.outcome, batch.group)
+    probability = done.fresh_scores.sigmoid()
+    metrics = {
+        "prm/pairwise_accuracy": float(won / pairs),
+        "prm/brier": float(((probability - batch.outcome) ** 2).mean()),
+        "prm/score_right": float(done.fresh_scores[batch.outcome > 0.5].mean()),
+        "prm/score_wrong": float(done.fresh_scores[batch.outcome <= 0.5].mean()),
+        "prm/loss": done.loss,
+        "prm/grad_norm": done.grad_norm,
+        "prm/lr": done.lr,
+    }
+    return done.rewards, metrics
+
+
+def compute_advantages(batch: Batch, rewards: Tensor, config: AdvantageConfig) -> tuple[Tensor, dict[str, float]]:
+    """Advantages [B, T] from token rewards and outcomes, and how their variance splits."""
+    mask, how = batch.response_mask, adv.Centring(config.estimator, config.preset)
+    positions = reward_positions(mask, batch.step_end, config.granularity)
+    placed = gather_rewards(rewards, positions)
+    if config.scales_by_return:
+        placed = scale_by_return(placed, adv.returns_to_go(placed, mask, config.process_gamma).abs().max())
+    process = adv.returns_to_go(adv.centre(placed, positions, batch.group, how), mask, config.process_gamma)
+    ends = reward_positions(mask, batch.step_end, "response")
+    centred = adv.centre(adv.outcome_rewards(batch.outcome, mask), ends, batch.group, how)
+    outcome = adv.returns_to_go(centred, mask, config.outcome_gamma)
+    advantages = adv.combine(process, outcome, config.process_weight, config.outcome_weight)
+    if config.whitens:
+        advantages = adv.whiten(advantages, mask, adv.moments(advantages, mask))
+    spread = {
+        "advantage/process_std": config.process_weight * float(process[mask].std()),
+        "advantage/outcome_std": config.outcome_weight * float(outcome[mask].std()),
+        "advantage/std": float(advantages[mask].std()),
+    }
+    return advantages, spread
+
+
+def update_policy(
+    policy: Learner, batch: Batch, advantages: Tensor, config: PolicyConfig, generator: torch.Generator
+) -> dict[str, float]:
+    """Clipped policy updates on minibatches of responses; the sampler's log-probabilities are the old ones."""
+    done, sums = [], torch.zeros(3, dtype=torch.float64)
+    mismatch: dict[str, float] = {}
+    for _ in range(config.epochs):
+        order = torch.randperm(len(batch), generator=generator).to(batch.token_ids.device)
+        for rows in order.tensor_split(-(-len(batch) // config.minibatch)):
+            part = batch.select(rows)
+            advantage = advantages[rows, : part.token_ids.shape[1]]
+            weights, denominator = token_weights(part.response_mask, config.reduction)
+
+            def loss(logprobs: Tensor, micro: Batch, at: Tensor, advantage=advantage, weights=weights) -> Tensor:
+                width = logprobs.shape[1]
+                result = policy_loss(
+                    logprobs, micro.logprobs, advantage[at, :width], weights[at, :width], config.clip_low, config.clip_high
+                )
+                sums.add_(torch.stack([result.clipped, result.kl, weights[at, :width].sum()]).double().cpu())
+                return result.loss
+
+            update = policy.update(part, loss, denominator)
+            if not done:  # before any update: the trainer's view of the sampler's tokens (trap 12)
+                gap = (update.logprobs - part.logprobs)[part.response_mask].abs()
+                mismatch = {"policy/mismatch_mean": float(gap.mean()), "policy/mismatch_max": float(gap.max())}
+            done.append(update)
+    return {
+        "policy/loss": sum(update.loss for update in done) / len(done),
+        "policy/grad_norm": sum(update.grad_norm for update in done) / len(done),
+        "policy/clip_fraction": float(sums[0] / sums[2]),
+        "policy/kl": float(sums[1] / sums[2]),
+        "policy/lr": done[-1].lr,
+    } | mismatch
+
+
+def samples(step: int, groups: list[Group], rewards: Tensor, batch: Batch, tokenizer) -> list[dict]:
+    """The first two groups of a batch with the process reward of every token."""
+    rows = []
+    for b in (batch.group < 2).nonzero()[:, 0].tolist():
+        mask = batch.response_mask[b]
+        prompt = groups[int(batch.group[b])].prompt
+        tokens = [tokenizer.decode([token]) for token in batch.token_ids[b][mask].tolist()]
+        rows.append(
+            {
+                "step": step,
+                "prompt": prompt.messages,
+                "answer": prompt.answer,
+                "outcome": float(batch.outcome[b]),
+                "tokens": tokens,
+                "rewards": [round(value, 5) for value in rewards[b][mask].tolist()],
+            }
+        )
+    return rows
+
+
+def headline(metrics: dict[str, float]) -> dict[str, str]:
+    """The numbers that matter while it runs."""
+    shown = {"accuracy": f"{metrics['rollout/accuracy']:.3f}", "passed": f"{metrics['rollout/passed']:.2f}"}
+    if "prm/pairwise_accuracy" in metrics:
+        shown["prm pairs"] = f"{metrics['prm/pairwise_accuracy']:.3f}"
+    shown["tok/s"] = f"{metrics['rollout/tokens_per_second']:,.0f}"
+    return shown | {"s/step": f"{metrics['time/step']:.2f}"}
+
+
+def sampled(metrics: dict[str, float]) -> str:
+    """avg@k, where it was measured."""
+    names = [name for name in metrics if name.startswith("eval/avg@")]
+    return "".join(f", {name.removeprefix('eval/')} {metrics[name]:.3f}" for name in names)

@@ -1,0 +1,110 @@
+"""`openprime sft`: supervised fine-tuning on demonstrations, or training a small model from nothing."""
+
+import math
+import random
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from openprime.algorithm.losses import sft_loss
+from openprime.config import SFTConfig
+from openprime.data.collate import collate_demonstrations
+from openprime.data.readers import load_rows, read_demonstrations, read_prompts, texts
+from openprime.engines.transformers import TransformersEngine
+from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
+from openprime.models.tiny import build_model, build_tokenizer
+from openprime.stages.evaluate import measure
+from openprime.training.learner import Learner, NonFiniteError
+from openprime.training.run import Bar, Run, Signals
+from openprime.types import Batch
+from openprime.verifiers import make_verifier
+
+
+def train(config: SFTConfig) -> None:
+    """Train on demonstrations. Leaves metrics, checkpoints and `model` in `config.out`."""
+    config.check()
+    device = pick_device(config.device)
+    new = config.new_model
+    if config.model == "new":
+        tokenizer = build_tokenizer(texts(load_rows(config.data), config.data), new.vocab_size)
+        model = build_model(tokenizer, new.hidden_size, new.layers, new.heads, new.max_positions, config.seed).to(device)
+    else:
+        tokenizer, model = load_tokenizer(config.model), None
+    data = read_demonstrations(config.data, tokenizer, config.max_tokens)
+    held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
+    verifier = make_verifier(config.eval_data.verifier)
+
+    run = Run(config, "sft")
+    if data.dropped_long:
+        run.console.print(f"{data.dropped_long} demonstrations are over max_tokens={config.max_tokens}: dropped")
+    torch.manual_seed(config.seed)
+    if model is None:
+        model = load_model(config.model, device)
+    count = len(data.rows)
+    steps = max(1, math.ceil(count * config.epochs / config.batch))
+    bfloat16 = config.dtype == "bfloat16"
+    learner = Learner(model, config.optimizer, steps, bfloat16)
+    engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), config.sequences, bfloat16)
+    parameters = sum(p.numel() for p in model.parameters())
+    run.console.print(f"{parameters:,} parameters, {count:,} demonstrations, {steps} steps", highlight=False)
+
+    restored = run.load()
+    if restored:
+        learner.restore(restored["learner"])
+
+    def loss(logprobs: Tensor, micro: Batch, rows: Tensor) -> Tensor:
+        return sft_loss(logprobs, micro.response_mask)
+
+    with Signals() as signals, Bar(run.console, "sft", steps, run.step) as bar:
+        for step in range(run.step + 1, steps + 1):
+            chosen = [data.rows[i] for i in rows_of_step(count, config.batch, step, config.seed)]
+            batch = collate_demonstrations(chosen, tokenizer.pad_token_id or 0).to(device)
+            tokens = int(batch.response_mask.sum())
+            with run.clock.phase("step"):
+                try:
+                    done = learner.update(batch, loss, tokens)
+                except NonFiniteError as error:
+                    run.close()
+                    raise RuntimeError(
+                        f"step {step}: {error}. The optimiser step was not taken; the last good checkpoint is in "
+                        f"{run.folder / 'checkpoints'}. Lower optimizer.lr"
+                    ) from error
+            last = step == steps
+            metrics = {"sft/loss": done.loss, "sft/grad_norm": done.grad_norm, "sft/lr": done.lr, "sft/tokens": tokens}
+            if held_out and (last or (config.eval.every and step % config.eval.every == 0)):
+                with run.clock.phase("evaluate"):
+                    limit = config.eval.max_response_tokens
+                    metrics |= measure(engine, held_out, verifier, config.eval.samples, limit, config.seed)
+                bar.say(f"step {step}: " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k.startswith("eval/")))
+            metrics |= run.clock.take()
+            run.log(step, metrics)
+            if bar.console.is_terminal or last or step % max(1, steps // 20) == 0:
+                speed = int(batch.lengths.sum()) / metrics["time/step"]
+                bar.report(step, {"loss": f"{done.loss:.4f}", "tok/s": f"{speed:,.0f}"})
+            if signals.received or last or (config.save_every and step % config.save_every == 0):
+                run.save(step, {"learner": learner.state()})
+            if signals.received and not last:
+                bar.say(f"stopped by a signal: saved after step {step}; go on with --resume")
+                run.close()
+                signals.check()
+
+    folder = run.export_model("model", model, tokenizer)
+    run.close()
+    run.console.print(f"done: {folder}")
+
+
+def rows_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
+    """Demonstrations of one optimiser step: epochs in seeded orders, laid end to end."""
+    picked = []
+    for place in range((step - 1) * batch, step * batch):
+        epoch, index = divmod(place, count)
+        picked.append(_order(count, seed, epoch)[index])
+    return picked
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"sft-{seed}-{epoch}").shuffle(order)
+    return order

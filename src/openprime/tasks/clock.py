@@ -1,0 +1,108 @@
+r"""Clock arithmetic: a chain of operations modulo 10, worked out line by line.
+
+A prompt is a worksheet, its solution fills it in:
+
+    Start 4          +7 1
+    +7 ?             *3 3
+    *3 ?      ->     -5 8
+    -5 ?             #### 8
+
+Every step needs one *skill*, a pair (operation, digit). The demonstrations come from a pupil with
+misconceptions: for some skills the pupil writes one fixed wrong digit, with a probability of its
+own. Half of these are above one half, so that the model that imitates the pupil gets them wrong
+under greedy decoding too, and reinforcement learning has something to repair besides noise. A
+wrong digit is carried on, as a person would, so an early slip spoils the answer.
+
+Only the last line is ever verified. `check_steps` knows the truth of every line; it is for analysis.
+"""
+
+import random
+from dataclasses import dataclass
+
+from openprime.config import DataConfig
+
+OPERATIONS = tuple(f"+{d}" for d in range(1, 10)) + tuple(f"-{d}" for d in range(1, 10)) + ("*3", "*7", "*9")
+"""All of them permute the digits, so a slip never heals by itself."""
+ACCURACY = 0.3
+"""About how often the pupil's answer is right, at any horizon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Misconception:
+    """What the pupil writes instead of the truth, and how often."""
+
+    digit: int
+    probability: float
+
+
+def apply(operation: str, digit: int) -> int:
+    """The true result, modulo 10."""
+    operand = int(operation[1])
+    return {"+": digit + operand, "-": digit - operand, "*": digit * operand}[operation[0]] % 10
+
+
+def misconceptions(horizon: int, seed: int) -> dict[tuple[str, int], Misconception]:
+    """The pupil's misconceptions: as many as bring the whole chain to about `ACCURACY`.
+
+    Half have probability .6 to .9 (greedy decoding is wrong), half .2 to .4 (it is right).
+    """
+    rng = random.Random(f"clock-misconceptions-{seed}")
+    skills = [(operation, digit) for operation in OPERATIONS for digit in range(10)]
+    rng.shuffle(skills)
+    wanted = (1 - ACCURACY ** (1 / horizon)) * len(skills)  # expected wrong digits over all skills
+    chosen: dict[tuple[str, int], Misconception] = {}
+    for i, skill in enumerate(skills):
+        probability = rng.uniform(0.6, 0.9) if i % 2 == 0 else rng.uniform(0.2, 0.4)
+        if wanted <= 0:
+            break
+        wanted -= probability
+        wrong = (apply(*skill) + rng.randrange(1, 10)) % 10
+        chosen[skill] = Misconception(wrong, probability)
+    return chosen
+
+
+def rows(config: DataConfig) -> list[dict[str, str]]:
+    """`config.limit` rows (1,000 if 0) of `config.split`; a row depends on (task_seed, split, index) alone."""
+    flaws = misconceptions(config.horizon, config.task_seed)
+    made = []
+    for index in range(config.limit or 1000):
+        rng = random.Random(f"clock-{config.task_seed}-{config.horizon}-{config.split}-{index}")
+        start = rng.randrange(10)
+        operations = [rng.choice(OPERATIONS) for _ in range(config.horizon)]
+        true, pupil, lines = start, start, []
+        for operation in operations:
+            true = apply(operation, true)
+            flaw = flaws.get((operation, pupil))
+            slips = flaw is not None and rng.random() < flaw.probability
+            pupil = flaw.digit if flaw is not None and slips else apply(operation, pupil)
+            lines.append(f"{operation} {pupil}")
+        made.append(
+            {
+                "prompt": "\n".join([f"Start {start}", *(f"{operation} ?" for operation in operations)]),
+                "answer": str(true),
+                "response": "\n".join([*lines, f"#### {pupil}"]),
+            }
+        )
+    return made
+
+
+def check_steps(prompt: str, response: str) -> list[bool]:
+    """For each line of a response: does it follow rightly from the line before? For analysis only.
+
+    A line is judged by the digit of the line before, right or wrong, so an error counts once. A line
+    that is missing a digit or has another operation than the worksheet's is wrong.
+    """
+    first, *asked = prompt.splitlines()
+    digit: int | None = int(first.split()[1])
+    verdicts = []
+    expected = [line.split()[0] for line in asked] + ["####"]
+    for i, line in enumerate(response.splitlines()):
+        parts = line.split()
+        written = int(parts[1]) if len(parts) == 2 and parts[1].isdecimal() and len(parts[1]) == 1 else None
+        head = expected[i] if i < len(expected) else None
+        follows = digit is not None and written is not None and parts[0] == head
+        if follows and digit is not None:
+            follows = written == (digit if head == "####" else apply(str(head), digit))
+        verdicts.append(follows)
+        digit = written
+    return verdicts

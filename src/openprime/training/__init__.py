@@ -1,0 +1,1 @@
+"""What trains, and what a training run leaves behind."""

@@ -1,0 +1,87 @@
+"""Checkpoints that are whole or absent."""
+
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+NAME = re.compile(r"step-(\d{6,})")
+
+
+def save_checkpoint(folder: Path, step: int, state: dict, keep: int) -> Path:
+    """Write `state` and the random states as folder/step-NNNNNN, atomically; then delete all but the last `keep`.
+
+    Raises OSError when the disk is full; what was there before stays valid.
+    """
+    target = folder / f"step-{step:06d}"
+    partial = folder / f".partial-{target.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        try:
+            torch.save({"step": step, "random": random_state(), **state}, partial / "state.pt")
+        except RuntimeError as error:  # torch reports a failed write as RuntimeError
+            raise OSError(str(error).splitlines()[0]) from error
+        with (partial / "state.pt").open("rb") as file:
+            os.fsync(file.fileno())
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        _sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"checkpoint {target} could not be written ({error}); the previous checkpoint stays valid: "
+            "make room and go on with --resume"
+        ) from error
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint and put the random states back."""
+    # Loaded tensors are our own; Python's and numpy's random states need no arbitrary code either.
+    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    restore_random_state(state.pop("random"))
+    return state
+
+
+def random_state() -> dict:
+    """States of Python's, numpy's and torch's global generators, as plain values."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002: the global one is saved
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict) -> None:
+    """Put `random_state()` back."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

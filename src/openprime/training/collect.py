@@ -1,0 +1,144 @@
+"""Collect a batch of groups: sample, verify, filter, refill (PRIME algorithm 1, lines 3 to 6)."""
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from openprime.config import FilterConfig, RolloutConfig
+from openprime.data.stream import PromptStream
+from openprime.engines.transformers import TransformersEngine
+from openprime.types import Group, Sampling, Verifier
+
+SMALLEST_PASS_RATE = 0.1
+"""A draw never assumes that fewer groups pass the filter."""
+
+
+class CannotFillError(ValueError):
+    """The data are too easy or too hard to fill a batch."""
+
+
+@dataclass(slots=True)
+class Collector:
+    """Keeps the training batch full of groups that the filter lets pass."""
+
+    engine: TransformersEngine
+    stream: PromptStream
+    verifier: Verifier
+    rollout: RolloutConfig
+    filter: FilterConfig
+    seed: int
+    pass_rate: float = 1.0
+    """Share of drawn groups that passed lately: how many prompts to draw."""
+    rollouts: int = 0
+    """Responses sampled since the start, before the filter."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last call of `collect`."""
+
+    def collect(self, step: int, check: Callable[[], None]) -> list[Group]:
+        """`rollout.prompts` groups of the present policy that pass the filter.
+
+        Draws prompts until the batch is full. Surplus groups go with this policy version; their
+        prompts, like all that are not trained on only for want of room, return to the stream.
+        `check` is called between batches of sequences and may raise to interrupt. Raises CannotFillError
+        after `filter.max_draws` times the batch's prompts.
+        """
+        wanted, kept, drawn = self.rollout.prompts, [], []
+        limit = int(self.filter.max_draws * wanted)
+        seconds = {"rollout": 0.0, "verify": 0.0}
+        sampling = Sampling(self.rollout.responses, self.rollout.max_response_tokens, self.rollout.temperature)
+        draws = 0
+        while len(kept) < wanted:
+            check()
+            if len(drawn) >= limit:
+                raise CannotFillError(self._why(drawn, kept))
+            missing = (wanted - len(kept)) / max(self.pass_rate, SMALLEST_PASS_RATE)
+            count = min(math.ceil(missing), limit - len(drawn))
+            begun = time.perf_counter()
+            prompts, seed = self.stream.take(count), derive_seed(self.seed, step, draws)
+            sampled = self.engine.generate(prompts, sampling, seed, check)
+            seconds["rollout"] += time.perf_counter() - begun
+            begun = time.perf_counter()
+            groups = [self._judge(group) for group in sampled]
+            seconds["verify"] += time.perf_counter() - begun
+            passed = [group for group in groups if self._passes(group)]
+            self.pass_rate = 0.8 * self.pass_rate + 0.2 * len(passed) / len(groups)
+            drawn += groups
+            kept += passed
+            draws += 1
+        surplus = kept[wanted:]
+        self.stream.put_back([group.prompt for group in surplus])
+        self.rollouts += len(drawn) * self.rollout.responses
+        self.metrics = self._measure(drawn, len(kept), draws) | {f"time/{k}": v for k, v in seconds.items()}
+        return kept[:wanted]
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return {"stream": self.stream.state(), "pass_rate": self.pass_rate, "rollouts": self.rollouts}
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`."""
+        self.stream.restore(state["stream"])
+        self.pass_rate, self.rollouts = state["pass_rate"], state["rollouts"]
+
+    def _judge(self, group: Group) -> Group:
+        judged = judge(group, self.verifier)
+        if self.rollout.truncated == "keep":
+            return judged
+        return replace(judged, responses=tuple(r for r in judged.responses if not r.truncated))
+
+    def _passes(self, group: Group) -> bool:
+        """A group needs two outcomes to be compared, and a mean outcome within the bounds."""
+        outcomes = [r.outcome for r in group.responses if r.outcome is not None]
+        return len(outcomes) >= 2 and self.filter.low <= group.accuracy <= self.filter.high
+
+    def _measure(self, drawn: list[Group], passed: int, draws: int) -> dict[str, float]:
+        responses = [r for group in drawn for r in group.responses]
+        tokens = sum(len(r.token_ids) for r in responses)
+        outcomes = [r.outcome for r in responses if r.outcome is not None]
+        nothing = float("nan")
+        return {
+            "rollout/accuracy": sum(outcomes) / len(outcomes) if outcomes else nothing,
+            "rollout/passed": passed / len(drawn),
+            "rollout/draws": draws,
+            "rollout/rollouts": self.rollouts,
+            "rollout/tokens": tokens,
+            "rollout/response_tokens": tokens / max(1, len(responses)),
+            "rollout/truncated": sum(r.truncated for r in responses) / max(1, len(responses)),
+            "rollout/entropy": -sum(sum(r.logprobs) for r in responses) / max(1, tokens),
+            "verify/no_answer": sum(r.reason == "no_answer" for r in responses) / max(1, len(responses)),
+            "verify/no_verdict": 1 - len(outcomes) / max(1, len(responses)),
+        }
+
+    def _why(self, drawn: list[Group], kept: list[Group]) -> str:
+        rates = [group.accuracy for group in drawn if len(group.responses) >= 2]
+        low = sum(rate < self.filter.low for rate in rates)
+        high = sum(rate > self.filter.high for rate in rates)
+        mean = sum(rates) / len(rates) if rates else float("nan")
+        advice = (
+            "the data are too hard: start from a better SFT model, take easier prompts, or raise rollout.responses"
+            if low >= high
+            else "the data are too easy: take harder prompts"
+        )
+        return (
+            f"{len(drawn)} prompts were drawn and {len(kept)} of the {self.rollout.prompts} groups wanted passed the "
+            f"filter [{self.filter.low}, {self.filter.high}]: {low} groups were below it, {high} above, mean accuracy "
+            f"{mean:.3f}, too few responses with an outcome in {len(drawn) - len(rates)}. Likely {advice}; or widen "
+            "filter.low and filter.high, lower rollout.prompts, or raise filter.max_draws"
+        )
+
+
+def judge(group: Group, verifier: Verifier) -> Group:
+    """The group with the verifier's outcome and reason in each response."""
+    verdicts = verifier(group.prompt, [r.text for r in group.responses])
+    judged = (
+        replace(response, outcome=verdict.outcome, reason=verdict.reason)
+        for response, verdict in zip(group.responses, verdicts, strict=True)
+    )
+    return replace(group, responses=tuple(judged))
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed for one purpose, such as (run's seed, step, draw)."""
+    return random.Random("-".join(map(str, parts))).getrandbits(62)

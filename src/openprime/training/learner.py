@@ -1,0 +1,162 @@
+"""The one thing that trains: SFT, policy and PRM are a Learner with another loss."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from openprime.config import OptimizerConfig
+from openprime.models.logprobs import token_logprobs
+from openprime.types import Batch
+
+Loss = Callable[[Tensor, Batch, Tensor], Tensor]
+"""(log-probabilities [b, t], micro-batch, its rows in the batch [b]) -> the SUM of the loss over the micro-batch."""
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or its gradient is not finite; raised before the optimiser step, so the weights are still good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one optimiser step did."""
+
+    loss: float
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    logprobs: Tensor
+    """The forward pass's own log-probabilities, [B, T]: those of the weights before the step."""
+
+
+class Learner:
+    """A model, its AdamW and its schedule."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: OptimizerConfig,
+        total_updates: int,
+        bfloat16: bool = False,
+        temperature: float = 1.0,
+    ) -> None:
+        self.model, self.config, self.bfloat16, self.temperature = model, config, bfloat16, temperature
+        self.total_updates, self.updates = total_updates, 0
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Dropout would make the same tokens' log-probabilities differ between sampler and trainer.
+        model.eval() if not config.gradient_checkpointing else _train_without_dropout(model)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.lr,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def update(self, batch: Batch, loss: Loss, denominator: float, together: Tensor | None = None) -> Update:
+        """One optimiser step on the whole batch, in micro-batches.
+
+        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). Rows with the
+        same number in `together` [B] stay in one micro-batch. Raises NonFiniteError before the step.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
+        total = 0.0
+        for rows in micro_batches(batch.lengths, self.config.tokens_per_microbatch, together):
+            micro = batch.select(rows)
+            current = token_logprobs(
+                self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16
+            )
+            part = loss(current, micro, rows) / denominator
+            part.backward()
+            total += float(part.detach())
+            logprobs[rows, : current.shape[1]] = current.detach()  # in the batch's order (trap 7)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad))
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"loss {total}, gradient norm {norm}")
+        rate = learning_rate(self.config, self.updates, self.total_updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        return Update(total, norm, rate, logprobs)
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the response tokens under the present weights, [B, T], without gradient."""
+        return batch_logprobs(
+            self.model, batch, self.config.tokens_per_microbatch, self.temperature, self.bfloat16
+        )
+
+    def state(self) -> dict:
+        """Weights, optimiser and schedule."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+
+
+def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
+    """Rate of optimiser step `update` (from 0) of `total`: linear warm-up, then constant or cosine to 0."""
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * total
+    if update < warmup:
+        return config.lr * (update + 1) / math.ceil(warmup)
+    if config.schedule == "constant":
+        return config.lr
+    done = (update - warmup) / max(1, total - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def micro_batches(lengths: Tensor, tokens: int, together: Tensor | None = None) -> list[Tensor]:
+    """Rows of micro-batches of at most `tokens` padded tokens, longest first.
+
+    Args: lengths [B]; together [B]: rows with the same number stay together. A unit longer than the
+    budget gets a micro-batch of its own. Every row is in exactly one micro-batch.
+    """
+    units: dict[int, list[int]] = {}
+    for row, unit in enumerate(range(len(lengths)) if together is None else together.tolist()):
+        units.setdefault(unit, []).append(row)
+    sizes = lengths.tolist()
+    ordered = sorted(units.values(), key=lambda rows: -max(sizes[row] for row in rows))
+    batches: list[list[int]] = []
+    width = 0
+    for rows in ordered:
+        if batches and (len(batches[-1]) + len(rows)) * width <= tokens:
+            batches[-1] += rows
+        else:
+            batches.append(list(rows))
+            width = max(sizes[row] for row in rows)
+    return [torch.tensor(rows, device=lengths.device) for rows in batches]
+
+
+def batch_logprobs(
+    model: PreTrainedModel, batch: Batch, tokens: int, temperature: float = 1.0, bfloat16: bool = False
+) -> Tensor:
+    """Log-probabilities of the response tokens, [B, T], in micro-batches, without gradient."""
+    logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
+    with torch.no_grad():
+        for rows in micro_batches(batch.lengths, tokens):
+            micro = batch.select(rows)
+            part = token_logprobs(model, micro.token_ids, micro.response_mask, temperature, bfloat16)
+            logprobs[rows, : part.shape[1]] = part
+    return logprobs
+
+
+def _train_without_dropout(model: PreTrainedModel) -> None:
+    """Training mode, which gradient checkpointing needs, with every dropout off."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0

@@ -1,0 +1,266 @@
+"""A run's folder, its metrics, its console, and leaving on a signal."""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard.writer import SummaryWriter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from openprime.config import RunConfig
+from openprime.models.hub import save_model
+from openprime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+
+MAY_CHANGE = {"resume", "steps", "epochs", "save_every", "keep", "sample_every", "wandb", "out"}
+"""Settings that a resumed run may change."""
+PACKAGES = ("openprime", "torch", "transformers", "datasets", "math-verify")
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; the run has been saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+class Signals:
+    """Notes the first SIGINT or SIGTERM, so that a run can save; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def __enter__(self) -> "Signals":
+        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has arrived."""
+        if self.received:
+            raise Interrupted(self.received)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.received = number
+        print("\nstopping: saving first (once more to stop at once)", file=sys.stderr, flush=True)
+        signal.signal(number, self._old[number])
+
+
+class Run:
+    """One run's folder: config.yaml, versions.json, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, model/."""
+
+    def __init__(self, config: RunConfig, stage: str) -> None:
+        """Make the folder, or open it where `config.resume` is set.
+
+        Raises ValueError when there is already a run in it and it is not to be resumed, or when it was
+        begun with other settings.
+        """
+        self.config, self.folder = config, Path(config.out)
+        self.console = Console(stderr=False)
+        self.clock = Clock()
+        settings = json.loads(config.model_dump_json())
+        path = self.folder / "config.yaml"
+        if path.is_file() and not config.resume:
+            raise ValueError(f"{self.folder} holds a run already: go on with --resume, or choose another --out")
+        if path.is_file():
+            self._compare(yaml.safe_load(path.read_text(encoding="utf-8")), settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        (self.folder / "versions.json").write_text(json.dumps(versions(stage), indent=2) + "\n", encoding="utf-8")
+        self.step = 0
+        self._writer: SummaryWriter | None = None
+        self._wandb: Any = None
+
+    def load(self) -> dict | None:
+        """The last checkpoint's state if the run is to be resumed and has one; later records are cut off."""
+        found = checkpoints(self.folder / "checkpoints") if self.config.resume else []
+        state = load_checkpoint(found[-1]) if found else None
+        self.step = state["step"] if state else 0
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            keep_until(self.folder / name, self.step if state else -1)
+        if state:
+            self.console.print(f"resumed at step {self.step} from {found[-1]}")
+        return state
+
+    def save(self, step: int, state: dict) -> None:
+        """Write a checkpoint, unless this step has one."""
+        if not (self.folder / "checkpoints" / f"step-{step:06d}").is_dir():
+            save_checkpoint(self.folder / "checkpoints", step, state, self.config.keep)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases."""
+        line = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        append_jsonl(self.folder / "metrics.jsonl", line)
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        if self.config.wandb:
+            if self._wandb is None:
+                self._wandb = start_wandb(self.config.wandb, self.folder)
+            self._wandb.log(dict(metrics), step=step)
+
+    def sample(self, rows: list[dict]) -> None:
+        """Append to samples.jsonl."""
+        for row in rows:
+            append_jsonl(self.folder / "samples.jsonl", row)
+
+    def export(self, name: str, write: "Any") -> Path:
+        """Write a folder of the run as a whole or not at all; `write(folder)` fills it."""
+        target, partial = self.folder / name, self.folder / f".partial-{name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        write(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        return target
+
+    def export_model(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+        """Write a Hugging Face model into the run's folder."""
+        return self.export(name, lambda folder: save_model(model, tokenizer, folder))
+
+    def close(self) -> None:
+        """Flush what is still in memory."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _compare(self, before: dict, now: dict) -> None:
+        changed = [
+            f"{key}: {old!r} -> {new!r}"
+            for (key, old), (_, new) in zip(flatten(before), flatten(now), strict=False)
+            if old != new and key.split(".")[0] not in MAY_CHANGE
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder} was begun with other settings: {'; '.join(changed)}. "
+                "Resume with the same ones, or start a new run with another --out"
+            )
+
+
+class Clock:
+    """Seconds spent in each phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of a block towards `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The phases as metrics `time/...`, and start anew."""
+        taken = {f"time/{name}": value for name, value in self.seconds.items()}
+        self.seconds = {}
+        return taken
+
+
+class Bar:
+    """A live progress bar on a terminal; a line a report elsewhere."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int) -> None:
+        self.console, self.title, self.total = console, title, total
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(title, total=total, completed=done, note="")
+        self.begun, self.first = time.perf_counter(), done
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def report(self, step: int, numbers: dict[str, str]) -> None:
+        """Show the numbers that matter at a step."""
+        note = "  ".join(f"{name} {value}" for name, value in numbers.items())
+        self.progress.update(self.task, completed=step, note=note)
+        if not self.console.is_terminal:
+            pace = (time.perf_counter() - self.begun) / max(1, step - self.first)
+            left = time.strftime("%H:%M:%S", time.gmtime(pace * (self.total - step)))
+            print(f"{self.title} {step}/{self.total}  {note}  left {left}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, highlight=False)
+
+
+def versions(stage: str) -> dict[str, str]:
+    """What the run was made with."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    machine = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(torch.get_num_threads())}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"stage": stage, **found, **machine, **gpu, "command": " ".join(sys.argv)}
+
+
+def start_wandb(project: str, folder: Path) -> Any:
+    """A Weights & Biases run beside the folder's own records."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("wandb is asked for but not installed: pip install 'openprime[wandb]'") from error
+    return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name)
+
+
+def append_jsonl(path: Path, row: dict) -> None:
+    """Add a line to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the records after `step`, and a last line that a kill left half-written."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] <= step:
+            kept.append(line)
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def flatten(settings: dict, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) pairs."""
+    pairs = []
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            pairs += flatten(value, f"{prefix}{key}.")
+        else:
+            pairs.append((prefix + key, value))
+    return pairs

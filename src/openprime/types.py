@@ -1,0 +1,120 @@
+"""The values that travel between the rooms of the package."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, tokenised once; its token ids are never made again from text (trap 13)."""
+
+    id: str
+    """Unique within a data set: its name and row number."""
+    token_ids: tuple[int, ...]
+    """The rendered prompt, chat template and generation prompt included."""
+    messages: str | list[dict[str, str]]
+    """What the user wrote: plain text, or chat messages."""
+    answer: str | None
+    """The reference answer; None where a user's verifier needs none."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """All fields of the row, for user verifiers and analysis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One sampled continuation of a prompt."""
+
+    token_ids: tuple[int, ...]
+    """Sampled tokens, the end-of-sequence token included when it was sampled (trap 14)."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each token under the distribution it was sampled from, in nats."""
+    text: str
+    """Decoded tokens without special tokens."""
+    truncated: bool
+    """True when the token limit came before an end-of-sequence token."""
+    outcome: float | None = None
+    """The verifier's number in [0, 1]; None before verification and where there is no verdict."""
+    reason: str = ""
+    """Why: right, wrong, no_answer, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt with its K responses, all sampled from the same version of the policy."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    policy_version: int
+
+    @property
+    def accuracy(self) -> float:
+        """Mean outcome of the responses that have one."""
+        outcomes = [r.outcome for r in self.responses if r.outcome is not None]
+        return sum(outcomes) / len(outcomes) if outcomes else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier says of one response."""
+
+    outcome: float | None
+    """In [0, 1]; None where the fault is not the response's (it is then left out)."""
+    reason: str
+    """right, wrong, partial, no_answer, or no_verdict."""
+
+
+Verifier = Callable[[Prompt, Sequence[str]], list[Verdict]]
+"""Judges the responses to one prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an engine samples."""
+
+    responses: int
+    """K, responses to each prompt."""
+    max_tokens: int
+    """Longest response, in tokens."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 is greedy decoding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Prompts and responses as one right-padded block.
+
+    Padding stands only on the right of causal sequences, so no token ever sees it and no attention
+    mask is needed. Row b, position t: token_ids[b, t] follows token_ids[b, :t].
+    """
+
+    token_ids: Tensor  # [B, T] int64
+    response_mask: Tensor  # [B, T] bool: response tokens, end of sequence included, padding never
+    lengths: Tensor  # [B] int64: prompt and response tokens
+    outcome: Tensor  # [B] float32
+    group: Tensor  # [B] int64: which prompt a row answers, 0..G-1
+    logprobs: Tensor  # [B, T] float32: sampling log-probabilities on response positions, 0 elsewhere
+    step_end: Tensor  # [B, T] bool: the last token of each step of a response
+
+    def __len__(self) -> int:
+        return self.token_ids.shape[0]
+
+    def select(self, rows: Tensor) -> "Batch":
+        """The given rows, cut to the longest of them."""
+        width = int(self.lengths[rows].max())
+        return Batch(
+            token_ids=self.token_ids[rows, :width],
+            response_mask=self.response_mask[rows, :width],
+            lengths=self.lengths[rows],
+            outcome=self.outcome[rows],
+            group=self.group[rows],
+            logprobs=self.logprobs[rows, :width],
+            step_end=self.step_end[rows, :width],
+        )
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(*(getattr(self, name).to(device) for name in Batch.__slots__))

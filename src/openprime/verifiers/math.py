@@ -1,0 +1,354 @@
+r"""Mathematics: is the final answer in a text the reference answer?
+
+The policy learns against this judge, so every answer is hostile input. Three stages: normalised
+strings and exact numbers decide most pairs; a pre-screen refuses what would be slow to compute;
+math-verify (LaTeX to SymPy) decides the rest. No stage hands text to `eval` or `parse_expr`:
+math-verify is asked for LaTeX alone, which it reads with a grammar.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import math
+import re
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from types import FrameType
+from typing import Any
+
+from openprime.types import Prompt, Verdict
+
+LONGEST = 200
+"""Characters of an answer that math-verify may see."""
+DEEPEST = 12
+"""Nested brackets of an answer that math-verify may see."""
+MOST_BOXES = 8
+"""A response with more differing answers than this is wrong."""
+SECONDS = 5
+"""Time for one comparison by math-verify."""
+COSTLY = r"!|\\[dt]?binom|\\choose|\\sum|\\prod|\\int|\\lim|\\Gamma"
+"""What a prediction may hold only as often as the reference does."""
+SCALES = ("hundred", "thousand", "million", "billion", "trillion", "dozen")
+"""Words behind a number that are no units."""
+
+BRACE = re.compile(r"\\?\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+LINE = re.compile(r"^[ \t]*####(?!#)[ \t]*([^\s#][^\n]*)", re.MULTILINE)
+WIDE = str.maketrans(
+    {0xFEE0 + i: i for i in range(0x21, 0x7F)} | {"−": "-", "–": "-", "π": r"\pi ", "∞": r"\infty "}
+)
+NUMBER = re.compile(
+    r"(?P<sign>[-+]?)(?:"
+    r"(?P<decimal>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
+    r"|(?P<whole>\d*)\\frac\{(?P<inner>[-+]?)(?P<top>\d+)\}\{(?P<bottom>\d+)\}"
+    r"|(?P<over>\d+)/(?P<under>\d+)"
+    r")(?P<percent>(?:\\%)?)",
+    re.ASCII,
+)
+BARE_UNIT = re.compile(
+    r"([-+]?[\d,.]+) ?((?:[a-zA-Z]{3,}|[ckm]m|kg|ft|hr)[a-zA-Z ]*(?:\^ ?(?:\d|\{\d\}))?[ .]*)", re.ASCII
+)
+RELATION = re.compile(r"=|\\in(?![a-zA-Z])")
+NAME = re.compile(rf"(?:[^-+*/^_()=<>,\d]|_(?:\w|\{{\w+\}})|\(\w+\))+(?:{RELATION.pattern})", re.ASCII)
+OPENING = {"(": "(", "[": "[", r"\{": "{"}
+
+
+def verify_math(prompt: Prompt, responses: Sequence[str]) -> list[Verdict]:
+    """Judge each response: right, wrong, no_answer, rejected (not worth computing) or timeout.
+
+    The reference is the final answer in `prompt.answer`, or all of it. A percent sign is a unit where
+    the question speaks of percents or the reference has one; elsewhere 7% is 0.07. Of several differing
+    answers in one response all must be right, unless the reference is a list. The comparison's time is
+    limited in the main thread only (signals). No answer to compare with: no_verdict.
+    """
+    answer = (prompt.answer or "").strip()
+    if not answer:
+        return [Verdict(None, "no_verdict")] * len(responses)
+    reference = extract_answer(answer) or answer
+    messages = prompt.messages
+    question = messages if isinstance(messages, str) else "\n".join(m["content"] for m in messages)
+    percent = "%" in question or "percent" in question.lower()
+    reasons = [_judge_response(reference, response, percent) for response in responses]
+    return [Verdict(float(reason == "right"), reason) for reason in reasons]
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The last `\boxed{...}` or `\fbox{...}`, or the last line `#### answer`, whichever comes later.
+
+    Empty and unclosed boxes do not count; of nested boxes the innermost does. None without an answer.
+    """
+    answers = _answers(text)
+    return answers[-1] if answers else None
+
+
+def canonical_answer(text: str) -> str | None:
+    """The final answer in a normal form, for voting: 0.50 and 1/2 are one answer. None without an answer."""
+    answer = extract_answer(text)
+    if answer is None:
+        return None
+    normal = _squeeze(_unnamed(_tidy(answer)))
+    value = _number(normal)
+    return normal if value is None else str(value)
+
+
+def _answers(text: str) -> list[str]:
+    """All answers of the kind, boxes or #### lines, that comes last in the text."""
+    boxes: list[tuple[int, str]] = []
+    opened: list[tuple[int, bool]] = []  # where the content of an open brace begins, and is it a box
+    for match in BRACE.finditer(text):
+        token = match[0]
+        if token == "{" or len(token) > 2:
+            opened.append((match.end(), token != "{"))
+        elif token == "}" and opened:
+            start, is_box = opened.pop()
+            content = text[start : match.start()].strip() if is_box else ""
+            if content and not (boxes and boxes[-1][0] > start):  # else it holds another box
+                boxes.append((start, content))
+    lines = [(match.start(), match[1].strip()) for match in LINE.finditer(text)]
+    later = max(boxes, lines, key=lambda found: found[-1][0] if found else -1)
+    return [content for _, content in later]
+
+
+def _judge_response(reference: str, response: str, percent: bool) -> str:
+    answers = list(dict.fromkeys(_answers(response)))
+    if not answers:
+        return "no_answer"
+    longest = max(LONGEST, 2 * len(reference))
+    if len(answers[-1]) > longest:
+        return "rejected"
+    if _is_list(reference):
+        last = _judge(reference, answers[-1], percent)
+        joined = ", ".join(answers)
+        if last == "right" or len(answers) == 1 or len(joined) > longest:
+            return last
+        return _judge(reference, joined, percent)
+    if len(answers) > MOST_BOXES or any(len(answer) > longest for answer in answers):
+        return "wrong"
+    for answer in reversed(answers):
+        reason = _judge(reference, answer, percent)
+        if reason != "right":
+            return reason
+    return "right"
+
+
+@functools.lru_cache(maxsize=4096)
+def _judge(reference: str, prediction: str, percent: bool) -> str:
+    """The reason for one pair, kept: the same pair gets the same verdict, a timeout too."""
+    gold, guess = _tidy(reference), _tidy(prediction)
+    if (percent or r"\%" in gold) and _same(
+        _squeeze(gold.replace(r"\%", "")), _squeeze(guess.replace(r"\%", ""))
+    ):
+        return "right"
+    short_gold, short_guess = _squeeze(gold), _squeeze(guess)
+    same = _same(short_gold, short_guess)
+    if same is None and bool(RELATION.search(gold)) != bool(RELATION.search(guess)):
+        gold, guess = _unnamed(gold), _unnamed(guess)  # x=5 for 5 and 5 for x=5, but never x=5 for y=5
+        short_gold, short_guess = _squeeze(gold), _squeeze(guess)
+        same = _same(short_gold, short_guess)
+    if same is not None:
+        return "right" if same else "wrong"
+    if _differ_in_form(short_gold, short_guess):
+        return "wrong"
+    if _too_costly(short_gold, short_guess):
+        return "rejected"
+    try:
+        with _alarm(SECONDS):
+            return "right" if _equal_by_math_verify(gold, guess) else "wrong"
+    except _TimeUp:
+        return "timeout"
+
+
+def _tidy(text: str) -> str:
+    """One line of plain LaTeX: no dollars, units, styles, or words around the answer."""
+    text = " ".join(text.translate(WIDE).split())
+    text = re.sub(r"\\\$|\$|(?<!\\)\\[\[\]()]|\*\*|\\displaystyle(?![a-zA-Z])", "", text)
+    text = re.sub(r"\\m?(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])", "", text)
+    text = re.sub(
+        r"(?<=\d)(?:,? ?\\!|\\,|\{,\}) ?(?=\d{3}(?!\d))", "", text
+    )  # 1,\!000 and 1\,000 and 1{,}000
+    text = re.sub(r"(?<!\\)\\[,!;: ]|~|\\q?quad(?![a-zA-Z])", " ", text)
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = re.sub(r"\\(?:text|mathrm|mathbf|mathit|mbox)(?:bf|it|rm|normal|sf|tt)?\s*\{", r"\\text{", text)
+    text = re.sub(r"(?<!\\)%", r"\\%", text)
+    text = re.sub(
+        r"\\text\{\s*\\?%\s*\}|\s*\\text\{\s*per ?cent(?:age)?\s*\}|\s*\bper ?cent(?:age)?\b", r"\\%", text
+    )
+    unit = re.search(r" ?\\text\{([^{}]*)\}(?: ?\^ ?(?:\d|\{\d\}))?[ .]*$", text)
+    if unit and re.search(r"\d|\\pi", text[: unit.start()]) and not any(s in unit[1] for s in SCALES):
+        text = text[: unit.start()]
+    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+    counted = BARE_UNIT.fullmatch(text)
+    if counted and not any(scale in counted[2] for scale in SCALES):
+        text = counted[1]
+    if not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
+        text = re.sub(r"\s*(?:\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\bdegrees?\b)", "", text)
+    text = re.sub(r",? (?:and|or) ", ", ", text)
+    text = re.sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac ?(\d) ?\{", r"\\frac{\1}{", text)
+    text = re.sub(r"\\frac ?(\{[^{}]*\}) ?(\d)", r"\\frac\1{\2}", text)
+    text = re.sub(r"\\sqrt ?(\d)", r"\\sqrt{\1}", text)
+    return text.strip(" .*").removesuffix(r"\\").strip()
+
+
+def _unnamed(tidy: str) -> str:
+    r"""A tidy answer without the `x =` or `x \in` in front of it."""
+    head = NAME.match(tidy)
+    return tidy[head.end() :].strip() if head else tidy
+
+
+def _squeeze(text: str) -> str:
+    """A tidy answer without spaces and needless braces: the form in which strings are compared."""
+    if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d*)?", text, re.ASCII):
+        text = text.replace(" ", "")
+    text = re.sub(r"(?<=[a-zA-Z]) (?=[a-zA-Z0-9])|(?<=\d) (?=\d)", "\0", text)  # "\cot x", "June 20", "1 1"
+    text = text.replace(" ", "").replace("\0", " ")
+    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
+    return re.sub(r"\(([A-Z])\)", r"\1", text) if len(text) == 3 else text
+
+
+def _number(text: str) -> Fraction | None:
+    """The value of a plain number: integer, decimal, fraction, mixed number, or percentage; else None."""
+    match = NUMBER.fullmatch(text) if len(text) <= LONGEST else None
+    if match is None:
+        return None
+    if match["decimal"]:
+        value = Fraction(match["decimal"].replace(",", "").removesuffix("."))
+    else:
+        top, bottom = int(match["top"] or match["over"]), int(match["bottom"] or match["under"])
+        if bottom == 0 or (match["whole"] and match["inner"]):
+            return None
+        value = int(match["whole"] or 0) + Fraction(top, bottom) * (-1 if match["inner"] == "-" else 1)
+    return value * (-1 if match["sign"] == "-" else 1) / (100 if match["percent"] else 1)
+
+
+def _same(gold: str, guess: str) -> bool | None:
+    """Whether two squeezed answers are the same; None where strings and plain numbers cannot tell."""
+    if gold == guess:
+        return True
+    numbers = _number(gold), _number(guess)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if re.fullmatch("[A-Za-z]{4,}", gold):  # a word; math-verify takes its letters for factors
+        return gold.lower() == guess.lower()
+    return None
+
+
+def _elements(text: str) -> tuple[str, int]:
+    """Of a squeezed answer: the kind of bracket around it all ('' without), and how many elements it lists."""
+    kind, count, depth, spans = "", 1, 0, True
+    tokens = re.findall(r"\\.|.", text)
+    for i, token in enumerate(tokens):
+        if token in ("(", "[", "{", r"\{"):
+            depth += 1
+        elif token in (")", "]", "}", r"\}"):
+            depth -= 1
+            spans = spans and (depth > 0 or i == len(tokens) - 1)
+    if spans and tokens and tokens[0] in OPENING and tokens[-1] in (")", "]", r"\}"):
+        kind, tokens = OPENING[tokens[0]] + tokens[-1][-1], tokens[1:-1]
+    for token in tokens:
+        depth += (token in ("(", "[", "{", r"\{")) - (token in (")", "]", "}", r"\}"))
+        count += token == "," and depth == 0
+    return kind, count
+
+
+def _is_list(reference: str) -> bool:
+    text = _squeeze(_tidy(reference))
+    kind, count = _elements(text)
+    return _number(text) is None and (r"\pm" in text or (count > 1 and kind in ("", "{}")))
+
+
+def _differ_in_form(gold: str, guess: str) -> bool:
+    """What math-verify takes for equal or is slow to refuse: 8=7, 7,7, 7% or x for 7, a tuple for a set."""
+    if "=" in guess and "=" not in gold:
+        return True
+    if (r"\%" in guess and r"\%" not in gold) or re.search(r"\d \d", guess):
+        return True
+    if _number(gold) is not None and re.search("[a-df-hj-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", guess)):
+        return True
+    (gold_kind, gold_count), (guess_kind, guess_count) = _elements(gold), _elements(guess)
+    if gold_count != guess_count and not re.search(r"\\pm|\\mp|\\cup", gold + guess):
+        return True
+    if gold_count == 1 or gold_kind == guess_kind:
+        return False
+    if gold_kind in ("", "{}"):
+        return guess_kind not in ("", "{}")
+    return guess_kind != ""
+
+
+def _too_costly(gold: str, guess: str) -> bool:
+    """Whether to refuse a squeezed prediction unseen, by what computing it could cost."""
+    if len(guess) > LONGEST or re.search(r"\d{50}", guess):
+        return True
+    depth = deepest = 0
+    for character in guess:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST or len(re.findall(COSTLY, guess)) > len(re.findall(COSTLY, gold)):
+        return True
+    (gold_tower, gold_size, gold_sum), (tower, size, sum_) = _powers(gold), _powers(guess)
+    return (tower and not gold_tower) or size > max(10**5, gold_size) or sum_ > max(20, gold_sum)
+
+
+def _powers(text: str) -> tuple[bool, int, int]:
+    """Of a squeezed answer: is there a power in an exponent; the product of all numbers in exponents of
+    anything but a lone letter; the largest exponent of a bracket with letters in it."""
+    tower, size, largest = False, 1, 0
+    for match in re.finditer(r"\^", text):
+        start = end = match.end()
+        depth = 0
+        while end < len(text):
+            depth += (text[end] in "({[") - (text[end] in ")}]")
+            end += 1
+            if depth <= 0 and (end == len(text) or text[start] in "({[" or not text[end].isalnum()):
+                break
+        exponent, base = text[start:end], text[: match.start()]
+        tower = tower or "^" in exponent or text[end : end + 1] == "^"
+        numbers = [int(n) for n in re.findall(r"\d{1,50}", exponent)]
+        if not base[-1:].isalpha():
+            size *= math.prod(max(n, 1) for n in numbers)
+        if base.endswith((")", "]", "}")) and re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", base)):
+            largest = max([largest, *numbers])
+    return tower, size, largest
+
+
+def _equal_by_math_verify(gold: str, guess: str) -> bool:
+    from math_verify import verify
+
+    # Its own timeouts are off: they would cancel ours, and end as "not equal" without saying why.
+    return verify(list(_parse(gold)), list(_parse(guess)), timeout_seconds=None)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(tidy: str) -> tuple[Any, ...]:
+    from math_verify import LatexExtractionConfig, parse
+
+    # Without its units, which take 5m and 5g for 5.
+    style = dataclasses.replace(LatexExtractionConfig().normalization_config, units=False, boxed="none")
+    config = LatexExtractionConfig(normalization_config=style)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
+    return tuple(parse(f"${tidy}$", extraction_config=[config], parsing_timeout=None))  # pyright: ignore[reportArgumentType]
+
+
+class _TimeUp(BaseException):
+    """Not an Exception: math-verify and SymPy catch those."""
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise _TimeUp after so many seconds, in the main thread; elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _TimeUp
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    remaining, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, remaining)  # somebody else's alarm, if there was one
+        signal.signal(signal.SIGALRM, handler)
