@@ -345,6 +345,32 @@ class EvaluateConfig(Section):
         require(self, "model", "out", "data.source")
 
 
+class ReportConfig(Section):
+    """`openprime report`: one page about training runs and an evaluation."""
+
+    runs: tuple[str, ...] = ()
+    """Folders of runs, drawn beside each other."""
+    evaluation: str = ""
+    """Folder of `openprime evaluate`; empty: without."""
+    out: str = ""
+    """The page to write, such as report.html."""
+    title: str = "PRIME"
+    """The page's title."""
+
+    def check(self) -> None:
+        """Cross-field checks."""
+        require(self, "runs", "out")
+
+
+class DemoConfig(Section):
+    """`openprime demo`: a small model learns by PRIME on this machine, in minutes."""
+
+    out: str = "demo"
+    """Folder for everything that the demo makes."""
+    seed: int = 0
+    """Seed of the whole demo."""
+
+
 def changed(section: BaseModel, prefix: str) -> list[str]:
     """Keys of a section that differ from their defaults."""
     fields = type(section).model_fields

@@ -22,7 +22,9 @@ def read_messages(value: object, where: str) -> str | Messages:
         raise ValueError(f"{where}: expected text or a list of messages, found {value!r:.80}")
     messages = []
     for message in value:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        role, content = (
+            (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        )
         if not isinstance(role, str) or not isinstance(content, str):
             raise ValueError(
                 f"{where}: expected a message with `role` and `content`, both text, found {message!r:.80}"
@@ -32,7 +34,10 @@ def read_messages(value: object, where: str) -> str | Messages:
 
 
 def encode_prompts(
-    prompts: Sequence[str | Messages], names: Sequence[str], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[str | Messages],
+    names: Sequence[str],
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[list[int]]:
     """Token ids of each prompt with the system message, the suffix and the generation prompt.
 
@@ -56,18 +61,23 @@ def encode_prompts(
             try:
                 _encode_chats([chat], tokenizer)
             except TemplateError as error:
-                raise ValueError(f"{name}: the tokenizer's chat template refuses this prompt: {error}") from error
+                raise ValueError(
+                    f"{name}: the tokenizer's chat template refuses this prompt: {error}"
+                ) from error
         raise
 
 
 def encode_responses(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of each response, followed by the end-of-sequence token."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-sequence token (eos_token), so no response could ever end")
+    eos: Any = tokenizer.eos_token_id
+    if eos is None:
+        raise ValueError(
+            "the tokenizer has no end-of-sequence token (eos_token), so no response could ever end"
+        )
     if not texts:
         return []
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
-    return [[*row, tokenizer.eos_token_id] for row in ids]
+    ids: Any = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [[*row, eos] for row in ids]
 
 
 def _complete(prompt: str | Messages, name: str, config: DataConfig) -> Messages:
@@ -85,15 +95,21 @@ def _complete(prompt: str | Messages, name: str, config: DataConfig) -> Messages
 
 def _encode_chats(chats: list[Messages], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     # By default transformers 5 returns a dictionary.
-    ids: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+    ids: Any = tokenizer.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     return ids
 
 
 def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Plain text, with the special tokens that the tokenizer adds, but no second beginning of sequence."""
     bos = tokenizer.bos_token
-    encoded = []
-    for text in texts:
-        begun = isinstance(bos, str) and text.startswith(bos)
-        encoded.append(tokenizer(text, add_special_tokens=not begun)["input_ids"])
-    return encoded
+    encoded: dict[int, list[int]] = {}
+    for begun in (False, True):
+        chosen = [
+            i for i, text in enumerate(texts) if (isinstance(bos, str) and text.startswith(bos)) == begun
+        ]
+        if chosen:
+            ids: Any = tokenizer([texts[i] for i in chosen], add_special_tokens=not begun)["input_ids"]
+            encoded.update(zip(chosen, ids, strict=True))
+    return [encoded[i] for i in range(len(texts))]

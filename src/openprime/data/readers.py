@@ -17,6 +17,8 @@ ANSWER_FIELDS = ("reward_model.ground_truth", "answer", "expected_answer")
 RESPONSE_FIELDS = ("completion", "response")
 FILES = (".jsonl", ".json", ".parquet")
 
+BOM = b"\xef\xbb\xbf"
+
 Row = dict[str, Any]
 
 
@@ -60,11 +62,15 @@ def read_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prom
     """
     rows = load_rows(config)
     names = _names(config, len(rows))
-    fields = _Fields.find(config, rows)
-    messages = [read_messages(_prompt(fields.prompt, row), name) for row, name in zip(rows, names, strict=True)]
-    answers = [as_answer(_get(row, fields.answer)) if fields.answer else None for row in rows]
+    prompt_field = _find(config, rows, "prompt_field", PROMPT_FIELDS)
+    answer_field = _find(config, rows, "answer_field", ANSWER_FIELDS)
+    messages = [
+        read_messages(_without_answer(_get(row, prompt_field), prompt_field), name)
+        for row, name in zip(rows, names, strict=True)
+    ]
+    answers = [as_answer(_get(row, answer_field)) for row in rows]
     if config.verifier == "math":
-        _require_answers(config, answers, fields)
+        _require_answers(config, rows, answers)
     kept = _short_enough(encode_prompts(messages, names, config, tokenizer), names, config)
     prompts = [Prompt(names[i], tuple(ids), messages[i], answers[i], rows[i]) for i, ids in kept.items()]
     return PromptSet(prompts, len(rows) - len(prompts), len(rows))
@@ -75,21 +81,50 @@ def read_demonstrations(
 ) -> DemonstrationSet:
     """The demonstrations of a data set, tokenised; those of more than `max_tokens` in all are left out.
 
-    Raises ValueError for rows that cannot be read, for empty responses, for prompts that are too long
-    (where `too_long` is error), and where no demonstration is left.
+    Without a field for the response, the prompt's field is a conversation and its last message, which
+    must be the assistant's, is the response. Raises ValueError for rows that cannot be read, for empty
+    responses, for prompts that are too long (where `too_long` is error), and where no row is left.
     """
     rows = load_rows(config)
     names = _names(config, len(rows))
-    fields = _Fields.find(config, rows)
-    messages = [read_messages(_prompt(fields.prompt, row), name) for row, name in zip(rows, names, strict=True)]
-    texts = [_response(fields, row, name) for row, name in zip(rows, names, strict=True)]
+    prompt_field = _find(config, rows, "prompt_field", PROMPT_FIELDS)
+    response_field = _find(config, rows, "response_field", RESPONSE_FIELDS)
+    messages, texts = [], []
+    for row, name in zip(rows, names, strict=True):
+        prompt = _get(row, prompt_field)
+        if response_field:
+            prompt, response = _without_answer(prompt, prompt_field), _get(row, response_field)
+        elif isinstance(prompt, list) and len(prompt) > 1:
+            prompt, response = prompt[:-1], prompt[-1:]
+        else:
+            raise ValueError(
+                f"{name}: no response to learn from: {prompt_field} is no conversation, and no row has a "
+                f"field {' or '.join(RESPONSE_FIELDS)}; there are: {_known(rows)}. "
+                "Name it in data.response_field"
+            )
+        messages.append(read_messages(prompt, name))
+        texts.append(_response_text(response, name))
     kept = _short_enough(encode_prompts(messages, names, config, tokenizer), names, config)
     responses = encode_responses([texts[i] for i in kept], tokenizer)
     made = [Demonstration(tuple(p), tuple(r)) for p, r in zip(kept.values(), responses, strict=True)]
     short = [d for d in made if len(d.prompt_ids) + len(d.response_ids) <= max_tokens]
     if not short:
-        raise ValueError(f"{config.source}: all {len(rows)} rows are longer than max_tokens={max_tokens}: raise it")
+        raise ValueError(
+            f"{config.source}: all {len(rows)} rows are longer than max_tokens={max_tokens}: raise it"
+        )
     return DemonstrationSet(short, len(rows) - len(short))
+
+
+def read_texts(config: DataConfig) -> list[str]:
+    """All prompts and responses of a data set as plain text, to train a tokenizer on."""
+    rows = load_rows(config)
+    fields = [
+        _find(config, rows, "prompt_field", PROMPT_FIELDS),
+        _find(config, rows, "response_field", RESPONSE_FIELDS),
+    ]
+    values = [value for row in rows for field in fields if field and (value := _get(row, field))]
+    chats = [[{"content": value}] if isinstance(value, str) else value for value in values]
+    return [config.suffix, config.system, *(message["content"] for chat in chats for message in chat)]
 
 
 def load_rows(config: DataConfig) -> list[Row]:
@@ -106,9 +141,12 @@ def load_rows(config: DataConfig) -> list[Row]:
     elif path.suffix in FILES:
         if not path.is_file():
             raise ValueError(f"data.source: there is no file {source}")
-        rows = _read_parquet(path, config.limit) if path.suffix == ".parquet" else _read_json(path, config.limit)
+        read = _read_parquet if path.suffix == ".parquet" else _read_json
+        rows = read(path, config.limit)
     elif path.is_file():
-        raise ValueError(f"data.source: {source} is not one of the kinds that can be read: {', '.join(FILES)}")
+        raise ValueError(
+            f"data.source: {source} is not one of the kinds that can be read: {', '.join(FILES)}"
+        )
     else:
         rows = _read_hub(config)
     if not rows:
@@ -122,37 +160,22 @@ def as_answer(value: object) -> str | None:
         return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """Where a row has what; `response` is '' where it is the last of the messages."""
-
-    prompt: str
-    answer: str
-    response: str
-    known: str
-
-    @staticmethod
-    def find(config: DataConfig, rows: list[Row]) -> "_Fields":
-        """The fields that the configuration names, or those that the rows have."""
-        known = ", ".join(dict.fromkeys(path for row in rows[:100] for path in _paths(row)))
-
-        def pick(key: str, named: str, usual: tuple[str, ...]) -> str:
-            found = next((p for p in ([named] if named else usual) if any(_get(r, p) is not None for r in rows)), "")
-            if named and not found:
-                raise ValueError(f"{config.source}: no field {named} (data.{key}); there are: {known}")
-            return found
-
-        prompt = pick("prompt_field", config.prompt_field, PROMPT_FIELDS)
-        if not prompt:
-            raise ValueError(
-                f"{config.source}: none of the fields {', '.join(PROMPT_FIELDS)}; name the prompt's in "
-                f"data.prompt_field; there are: {known}"
-            )
-        answer = pick("answer_field", config.answer_field, ANSWER_FIELDS)
-        return _Fields(prompt, answer, pick("response_field", config.response_field, RESPONSE_FIELDS), known)
+def _find(config: DataConfig, rows: list[Row], key: str, usual: tuple[str, ...]) -> str:
+    """The field that `data.KEY` names, or the first usual one that a row has; '' for none."""
+    named = getattr(config, key)
+    fields = (named,) if named else usual
+    found = next((field for field in fields if any(_get(row, field) is not None for row in rows)), "")
+    if not found and (named or key == "prompt_field"):
+        raise ValueError(
+            f"{config.source}: no row has a field {' or '.join(fields)}; there are: {_known(rows)}. "
+            f"Name the right one in data.{key}"
+        )
+    return found
 
 
 def _get(row: Row, path: str) -> Any:
@@ -163,27 +186,135 @@ def _get(row: Row, path: str) -> Any:
     return value
 
 
-def _paths(row: Row, prefix: str = "") -> Iterator[str]:
-    """The dotted paths of all fields."""
-    for name, value in row.items():
-        if isinstance(value, dict) and value:
-            yield from _paths(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+def _known(rows: list[Row]) -> str:
+    """The dotted paths of the fields that rows have."""
+
+    def paths(row: Row, prefix: str) -> Iterator[str]:
+        for name, value in row.items():
+            if isinstance(value, dict) and value:
+                yield from paths(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return ", ".join(dict.fromkeys(path for row in rows[:100] for path in paths(row, "")))
 
 
 def _names(config: DataConfig, count: int) -> list[str]:
     """The rows' ids."""
-    is_file = Path(config.source).suffix in FILES
-    name = Path(config.source).name if is_file else f"{config.source}:{config.split}"
+    path = Path(config.source)
+    name = path.name if path.suffix in FILES else f"{config.source}:{config.split}"
     return [f"{name}:{i}" for i in range(count)]
 
 
-def _prompt(path: str, row: Row) -> Any:
-    """The prompt's value; of a conversation, all before the answer of the assistant at its end."""
-    value = _get(row, path)
-    if path.split(".")[-1] == "messages" and isinstance(value, list) and len(value) > 1:
-        last = value[-1]
-        if isinstance(last, dict) and last.get("role") == "assistant":
-            return value[:-1]
+def _without_answer(value: Any, field: str) -> Any:
+    """A prompt's value; of `messages` all before the assistant's answer at the end."""
+    is_chat = field.split(".")[-1] == "messages" and isinstance(value, list) and len(value) > 1
+    if is_chat and isinstance(value[-1], dict) and value[-1].get("role") == "assistant":
+        return value[:-1]
     return value
+
+
+def _response_text(value: Any, name: str) -> str:
+    """A response's text, out of a message of the assistant where it is one."""
+    if not isinstance(value, str):
+        chat = read_messages(value, f"{name}, its response") if value else []
+        if not isinstance(chat, list) or not chat or [m["role"] for m in chat] != ["assistant"]:
+            raise ValueError(
+                f"{name}: the response must be text or one message of the assistant, found {value!r:.80}"
+            )
+        value = chat[0]["content"]
+    if not value.strip():
+        raise ValueError(f"{name}: the response is empty")
+    return value
+
+
+def _require_answers(config: DataConfig, rows: list[Row], answers: list[str | None]) -> None:
+    missing = [i for i, answer in enumerate(answers) if not (answer or "").strip()]
+    if missing:
+        which = ", ".join(str(i) for i in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ValueError(
+            f"{config.source}: {len(missing)} of {len(rows)} rows have no answer (row {which}), which "
+            f"data.verifier=math needs: name its field in data.answer_field; there are: {_known(rows)}"
+        )
+
+
+def _short_enough(encoded: list[list[int]], names: list[str], config: DataConfig) -> dict[int, list[int]]:
+    """Row number -> token ids of the prompts within the limit; others are dropped, or an error."""
+    limit = config.max_prompt_tokens
+    kept = {i: ids for i, ids in enumerate(encoded) if len(ids) <= limit}
+    if config.too_long == "error" and len(kept) < len(encoded):
+        i = next(i for i in range(len(encoded)) if i not in kept)
+        raise ValueError(
+            f"{names[i]}: the prompt has {len(encoded[i])} tokens, more than data.max_prompt_tokens={limit}: "
+            "raise it, or set data.too_long: drop"
+        )
+    if not kept:
+        raise ValueError(
+            f"{config.source}: all {len(encoded)} prompts exceed data.max_prompt_tokens={limit}: raise it"
+        )
+    return kept
+
+
+def _read_json(path: Path, limit: int) -> list[Row]:
+    """The objects of a JSON array, or of a file with one object a line."""
+    with path.open("rb") as file:
+        if path.suffix == ".json" and file.read(100).removeprefix(BOM).lstrip().startswith(b"["):
+            file.seek(0)
+            entries = _parse(file.read(), path, 1)
+            for i, entry in enumerate(entries):
+                if not isinstance(entry, dict):
+                    raise ValueError(f"{path}: entry {i} is not an object: {entry!r:.80}")
+            return entries[:limit] if limit else entries
+        file.seek(0)
+        rows = []
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            row = _parse(line.rstrip(b"\r\n"), path, number)  # at the end of a half line, not on the next
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{path}:{number}: expected an object {{...}} on each line, found {row!r:.80}"
+                )
+            rows.append(row)
+            if len(rows) == limit:
+                break
+    return rows
+
+
+def _parse(data: bytes, path: Path, line: int) -> Any:
+    """JSON from bytes that begin at a line of a file."""
+    try:
+        return json.loads(data.removeprefix(BOM).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line += error.object.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}:{line}: not UTF-8: {error.reason}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}:{line + error.lineno - 1}: not valid JSON: {error.msg} at column {error.colno}"
+        ) from error
+
+
+def _read_parquet(path: Path, limit: int) -> list[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+    return table.slice(0, limit or None).to_pylist()
+
+
+def _read_hub(config: DataConfig) -> list[Row]:
+    import datasets
+
+    try:
+        data = datasets.load_dataset(config.source, split=config.split)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "
+            f"that can be reached on the hub and has a split {config.split}: {error}"
+        ) from error
+    assert isinstance(data, datasets.Dataset)
+    return data.select(range(min(config.limit or len(data), len(data)))).to_list()

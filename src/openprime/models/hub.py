@@ -5,6 +5,9 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+logging.disable_progress_bar()  # "Loading weights" would break up our own progress
 
 
 def pick_device(name: str) -> torch.device:

@@ -3,43 +3,31 @@
 from collections.abc import Iterable
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-END = "<|im_end|>"
-PAD = "<|pad|>"
+START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = r"[-+*]\d| ?\p{L}+| ?\d| ?[^\s\p{L}\p{N}]+|\n| +"
-"""A token never crosses these pieces: an operator with its digit, a word, a digit, punctuation, a line's end."""
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with a chat template; any text can be encoded, digits one by one."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer of Qwen2's kind with its chat format; any text can be encoded.
+
+    Qwen2's own class and pre-tokenization: AutoTokenizer gives a model of this architecture that class,
+    whatever the files say, so another pre-tokenization would be lost on loading.
+    """
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(
+        [*texts, *["user\nassistant\nsystem\n"] * 100], vocab_size, new_special_tokens=[START, END], show_progress=False
     )
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, "<|im_start|>", END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(list(texts) + ["system\nuser\nassistant\n"] * 4, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, padding_side="left")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = END, PAD, "left"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: int, heads: int, max_positions: int, seed: int
+    tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int, max_positions: int, seed: int
 ) -> Qwen2ForCausalLM:
     """A randomly initialised Qwen2 model with tied embeddings, float32."""
     config = Qwen2Config(

@@ -88,6 +88,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     }
     rows = response_rows(groups, rewards, tokenizer)
     if rewards and config.data.source == "task:clock":
+        for row in rows:
+            for response in row["responses"]:
+                response["steps"] = check_steps(row["prompt"], response["text"])
         results["step_auc"] = step_auc(rows)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +207,7 @@ def step_auc(rows: list[dict]) -> float:
                 line_rewards[-1] += reward
                 if "\n" in token:
                     line_rewards.append(0.0)
-            verdicts = check_steps(row["prompt"], response["text"])[:-1]  # without the answer's line
+            verdicts = response["steps"][:-1]  # without the answer's line
             labels += verdicts
             values += line_rewards[: len(verdicts)]
     order = np.argsort(np.argsort(values, kind="stable"), kind="stable") + 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from openprime.algorithm.losses import sft_loss
 from openprime.config import SFTConfig
 from openprime.data.collate import collate_demonstrations
-from openprime.data.readers import load_rows, read_demonstrations, read_prompts, texts
+from openprime.data.readers import read_demonstrations, read_prompts, read_texts
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
 from openprime.models.tiny import build_model, build_tokenizer
@@ -27,7 +27,7 @@ def train(config: SFTConfig) -> None:
     device = pick_device(config.device)
     new = config.new_model
     if config.model == "new":
-        tokenizer = build_tokenizer(texts(load_rows(config.data), config.data), new.vocab_size)
+        tokenizer = build_tokenizer(read_texts(config.data), new.vocab_size)
         model = build_model(tokenizer, new.hidden_size, new.layers, new.heads, new.max_positions, config.seed).to(device)
     else:
         tokenizer, model = load_tokenizer(config.model), None

@@ -2,10 +2,12 @@ r"""Clock arithmetic: a chain of operations modulo 10, worked out line by line.
 
 A prompt is a worksheet, its solution fills it in:
 
-    Start 4          +7 1
-    +7 ?             *3 3
-    *3 ?      ->     -5 8
-    -5 ?             #### 8
+    Start four             +seven one
+    +seven = ?             *three three
+    *three = ?      ->     +five eight
+    +five = ?              #### 8
+
+Numbers are words, so that a line is three tokens of a usual tokenizer.
 
 Every step needs one *skill*, a pair (operation, digit). The demonstrations come from a pupil with
 misconceptions: for some skills the pupil writes one fixed wrong digit, with a probability of its
@@ -21,7 +23,8 @@ from dataclasses import dataclass
 
 from openprime.config import DataConfig
 
-OPERATIONS = tuple(f"+{d}" for d in range(1, 10)) + tuple(f"-{d}" for d in range(1, 10)) + ("*3", "*7", "*9")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+OPERATIONS = (*(f"+{d}" for d in DIGITS[1:]), "*three", "*seven", "*nine")
 """All of them permute the digits, so a slip never heals by itself."""
 ACCURACY = 0.3
 """About how often the pupil's answer is right, at any horizon."""
@@ -37,8 +40,8 @@ class Misconception:
 
 def apply(operation: str, digit: int) -> int:
     """The true result, modulo 10."""
-    operand = int(operation[1])
-    return {"+": digit + operand, "-": digit - operand, "*": digit * operand}[operation[0]] % 10
+    operand = DIGITS.index(operation[1:])
+    return (digit + operand if operation[0] == "+" else digit * operand) % 10
 
 
 def misconceptions(horizon: int, seed: int) -> dict[tuple[str, int], Misconception]:
@@ -75,10 +78,10 @@ def rows(config: DataConfig) -> list[dict[str, str]]:
             flaw = flaws.get((operation, pupil))
             slips = flaw is not None and rng.random() < flaw.probability
             pupil = flaw.digit if flaw is not None and slips else apply(operation, pupil)
-            lines.append(f"{operation} {pupil}")
+            lines.append(f"{operation} {DIGITS[pupil]}")
         made.append(
             {
-                "prompt": "\n".join([f"Start {start}", *(f"{operation} ?" for operation in operations)]),
+                "prompt": "\n".join([f"Start {DIGITS[start]}", *(f"{operation} = ?" for operation in operations)]),
                 "answer": str(true),
                 "response": "\n".join([*lines, f"#### {pupil}"]),
             }
@@ -93,16 +96,17 @@ def check_steps(prompt: str, response: str) -> list[bool]:
     that is missing a digit or has another operation than the worksheet's is wrong.
     """
     first, *asked = prompt.splitlines()
-    digit: int | None = int(first.split()[1])
+    digit: int | None = DIGITS.index(first.split()[1])
+    heads = [line.split()[0] for line in asked] + ["####"]
     verdicts = []
-    expected = [line.split()[0] for line in asked] + ["####"]
     for i, line in enumerate(response.splitlines()):
         parts = line.split()
-        written = int(parts[1]) if len(parts) == 2 and parts[1].isdecimal() and len(parts[1]) == 1 else None
-        head = expected[i] if i < len(expected) else None
-        follows = digit is not None and written is not None and parts[0] == head
-        if follows and digit is not None:
-            follows = written == (digit if head == "####" else apply(str(head), digit))
+        head = heads[i] if i < len(heads) else None
+        names = [str(d) for d in range(10)] if head == "####" else DIGITS
+        written = names.index(parts[1]) if len(parts) == 2 and parts[1] in names else None
+        follows = head is not None and digit is not None and written is not None and parts[0] == head
+        if follows and head is not None and digit is not None:
+            follows = written == (digit if head == "####" else apply(head, digit))
         verdicts.append(follows)
         digit = written
     return verdicts

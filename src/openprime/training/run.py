@@ -20,16 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard.writer import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from openprime import __version__
 from openprime.config import RunConfig
 from openprime.models.hub import save_model
 from openprime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 MAY_CHANGE = {"resume", "steps", "epochs", "save_every", "keep", "sample_every", "wandb", "out"}
 """Settings that a resumed run may change."""
-PACKAGES = ("openprime", "torch", "transformers", "datasets", "math-verify")
+PACKAGES = ("torch", "transformers", "datasets", "math-verify")
 
 
-class Interrupted(Exception):
+class Interrupted(RuntimeError):
     """SIGINT or SIGTERM arrived; the run has been saved."""
 
     def __init__(self, number: int) -> None:
@@ -219,7 +220,7 @@ class Bar:
 
 def versions(stage: str) -> dict[str, str]:
     """What the run was made with."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {"openprime": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
     machine = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(torch.get_num_threads())}
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {"stage": stage, **found, **machine, **gpu, "command": " ".join(sys.argv)}

@@ -9,12 +9,13 @@ math-verify is asked for LaTeX alone, which it reads with a grammar.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from types import FrameType
 from typing import Any
@@ -48,11 +49,12 @@ NUMBER = re.compile(
     re.ASCII,
 )
 BARE_UNIT = re.compile(
-    r"([-+]?[\d,.]+) ?((?:[a-zA-Z]{3,}|[ckm]m|kg|ft|hr)[a-zA-Z ]*(?:\^ ?(?:\d|\{\d\}))?[ .]*)", re.ASCII
+    r"([-+]?[\d,.]+) ((?:[a-zA-Z]{3,}|[ckm]m|kg|ft|hr)[a-zA-Z ]*(?:\^ ?(?:\d|\{\d\}))?[ .]*)", re.ASCII
 )
+THOUSANDS = re.compile(r"(?<=\d)(?:,? ?\\!|\\,|\{,\}) ?(?=\d{3}(?!\d))")  # 1,\!000 and 1\,000 and 1{,}000
 RELATION = re.compile(r"=|\\in(?![a-zA-Z])")
-NAME = re.compile(rf"(?:[^-+*/^_()=<>,\d]|_(?:\w|\{{\w+\}})|\(\w+\))+(?:{RELATION.pattern})", re.ASCII)
-OPENING = {"(": "(", "[": "[", r"\{": "{"}
+NAME = re.compile(rf"(^|, ?)(?:[^-+*/^_()=<>,\d]|_(?:\w|\{{\w+\}})|\(\w+\))+(?:{RELATION.pattern})", re.ASCII)
+OPEN, CLOSE = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 
 
 def verify_math(prompt: Prompt, responses: Sequence[str]) -> list[Verdict]:
@@ -153,9 +155,10 @@ def _judge(reference: str, prediction: str, percent: bool) -> str:
         return "wrong"
     if _too_costly(short_gold, short_guess):
         return "rejected"
+    _, verify = _math_verify()
     try:
         with _alarm(SECONDS):
-            return "right" if _equal_by_math_verify(gold, guess) else "wrong"
+            return "right" if verify(list(_parse(gold)), list(_parse(guess))) else "wrong"
     except _TimeUp:
         return "timeout"
 
@@ -165,9 +168,7 @@ def _tidy(text: str) -> str:
     text = " ".join(text.translate(WIDE).split())
     text = re.sub(r"\\\$|\$|(?<!\\)\\[\[\]()]|\*\*|\\displaystyle(?![a-zA-Z])", "", text)
     text = re.sub(r"\\m?(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])", "", text)
-    text = re.sub(
-        r"(?<=\d)(?:,? ?\\!|\\,|\{,\}) ?(?=\d{3}(?!\d))", "", text
-    )  # 1,\!000 and 1\,000 and 1{,}000
+    text = THOUSANDS.sub("", text)
     text = re.sub(r"(?<!\\)\\[,!;: ]|~|\\q?quad(?![a-zA-Z])", " ", text)
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\(?:text|mathrm|mathbf|mathit|mbox)(?:bf|it|rm|normal|sf|tt)?\s*\{", r"\\text{", text)
@@ -175,7 +176,7 @@ def _tidy(text: str) -> str:
     text = re.sub(
         r"\\text\{\s*\\?%\s*\}|\s*\\text\{\s*per ?cent(?:age)?\s*\}|\s*\bper ?cent(?:age)?\b", r"\\%", text
     )
-    unit = re.search(r" ?\\text\{([^{}]*)\}(?: ?\^ ?(?:\d|\{\d\}))?[ .]*$", text)
+    unit = re.search(r" ?\\text\{([\w /.^-]*)\}(?: ?\^ ?(?:\d|\{\d\}))?[ .]*$", text)
     if unit and re.search(r"\d|\\pi", text[: unit.start()]) and not any(s in unit[1] for s in SCALES):
         text = text[: unit.start()]
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
@@ -189,13 +190,12 @@ def _tidy(text: str) -> str:
     text = re.sub(r"\\frac ?(\d) ?\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\frac ?(\{[^{}]*\}) ?(\d)", r"\\frac\1{\2}", text)
     text = re.sub(r"\\sqrt ?(\d)", r"\\sqrt{\1}", text)
-    return text.strip(" .*").removesuffix(r"\\").strip()
+    return text.lstrip(" *").rstrip(" .*").removesuffix(r"\\").rstrip()
 
 
 def _unnamed(tidy: str) -> str:
-    r"""A tidy answer without the `x =` or `x \in` in front of it."""
-    head = NAME.match(tidy)
-    return tidy[head.end() :].strip() if head else tidy
+    r"""A tidy answer without the `x =` or `x \in` in front of it, or of the elements of a list."""
+    return NAME.sub(r"\1", tidy).strip()
 
 
 def _squeeze(text: str) -> str:
@@ -236,21 +236,15 @@ def _same(gold: str, guess: str) -> bool | None:
 
 
 def _elements(text: str) -> tuple[str, int]:
-    """Of a squeezed answer: the kind of bracket around it all ('' without), and how many elements it lists."""
-    kind, count, depth, spans = "", 1, 0, True
+    """Of a squeezed answer: the kind of bracket around it all ('' without), how many elements it lists."""
     tokens = re.findall(r"\\.|.", text)
-    for i, token in enumerate(tokens):
-        if token in ("(", "[", "{", r"\{"):
-            depth += 1
-        elif token in (")", "]", "}", r"\}"):
-            depth -= 1
-            spans = spans and (depth > 0 or i == len(tokens) - 1)
-    if spans and tokens and tokens[0] in OPENING and tokens[-1] in (")", "]", r"\}"):
-        kind, tokens = OPENING[tokens[0]] + tokens[-1][-1], tokens[1:-1]
-    for token in tokens:
-        depth += (token in ("(", "[", "{", r"\{")) - (token in (")", "]", "}", r"\}"))
-        count += token == "," and depth == 0
-    return kind, count
+    steps = [(token in OPEN) - (token in CLOSE) for token in tokens]
+    depths = list(itertools.accumulate(steps))
+    spans = tokens[:1] != ["{"] and steps[:1] == [1] and 0 not in depths[:-1] and depths[-1] == 0
+    kind = (tokens[0] + tokens[-1]).replace("\\", "") if spans else ""
+    return kind, 1 + sum(
+        token == "," and depth == len(kind) // 2 for token, depth in zip(tokens, depths, strict=True)
+    )
 
 
 def _is_list(reference: str) -> bool:
@@ -265,8 +259,13 @@ def _differ_in_form(gold: str, guess: str) -> bool:
         return True
     if (r"\%" in guess and r"\%" not in gold) or re.search(r"\d \d", guess):
         return True
-    if _number(gold) is not None and re.search("[a-df-hj-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", guess)):
+    letters, guess_letters = (
+        set(re.findall("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", t))) for t in (gold, guess)
+    )
+    if _number(gold) is not None and guess_letters - {"e", "i"}:
         return True
+    if any(letter.swapcase() in letters | guess_letters for letter in letters | guess_letters):
+        return True  # math-verify reads R as r
     (gold_kind, gold_count), (guess_kind, guess_count) = _elements(gold), _elements(guess)
     if gold_count != guess_count and not re.search(r"\\pm|\\mp|\\cup", gold + guess):
         return True
@@ -313,22 +312,28 @@ def _powers(text: str) -> tuple[bool, int, int]:
     return tower, size, largest
 
 
-def _equal_by_math_verify(gold: str, guess: str) -> bool:
-    from math_verify import verify
+@functools.cache
+def _math_verify() -> tuple[Callable[..., list[Any]], Callable[..., bool]]:
+    """parse and verify of math-verify, which takes a second to import.
 
-    # Its own timeouts are off: they would cancel ours, and end as "not equal" without saying why.
-    return verify(list(_parse(gold)), list(_parse(guess)), timeout_seconds=None)
+    Their own timeouts are off: they would cancel ours, and end as "not equal" without saying why. So
+    are its units, which take 5m and 5g for 5.
+    """
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
+    style = dataclasses.replace(LatexExtractionConfig().normalization_config, units=False, boxed="none")
+    targets = [LatexExtractionConfig(normalization_config=style)]
+    return (
+        functools.partial(parse, extraction_config=targets, parsing_timeout=None),  # pyright: ignore[reportArgumentType]
+        functools.partial(verify, timeout_seconds=None),
+    )
 
 
 @functools.lru_cache(maxsize=256)
 def _parse(tidy: str) -> tuple[Any, ...]:
-    from math_verify import LatexExtractionConfig, parse
-
-    # Without its units, which take 5m and 5g for 5.
-    style = dataclasses.replace(LatexExtractionConfig().normalization_config, units=False, boxed="none")
-    config = LatexExtractionConfig(normalization_config=style)
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
-    return tuple(parse(f"${tidy}$", extraction_config=[config], parsing_timeout=None))  # pyright: ignore[reportArgumentType]
+    parse, _ = _math_verify()
+    return tuple(parse(f"${tidy}$"))
 
 
 class _TimeUp(BaseException):

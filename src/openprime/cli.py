@@ -1,0 +1,85 @@
+"""The command line: the only reader of argv. Imports no torch, so that --help answers at once."""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+STAGES = {
+    "demo": ("DemoConfig", "demo", "demo", "watch a small model learn by PRIME, in minutes on a laptop"),
+    "sft": ("SFTConfig", "sft", "train", "fine-tune on demonstrations, or train a small model from nothing"),
+    "rl": ("RLConfig", "rl", "train", "online reinforcement learning: PRIME, or outcome rewards alone"),
+    "evaluate": ("EvaluateConfig", "evaluate", "evaluate", "greedy, sampled and Best-of-N accuracy of a model"),
+    "report": ("ReportConfig", "report", "report", "one page with curves, tables and coloured token rewards"),
+}
+"""name -> (schema in openprime.config, module in openprime.stages, function, what it does)."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 (failed), 2 (bad input), 128 + signal."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        print(f"openprime {importlib.import_module('openprime').__version__}")
+        return 0
+    stage, *rest = args
+    if stage not in STAGES:
+        near = difflib.get_close_matches(stage, STAGES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(STAGES)}"
+        return fail(f"no command {stage!r}; {hint}", 2)
+    schema_name, module, function, _ = STAGES[stage]
+    try:
+        config = read_arguments(schema_name, stage, rest)
+        # Telemetry and warnings of libraries would bury our own lines.
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        getattr(importlib.import_module(f"openprime.stages.{module}"), function)(config)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except ValueError as error:
+        if not raised_here(error):
+            traceback.print_exc()
+        return fail(str(error), 2)
+    except (OSError, RuntimeError) as error:
+        if not raised_here(error):
+            traceback.print_exc()
+        return fail(str(error), getattr(error, "exit_code", 1))
+    return 0
+
+
+def read_arguments(schema_name: str, stage: str, args: list[str]):
+    """The stage's configuration: the YAML file, if one is named first, and the flags over it."""
+    import tyro
+
+    from openprime import config as schemas
+
+    schema = getattr(schemas, schema_name)
+    default = schema()
+    if args and not args[0].startswith("-"):
+        default = schemas.read_config(schema, schemas.find_config(args[0]))
+        args = args[1:]
+    return tyro.cli(schema, default=default, args=args, prog=f"openprime {stage} [CONFIG.yaml]")
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether the error was raised by our own code, as a message to the user, and not deep in a library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
+
+
+def fail(message: str, status: int) -> int:
+    """Say what is wrong and return the status."""
+    print(f"openprime: {message}", file=sys.stderr)
+    return status
+
+
+def usage() -> str:
+    """The overview."""
+    lines = ["openprime COMMAND [CONFIG.yaml] [--flags]", "", "PRIME: reinforcement learning with an implicit PRM", ""]
+    lines += [f"  {name:<10}{text}" for name, (_, _, _, text) in STAGES.items()]
+    lines += ["", "openprime COMMAND --help lists the settings of a command; a YAML file holds the same names.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""`openprime demo`: public commands with the tiny configurations, one after the other."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from openprime.cli import main
+from openprime.config import DemoConfig
+from openprime.stages.report import read_jsonl
+
+
+def demo(config: DemoConfig) -> None:
+    """Build and fine-tune a small model, train it by PRIME and by outcome rewards alone, choose among N, report."""
+    out, seed = Path(config.out), ["--seed", str(config.seed)]
+    if (out / "sft").exists():
+        raise ValueError(f"{out} holds a demo already: choose another --out, or remove it")
+    console = Console()
+    begun = time.perf_counter()
+    rl = ["rl", "configs/rl/tiny.yaml", "--model", f"{out}/sft/model", *seed]
+    commands = [
+        ["sft", "configs/sft/tiny.yaml", "--out", f"{out}/sft", *seed],
+        [*rl, "--out", f"{out}/prime"],
+        [*rl, "--out", f"{out}/outcome-only", "--advantage.process-weight", "0"],
+        ["evaluate", "configs/evaluate/tiny.yaml", "--model", f"{out}/sft/model", "--prm", f"{out}/prime/prm"]
+        + ["--out", f"{out}/best-of-n", *seed],
+        ["report", "--runs", f"{out}/prime", f"{out}/outcome-only", "--evaluation", f"{out}/best-of-n"]
+        + ["--out", f"{out}/report.html", "--title", "openprime demo"],
+    ]
+    for command in commands:
+        console.rule(align="left", style="dim")
+        console.print(f"[bold]$ openprime {shlex.join(command)}", highlight=False)
+        status = main(command)
+        if status:
+            raise SystemExit(status)
+    summary = summarise(out) | {"seconds": time.perf_counter() - begun}
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    console.rule(align="left", style="dim")
+    console.print(verdict(summary), highlight=False)
+    console.print(f"{summary['seconds']:.0f} s. The page: {out / 'report.html'}   the figures: {out / 'summary.json'}")
+
+
+def summarise(out: Path) -> dict:
+    """The demo's figures."""
+    runs = {}
+    for name in ("prime", "outcome-only"):
+        rows = [row for row in read_jsonl(out / name / "metrics.jsonl") if "eval/greedy" in row]
+        curve = [(row["rollout/rollouts"], row["eval/greedy"]) for row in rows]
+        final = {key: value for key, value in rows[-1].items() if key.startswith("eval/")}
+        runs[name] = {"start": rows[0]["eval/greedy"], "final": final, "curve": curve}
+    return {"runs": runs, "best_of_n": json.loads((out / "best-of-n" / "results.json").read_text(encoding="utf-8"))}
+
+
+def verdict(summary: dict) -> str:
+    """Which method won, as it is."""
+    finals = {name: run["final"]["eval/greedy"] for name, run in summary["runs"].items()}
+    areas = {name: area(run["curve"]) for name, run in summary["runs"].items()}
+    prime, control = finals["prime"], finals["outcome-only"]
+    winner = "PRIME" if prime > control else "outcome rewards alone" if control > prime else "neither (a tie)"
+    faster = "PRIME" if areas["prime"] > areas["outcome-only"] else "outcome rewards alone"
+    choice = {name: row[max(row, key=int)][0] for name, row in summary["best_of_n"]["best_of_n"].items()}
+    n = summary["best_of_n"]["samples"]
+    best = max((name for name in choice if name != "oracle"), key=lambda name: choice[name])
+    return (
+        f"Held-out greedy accuracy from {summary['runs']['prime']['start']:.3f} to {prime:.3f} by PRIME and "
+        f"{control:.3f} by outcome rewards alone. Higher at the end: {winner}; higher on average over the run: {faster}. "
+        f"One seed: a difference of a few hundredths is noise.\n"
+        f"Best of {n} responses of the SFT model: PRM {choice['PRM']:.3f}, majority vote {choice['majority vote']:.3f}, "
+        f"reference log-probability {choice['reference log-probability']:.3f}; the best choice was {best}."
+    )
+
+
+def area(curve: list[tuple[float, float]]) -> float:
+    """Mean accuracy over the rollouts of a run, by the trapezoid rule."""
+    pairs = list(zip(curve, curve[1:], strict=False))
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairs) / (curve[-1][0] - curve[0][0])

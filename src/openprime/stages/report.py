@@ -1,0 +1,213 @@
+"""`openprime report`: one self-contained page about runs; opens without a network."""
+
+import json
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go
+from rich.console import Console
+
+from openprime.config import ReportConfig
+
+COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#475569")
+CURVES = (
+    ("eval/greedy", "Held-out accuracy, greedy", "share of prompts answered right"),
+    ("eval/avg@", "Held-out accuracy, sampled", "mean over samples"),
+    ("prm/pairwise_accuracy", "PRM: pairwise accuracy on new groups", "right above wrong, .5 is chance"),
+    ("rollout/accuracy", "Accuracy of rollouts, before the filter", "mean outcome"),
+    ("rollout/entropy", "Entropy of the policy", "nats a token"),
+    ("policy/mismatch_max", "Sampler against trainer", "largest difference of a log-probability, nats"),
+)
+"""(metric or its beginning, title, unit)."""
+PHASES = ("rollout", "verify", "reference", "prm", "policy")
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #0f172a; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem }
+p { max-width: 46rem; margin: .3rem 0 } .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: .5rem }
+table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums }
+td, th { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e2e8f0 } td:first-child, th:first-child { text-align: left; padding-left: 0 }
+.pair { display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0 1.4rem } .card { border: 1px solid #e2e8f0; border-radius: 8px; padding: .6rem .9rem; min-width: 9rem }
+.card pre { font: 15px/1.65 ui-monospace, monospace; margin: .3rem 0 0; white-space: pre-wrap } .tok { border-radius: 3px; padding: 1px 0 }
+.slip { text-decoration: underline wavy #dc2626 2px; text-underline-offset: 4px } .tag { font-size: .85rem; color: #475569 } .end { color: #94a3b8; font-size: .8em }
+.bar { display: inline-block; width: 12rem; height: .8rem; border-radius: 3px; background: linear-gradient(90deg, rgba(220,38,38,.75), #fff, rgba(37,99,235,.75)) }
+"""
+
+
+def report(config: ReportConfig) -> None:
+    """Write the page."""
+    config.check()
+    runs = {}
+    for folder in config.runs:
+        path = Path(folder) / "metrics.jsonl"
+        if not path.is_file():
+            raise ValueError(f"{folder}: not a run's folder: it has no metrics.jsonl")
+        runs[Path(folder).name] = read_jsonl(path)
+    parts = [f"<h1>{escape(config.title)}</h1>", overview(runs), "<h2>Learning</h2>", curves(runs), "<h2>Time</h2>", times(runs)]
+    if config.evaluation:
+        folder = Path(config.evaluation)
+        if not (folder / "results.json").is_file():
+            raise ValueError(f"{folder}: not an evaluation's folder: it has no results.json")
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        parts += [best_of_n(results), token_rewards(read_jsonl(folder / "responses.jsonl"))]
+    body = "\n".join(part for part in parts if part)
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    script = f"<script>{plotly_script()}</script>"
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(config.title)}</title><style>{STYLE}</style>"
+    out.write_text(f"{page}{script}<body>{body}</body></html>\n", encoding="utf-8")
+    Console().print(f"written: {out}")
+
+
+def overview(runs: dict[str, list[dict]]) -> str:
+    """Where each run began and ended."""
+    rows = []
+    for name, metrics in runs.items():
+        evaluated = [row for row in metrics if "eval/greedy" in row]
+        steps = [row for row in metrics if "time/step" in row]
+        if not evaluated or not steps:
+            continue
+        first, last = evaluated[0], evaluated[-1]
+        sampled = next((f"{first[k]:.3f} → {last[k]:.3f}" for k in last if k.startswith("eval/avg@")), "")
+        seconds = sum(row["time/step"] for row in steps) / len(steps)
+        rows.append(
+            f"<tr><td>{escape(name)}<td>{first['eval/greedy']:.3f} → {last['eval/greedy']:.3f}<td>{sampled}"
+            f"<td>{last['rollout/rollouts']:,.0f}<td>{last['step']}<td>{seconds:.2f}</tr>"
+        )
+    head = "<tr><th>run<th>greedy accuracy<th>sampled accuracy<th>rollouts<th>steps<th>seconds a step</tr>"
+    return f"<table>{head}{''.join(rows)}</table><p>Accuracy on held-out prompts, start → end. Rollouts are counted before the filter.</p>"
+
+
+def curves(runs: dict[str, list[dict]]) -> str:
+    """One figure a metric, over rollouts."""
+    figures = []
+    for metric, title, unit in CURVES:
+        figure = go.Figure()
+        for (name, rows), colour in zip(runs.items(), COLOURS, strict=False):
+            key = next((k for row in rows for k in row if k.startswith(metric)), None)
+            points = [(row["rollout/rollouts"], row[key]) for row in rows if key in row] if key else []
+            if points:
+                x, y = zip(*points, strict=True)
+                figure.add_scatter(x=x, y=y, name=name, mode="lines", line={"color": colour, "width": 2})
+        if figure.data:
+            figures.append(draw(figure, title, "rollouts, before the filter", unit))
+    return f"<div class=grid>{''.join(figures)}</div>"
+
+
+def times(runs: dict[str, list[dict]]) -> str:
+    """Seconds a step, split by phase."""
+    figure = go.Figure()
+    for phase, colour in zip(PHASES, COLOURS, strict=False):
+        means = []
+        for rows in runs.values():
+            values = [row[f"time/{phase}"] for row in rows if f"time/{phase}" in row]
+            means.append(sum(values) / len(values) if values else 0.0)
+        figure.add_bar(y=list(runs), x=means, name=phase, orientation="h", marker={"color": colour})
+    figure.update_layout(barmode="stack")
+    return draw(figure, "Seconds a step", "seconds", "", height=150 + 45 * len(runs))
+
+
+def best_of_n(results: dict) -> str:
+    """Best-of-N curves and table."""
+    table = results["best_of_n"]
+    sizes = list(next(iter(table.values())))
+    figure = go.Figure()
+    for (method, row), colour in zip(table.items(), COLOURS * 2, strict=False):
+        values = [row[n] for n in sizes]
+        figure.add_scatter(
+            x=[int(n) for n in sizes],
+            y=[v[0] for v in values],
+            error_y={
+                "type": "data",
+                "array": [v[2] - v[0] for v in values],
+                "arrayminus": [v[0] - v[1] for v in values],
+                "thickness": 1,
+            },
+            name=method,
+            line={"color": colour, "width": 2, "dash": "dot" if method in ("oracle", "random") else "solid"},
+        )
+    figure.update_xaxes(type="log", tickvals=[int(n) for n in sizes])
+    lines = [
+        f"<tr><td>{escape(method)}{''.join(f'<td>{row[n][0]:.3f}' for n in sizes)}<td>{row[sizes[-1]][1]:.3f} to {row[sizes[-1]][2]:.3f}</tr>"
+        for method, row in table.items()
+    ]
+    head = f"<tr><th>method{''.join(f'<th>N={n}' for n in sizes)}<th>95 % at N={sizes[-1]}</tr>"
+    auc = results.get("step_auc")
+    steps = (
+        f"<p>Rewards of lines against a perfect checker: area under the ROC curve {auc:.3f} (.5 is chance).</p>" if auc else ""
+    )
+    return (
+        f"<h2>Best of N</h2><p>{results['prompts']} held-out prompts, {results['samples']} responses each from "
+        f"<code>{escape(results['model'])}</code>; one is chosen.</p>"
+        + draw(figure, "Accuracy of the chosen response", "N", "accuracy", height=380)
+        + f"<table>{head}{''.join(lines)}</table>{steps}"
+    )
+
+
+def token_rewards(rows: list[dict], prompts: int = 6) -> str:
+    """Some responses, each token coloured by its process reward: one right and one wrong to a prompt."""
+    chosen = []
+    for row in rows:
+        right = [r for r in row["responses"] if r["outcome"] and "rewards" in r]
+        wrong = [r for r in row["responses"] if r["outcome"] == 0 and "rewards" in r]
+        if right and wrong:
+            chosen.append((row, right[0], wrong[0]))
+    chosen = chosen[:prompts]
+    if not chosen:
+        return ""
+    largest = max(abs(v) for _, *pair in chosen for r in pair for v in r["rewards"]) or 1.0
+    cards = []
+    for row, *pair in chosen:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else "\n".join(m["content"] for m in row["prompt"])
+        cells = f"<div class=card><span class=tag>prompt, answer {escape(str(row['answer']))}</span><pre>{escape(prompt)}</pre></div>"
+        cells += "".join(response_card(r, largest) for r in pair)
+        cards.append(f"<div class=pair>{cells}</div>")
+    legend = (
+        f"<p>Every token in the colour of its process reward, <span class=bar></span> from {-largest:.3f} to {largest:.3f} "
+        "(point at a token for its number). A wavy line marks a step that a perfect checker calls wrong; "
+        "the checker took no part in training.</p>"
+    )
+    return f"<h2>The reward of every token</h2>{legend}{''.join(cards)}"
+
+
+def response_card(response: dict, largest: float) -> str:
+    """One response."""
+    line, spans = 0, []
+    steps = response.get("steps", [])
+    for token, reward in zip(response["tokens"], response["rewards"], strict=True):
+        colour = "37,99,235" if reward > 0 else "220,38,38"
+        slip = " slip" if line < len(steps) and not steps[line] and token.strip() and not token.startswith("<|") else ""
+        text = f"<span class=end>{escape(token)}</span>" if token.startswith("<|") else escape(token)
+        text = text.replace("\n", "<span class=end>⏎</span>\n")
+        style = f"background:rgba({colour},{0.75 * min(1.0, abs(reward) / largest):.3f})"
+        spans.append(f'<span class="tok{slip}" style="{style}" title="{reward:+.4f}">{text}</span>')
+        line += token.count("\n")
+    verdict = "right" if response["outcome"] else f"wrong ({escape(response['reason'])})"
+    total = sum(response["rewards"])
+    return f"<div class=card><span class=tag>{verdict}, score {total:+.3f}</span><pre>{''.join(spans)}</pre></div>"
+
+
+def draw(figure: go.Figure, title: str, x: str, y: str, height: int = 300) -> str:
+    """A figure as HTML without its own copy of the library."""
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15}},
+        template="plotly_white",
+        height=height,
+        margin={"l": 60, "r": 20, "t": 45, "b": 45},
+        xaxis_title=x,
+        yaxis_title=y,
+        legend={"orientation": "h", "y": -0.25},
+        font={"family": "system-ui, sans-serif", "size": 12},
+    )
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
+
+
+def plotly_script() -> str:
+    """The library's own script, so that the page opens offline."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of one of our own records."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

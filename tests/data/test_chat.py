@@ -1,0 +1,104 @@
+"""Messages, templates and token ids of prompts."""
+
+import pytest
+
+from openprime.config import DataConfig
+from openprime.data.chat import encode_prompts, encode_responses
+
+CHAT = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "three"},
+]
+SYSTEM = [{"role": "system", "content": "own"}, {"role": "user", "content": "q"}]
+
+
+def texts(prompts, tokenizer, **settings):
+    ids = encode_prompts(
+        prompts, [f"row:{i}" for i in range(len(prompts))], DataConfig(**settings), tokenizer
+    )
+    return [tokenizer.decode(row) for row in ids]
+
+
+def test_ids_are_those_of_the_chat_template(tokenizer):
+    prompts = ["plain", CHAT, SYSTEM]
+    ids = encode_prompts(prompts, ["a", "b", "c"], DataConfig(), tokenizer)
+    for made, chat in zip(ids, [[{"role": "user", "content": "plain"}], CHAT, SYSTEM], strict=True):
+        expected = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        assert made == expected["input_ids"]
+        assert all(type(i) is int for i in made)
+
+
+def test_the_template_begins_the_answer_and_adds_nothing_else(tokenizer):
+    assert texts(["q", CHAT], tokenizer) == [
+        "<|user|>q<|end|><|assistant|>",
+        "<|user|>one<|end|><|assistant|>two<|end|><|user|>three<|end|><|assistant|>",
+    ]
+
+
+def test_a_template_with_its_own_beginning_gets_no_second(tokenizer):
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    (ids,) = encode_prompts(["q"], ["row:0"], DataConfig(), tokenizer)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+
+
+def test_system_goes_first_where_there_is_none(tokenizer):
+    assert texts(["q", CHAT[:1], SYSTEM], tokenizer, system="be kind") == [
+        "<|system|>be kind<|end|><|user|>q<|end|><|assistant|>",
+        "<|system|>be kind<|end|><|user|>one<|end|><|assistant|>",
+        "<|system|>own<|end|><|user|>q<|end|><|assistant|>",
+    ]
+
+
+def test_suffix_goes_behind_the_last_user_message(tokenizer):
+    answered = CHAT[:2]
+    assert texts(["q", CHAT, answered], tokenizer, suffix=" Box it.") == [
+        "<|user|>q Box it.<|end|><|assistant|>",
+        "<|user|>one<|end|><|assistant|>two<|end|><|user|>three Box it.<|end|><|assistant|>",
+        "<|user|>one Box it.<|end|><|assistant|>two<|end|><|assistant|>",
+    ]
+    assert CHAT[2]["content"] == "three"  # what the user wrote stays
+    with pytest.raises(ValueError, match=r"row:0: data\.suffix.* user message"):
+        texts([SYSTEM[:1]], tokenizer, suffix="x")
+
+
+def test_without_template_the_text_is_as_it_is(tokenizer):
+    settings = {"chat_template": "none"}
+    assert texts(["q", CHAT], tokenizer, **settings) == ["<s>q", "<s>one\ntwo\nthree"]
+    assert texts(["q", SYSTEM], tokenizer, system="be kind", suffix="!", **settings) == [
+        "<s>be kind\nq!",
+        "<s>own\nq!",
+    ]
+
+
+def test_plain_text_with_its_own_beginning_gets_no_second(tokenizer):
+    prompts = ["<s>q", "r", "<s>t", "u<s>"]
+    assert texts(prompts, tokenizer, chat_template="none") == ["<s>q", "<s>r", "<s>t", "<s>u<s>"]
+    tokenizer.bos_token = None
+    assert texts(["q"], tokenizer, chat_template="none") == ["<s>q"]  # the post-processor still adds it
+
+
+def test_auto_without_a_template_says_what_to_do(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"data\.chat_template: none.*tokenizer has one"):
+        texts(["q"], tokenizer)
+    assert texts(["q"], tokenizer, chat_template="none") == ["<s>q"]
+
+
+def test_a_template_that_refuses_a_prompt_is_named_with_the_row(tokenizer):
+    clown = [{"role": "clown", "content": "q"}]
+    with pytest.raises(
+        ValueError, match="row:1: the tokenizer's chat template refuses this prompt: no clowns"
+    ):
+        texts(["q", clown, CHAT], tokenizer)
+
+
+def test_responses_end_and_never_begin(tokenizer):
+    ids = encode_responses(["two", "é"], tokenizer)
+    assert [tokenizer.decode(row) for row in ids] == ["two<|end|>", "é<|end|>"]
+    assert ids[0] == [*tokenizer("two", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    assert encode_responses([], tokenizer) == []
+    assert encode_prompts([], [], DataConfig(), tokenizer) == []

@@ -1,0 +1,412 @@
+"""Rows, fields, answers, lengths and demonstrations, from every source and shape."""
+
+import json
+import os
+import sys
+import time
+import types
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from openprime.config import DataConfig
+from openprime.data.readers import Demonstration, as_answer, load_rows, read_demonstrations, read_prompts
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Write rows to a JSONL file and return its name."""
+    return lambda rows, name="data.jsonl": write(tmp_path / name, rows)
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json lines", "json array", "parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
+    rows = [
+        {"prompt": "é 1", "answer": "2", "n": {"a": [1, 2]}},
+        {"prompt": "q", "answer": "3", "n": {"a": []}},
+    ]
+    if kind == "parquet":
+        path = tmp_path / "x.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif kind == "json array":
+        path = tmp_path / "x.json"
+        path.write_text("\n  " + json.dumps(rows, indent=2), encoding="utf-8")
+    else:
+        path = tmp_path / ("x.jsonl" if kind == "jsonl" else "x.json")
+        write(path, rows)
+    assert load_rows(DataConfig(source=str(path))) == rows
+    assert load_rows(DataConfig(source=str(path), limit=1)) == rows[:1]
+    assert load_rows(DataConfig(source=str(path), limit=9)) == rows
+
+
+def test_a_folder_named_like_a_hive_partition_adds_no_column(tmp_path):
+    (tmp_path / "year=2024").mkdir()
+    path = tmp_path / "year=2024" / "x.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "q"}]), path)
+    assert load_rows(DataConfig(source=str(path))) == [{"prompt": "q"}]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_changed_file_gives_the_new_rows(tmp_path, kind):
+    path = tmp_path / f"x.{kind}"
+    for value in ("old", "new"):  # same size, and the same time of change
+        if kind == "parquet":
+            parquet.write_table(pyarrow.table({"prompt": [value]}), path)
+        else:
+            write(path, [{"prompt": value}])
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert load_rows(DataConfig(source=str(path))) == [{"prompt": value}]
+
+
+def test_local_files_touch_no_cache_and_no_network(source, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    assert load_rows(DataConfig(source=source([{"a": 1}]))) == [{"a": 1}]
+
+
+def test_mixed_types_in_a_column_are_kept(source):
+    rows = [
+        {"prompt": "a", "answer": 1},
+        {"prompt": "b", "answer": "2"},
+        {"prompt": "c", "answer": 3.5, "x": None},
+    ]
+    assert load_rows(DataConfig(source=source(rows))) == rows
+
+
+def test_blank_lines_byte_order_mark_and_windows_ends_are_no_rows(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}\n\n')
+    assert load_rows(DataConfig(source=str(path))) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b'{"a": 1}\n{"a": \n{"a": 3}\n', r"x\.jsonl:2: not valid JSON"),
+        ("x.jsonl", b'{"a": 1}\n\n{"a": "half', r"x\.jsonl:3: not valid JSON"),
+        ("x.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"x\.jsonl:2: not UTF-8"),
+        ("x.jsonl", b'{"a": 1}\n[1, 2]\n', r"x\.jsonl:2: expected an object"),
+        ("x.jsonl", b"", r"x\.jsonl: no rows"),
+        ("x.jsonl", b"\n\n", r"x\.jsonl: no rows"),
+        ("x.json", b'[{"a": 1},\n {"a": }]', r"x\.json:2: not valid JSON"),
+        ("x.json", b'[{"a": 1},\n\n {"a": "\xff"}]', r"x\.json:3: not UTF-8"),
+        ("x.json", b'[{"a": 1}, 7]', r"x\.json: entry 1 is not an object"),
+        ("x.json", b"[]", r"x\.json: no rows"),
+        ("x.json", b"", r"x\.json: no rows"),
+        ("x.parquet", b"PAR1 not parquet", r"x\.parquet: not a readable parquet"),
+        ("x.csv", b"a,b\n1,2\n", r"x\.csv is not one of the kinds .*\.jsonl, \.json, \.parquet"),
+    ],
+)
+def test_faulty_files_are_named_with_the_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_rows(DataConfig(source=str(path)))
+
+
+@pytest.mark.parametrize("name", ["gone.jsonl", "gone.json", "gone.parquet"])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=f"there is no file .*{name}"):
+        load_rows(DataConfig(source=str(tmp_path / name)))
+
+
+# The hub and the embedded tasks
+
+
+def test_a_hub_id_is_asked_for_its_split(monkeypatch, tokenizer):
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_list([{"question": str(i), "answer": float(i)} for i in range(5)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    config = DataConfig(source="owner/name", split="test", limit=2)
+    prompts = read_prompts(config, tokenizer).prompts
+    assert asked == [("owner/name", "test")]
+    assert [(p.id, p.answer) for p in prompts] == [("owner/name:test:0", "0"), ("owner/name:test:1", "1")]
+    assert len(load_rows(DataConfig(source="owner/name"))) == 5
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route"), ValueError("Unknown split"), FileNotFoundError("gone")]
+)
+def test_an_unreachable_hub_id_is_explained(monkeypatch, error):
+    def load_dataset(name, split):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(
+        ValueError, match=f"owner/name is neither a local file.*nor .*hub.* split train: {error}"
+    ):
+        load_rows(DataConfig(source="owner/name"))
+
+
+def test_embedded_tasks_are_asked_by_name(monkeypatch, tokenizer):
+    tasks = types.ModuleType("openprime.tasks")
+    tasks.rows = lambda config: [{"prompt": "p", "answer": str(config.horizon), "response": "r"}]
+    monkeypatch.setitem(sys.modules, "openprime.tasks", tasks)
+    monkeypatch.setattr("openprime.tasks", tasks, raising=False)
+    config = DataConfig(source="task:clock", horizon=3)
+    (prompt,) = read_prompts(config, tokenizer).prompts
+    assert (prompt.id, prompt.answer, prompt.messages) == ("task:clock:train:0", "3", "p")
+    (demonstration,) = read_demonstrations(config, tokenizer, 100).rows
+    assert tokenizer.decode(demonstration.response_ids) == "r<|end|>"
+
+
+# Fields
+
+USER = [{"role": "user", "content": "1+1?"}]
+TALK = [*USER, {"role": "assistant", "content": "two"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "messages", "answer"),
+    [
+        (
+            {"data_source": "m", "prompt": USER, "reward_model": {"ground_truth": "2", "style": "rule"}},
+            USER,
+            "2",
+        ),
+        ({"prompt": USER, "reward_model": {"ground_truth": '["2"]'}, "answer": "no"}, USER, '["2"]'),
+        ({"prompt": "1+1?", "answer": "2", "level": 3}, "1+1?", "2"),
+        ({"prompt": USER, "answer": 2}, USER, "2"),
+        ({"messages": TALK, "answer": "2"}, USER, "2"),
+        ({"messages": USER, "answer": "2"}, USER, "2"),
+        ({"question": "1+1?", "answer": "so\n#### 2"}, "1+1?", "so\n#### 2"),
+        ({"problem": "1+1?", "answer": "2"}, "1+1?", "2"),
+        ({"problem": "1+1?", "solution": "x", "expected_answer": "2"}, "1+1?", "2"),
+    ],
+)
+def test_shapes_are_recognised(source, tokenizer, row, messages, answer):
+    (prompt,) = read_prompts(DataConfig(source=source([row])), tokenizer).prompts
+    assert (prompt.messages, prompt.answer, prompt.columns) == (messages, answer, row)
+    assert prompt.id == "data.jsonl:0"
+    assert tokenizer.decode(prompt.token_ids) == "<|user|>1+1?<|end|><|assistant|>"
+
+
+def test_verl_parquet_with_an_array_of_structs(tmp_path, tokenizer):
+    rows = [
+        {"data_source": "math", "prompt": [{"role": "system", "content": "s"}, *USER], "ability": "math"},
+        {"data_source": "math", "prompt": USER, "ability": "math"},
+    ]
+    for row in rows:
+        row["reward_model"] = {"ground_truth": "2", "style": "rule"}
+    path = tmp_path / "train.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    prompts = read_prompts(DataConfig(source=str(path)), tokenizer).prompts
+    assert [p.messages for p in prompts] == [rows[0]["prompt"], USER]
+    assert [p.answer for p in prompts] == ["2", "2"]
+    assert [p.id for p in prompts] == ["train.parquet:0", "train.parquet:1"]
+
+
+def test_parquet_messages_with_empty_extra_keys(tmp_path, tokenizer):
+    rows = [
+        {
+            "prompt": [
+                {"role": "user", "content": "a", "name": None},
+                {"role": "user", "content": "b", "name": "x"},
+            ]
+        }
+    ]
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    (prompt,) = read_prompts(DataConfig(source=str(path), verifier="m:f"), tokenizer).prompts
+    assert prompt.messages == [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+
+
+def test_named_fields_reach_inside_and_win(source, tokenizer):
+    row = {"prompt": "no", "answer": "no", "extra": {"task": {"text": "yes"}, "label": 7}}
+    config = DataConfig(source=source([row]), prompt_field="extra.task.text", answer_field="extra.label")
+    (prompt,) = read_prompts(config, tokenizer).prompts
+    assert (prompt.messages, prompt.answer) == ("yes", "7")
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "message"),
+    [
+        ({"prompt": "a", "x": {"b": 1}}, {"answer_field": "x.c"}, r" x\.c.*: prompt, x\.b\..*answer_field"),
+        ({"prompt": "a", "b": 1}, {"prompt_field": "text"}, r"field text.*: prompt, b\..*data\.prompt_field"),
+        ({"text": "a"}, {}, r"prompt or messages or question or problem;.*: text\..*data\.prompt_field"),
+        ({"prompt": "a", "b": {"c": 1}}, {"prompt_field": "b.c.d"}, r"field b\.c\.d"),
+        ({"prompt": 5, "answer": "1"}, {}, r"data\.jsonl:0: expected text or a list of messages, found 5"),
+        ({"prompt": " ", "answer": "1"}, {}, r"data\.jsonl:0: expected text"),
+        ({"prompt": [], "answer": "1"}, {}, r"data\.jsonl:0: expected text"),
+        ({"prompt": ["a"], "answer": "1"}, {}, r"data\.jsonl:0: expected a message .*'a'"),
+        ({"prompt": [{"role": "user", "content": None}]}, {}, r"data\.jsonl:0: expected a message"),
+    ],
+)  # fmt: skip
+def test_bad_fields_are_named_with_those_that_exist(source, tokenizer, row, settings, message):
+    with pytest.raises(ValueError, match=message):
+        read_prompts(DataConfig(source=source([row]), **settings), tokenizer)
+
+
+def test_a_field_of_some_rows_is_found(source, tokenizer):
+    rows = [{"prompt": "a"}, {"prompt": "b", "answer": "1"}]
+    prompts = read_prompts(DataConfig(source=source(rows), verifier="my:score"), tokenizer).prompts
+    assert [p.answer for p in prompts] == [None, "1"]
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        (142.0, "142"), (-1.0, "-1"), (0.5, "0.5"), (7, "7"), ("5.0", "5.0"), ("", ""), (None, None),
+        (float("nan"), None), (float("inf"), "inf"), (["1", "é"], '["1", "é"]'), (True, "True"),
+    ],
+)  # fmt: skip
+def test_answers_are_text(value, answer):
+    assert as_answer(value) == answer
+
+
+def test_a_float_answer_of_a_file_becomes_a_whole_number(source, tokenizer):
+    (prompt,) = read_prompts(
+        DataConfig(source=source([{"question": "q", "answer": 142.0}])), tokenizer
+    ).prompts
+    assert prompt.answer == "142"
+    assert prompt.columns == {"question": "q", "answer": 142.0}
+
+
+def test_math_needs_answers(source, tokenizer):
+    rows = [{"prompt": "q", "answer": a} for a in ("1", None, "2", "", " ", None)] + [{"prompt": "q"}]
+    config = DataConfig(source=source(rows))
+    with pytest.raises(
+        ValueError, match=r"5 of 7 rows have no answer \(row 1, 3, 4, \.\.\.\).*data\.answer_field"
+    ):
+        read_prompts(config, tokenizer)
+    other = read_prompts(config.model_copy(update={"verifier": "my:score"}), tokenizer)
+    assert [p.answer for p in other.prompts] == ["1", None, "2", "", " ", None, None]
+    with pytest.raises(ValueError, match=r"1 of 1 rows have no answer \(row 0\)"):
+        read_prompts(DataConfig(source=source([{"prompt": "q"}])), tokenizer)
+
+
+# Lengths
+
+
+def test_long_prompts_are_dropped_and_counted(source, tokenizer):
+    rows = [{"prompt": "x" * n, "answer": str(n)} for n in (3, 30, 4, 40)]
+    found = read_prompts(DataConfig(source=source(rows), max_prompt_tokens=7), tokenizer)  # 3 of the template
+    assert [(p.id, p.answer, len(p.token_ids)) for p in found.prompts] == [
+        ("data.jsonl:0", "3", 6),
+        ("data.jsonl:2", "4", 7),
+    ]
+    assert (found.dropped_long, found.rows) == (2, 4)
+
+
+def test_long_prompts_can_be_errors(source, tokenizer):
+    rows = [{"prompt": "x" * n, "answer": "1"} for n in (3, 30)]
+    config = DataConfig(source=source(rows), max_prompt_tokens=32, too_long="error")
+    with pytest.raises(ValueError, match=r"data\.jsonl:1: the prompt has 33 tokens.*max_prompt_tokens=32"):
+        read_prompts(config, tokenizer)
+    assert len(read_prompts(config.model_copy(update={"max_prompt_tokens": 33}), tokenizer).prompts) == 2
+
+
+def test_no_prompt_left_is_an_error(source, tokenizer):
+    config = DataConfig(source=source([{"prompt": "xxxx", "answer": "1"}] * 2), max_prompt_tokens=3)
+    with pytest.raises(ValueError, match=r"all 2 prompts exceed data\.max_prompt_tokens=3"):
+        read_prompts(config, tokenizer)
+
+
+# Demonstrations
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "1+1?", "completion": "two"},
+        {"prompt": "1+1?", "response": "two", "answer": "2"},
+        {"prompt": USER, "completion": [{"role": "assistant", "content": "two"}]},
+        {"messages": TALK},
+        {"messages": TALK, "response": "two"},
+        {"question": "1+1?", "completion": "two"},
+    ],
+)
+def test_demonstrations_of_every_shape(source, tokenizer, row):
+    found = read_demonstrations(DataConfig(source=source([row])), tokenizer, 100)
+    encode = tokenizer.convert_tokens_to_ids
+    prompt = [encode("<|user|>"), *tokenizer("1+1?", add_special_tokens=False).input_ids]
+    prompt += [encode("<|end|>"), encode("<|assistant|>")]
+    response = [*tokenizer("two", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    assert found.rows == [Demonstration(tuple(prompt), tuple(response))]
+    assert found.dropped_long == 0
+
+
+def test_demonstrations_of_named_fields(source, tokenizer):
+    row = {"question": "1+1?", "answer": "#### 2", "extra": {"talk": TALK}}
+    config = DataConfig(source=source([row]), response_field="answer")
+    assert (
+        tokenizer.decode(read_demonstrations(config, tokenizer, 100).rows[0].response_ids) == "#### 2<|end|>"
+    )
+    config = DataConfig(source=source([row]), prompt_field="extra.talk")
+    (row,) = read_demonstrations(config, tokenizer, 100).rows
+    assert tokenizer.decode(row.prompt_ids) == "<|user|>1+1?<|end|><|assistant|>"
+    assert tokenizer.decode(row.response_ids) == "two<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "message"),
+    [
+        ({"prompt": "a", "completion": ""}, {}, r"data\.jsonl:1: the response is empty"),
+        ({"prompt": "a", "completion": " \n"}, {}, r"data\.jsonl:1: the response is empty"),
+        ({"prompt": "a", "completion": None}, {}, r"data\.jsonl:1: the response must be text"),
+        ({"prompt": "a", "completion": USER}, {}, r"data\.jsonl:1: the response must be text"),
+        ({"prompt": "a", "completion": TALK}, {}, r"data\.jsonl:1: the response must be text"),
+        ({"prompt": "a", "response": "b"}, {"response_field": "reply"}, r"reply.*: .*response.*data\.resp"),
+    ],
+)  # fmt: skip
+def test_bad_demonstrations_are_named(source, tokenizer, row, settings, message):
+    good = {"prompt": "a", "completion": "b"}
+    with pytest.raises(ValueError, match=message):
+        read_demonstrations(DataConfig(source=source([good, row]), **settings), tokenizer, 100)
+
+
+@pytest.mark.parametrize("row", [{"messages": [*TALK, *USER]}, {"messages": [*USER, *USER]}])
+def test_a_conversation_must_end_with_the_assistant(source, tokenizer, row):
+    with pytest.raises(ValueError, match=r"data\.jsonl:0: the response must be .*message of the assistant"):
+        read_demonstrations(DataConfig(source=source([row])), tokenizer, 100)
+
+
+@pytest.mark.parametrize("row", [{"messages": USER}, {"prompt": "a", "answer": "b"}])
+def test_no_response_at_all(source, tokenizer, row):
+    with pytest.raises(
+        ValueError, match=r"data\.jsonl:0: no response.*completion or response.*data\.response_field"
+    ):
+        read_demonstrations(DataConfig(source=source([row])), tokenizer, 100)
+
+
+def test_long_demonstrations_are_dropped_and_counted(source, tokenizer):
+    rows = [{"prompt": "x" * p, "completion": "y" * r} for p, r in ((1, 1), (1, 9), (9, 1), (2, 2), (30, 1))]
+    config = DataConfig(source=source(rows), max_prompt_tokens=12)
+    found = read_demonstrations(config, tokenizer, 8)  # 3 tokens of the template, 1 of the end
+    assert [(len(d.prompt_ids), len(d.response_ids)) for d in found.rows] == [(4, 2), (5, 3)]
+    assert found.dropped_long == 3
+    with pytest.raises(ValueError, match="all 5 rows are longer than max_tokens=5"):
+        read_demonstrations(config, tokenizer, 5)
+    with pytest.raises(ValueError, match=r"data\.jsonl:4: the prompt has 33 tokens"):
+        read_demonstrations(config.model_copy(update={"too_long": "error"}), tokenizer, 8)
+
+
+def test_a_tokenizer_without_an_end_cannot_learn(source, tokenizer):
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end-of-sequence token"):
+        read_demonstrations(DataConfig(source=source([{"prompt": "a", "completion": "b"}])), tokenizer, 100)
+
+
+def test_thousands_of_rows_take_seconds(source, tokenizer):
+    text = "what is the answer to the question " * 8
+    config = DataConfig(source=source([{"question": text + str(i), "answer": str(i)} for i in range(7473)]))
+    start = time.perf_counter()
+    found = read_prompts(config, tokenizer)
+    assert time.perf_counter() - start < 20
+    assert len({prompt.id for prompt in found.prompts}) == 7473

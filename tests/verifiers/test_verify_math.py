@@ -1,0 +1,442 @@
+"""The judge of mathematics: extraction, equal and unequal answers, hostile input, real references."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openprime.types import Prompt
+from openprime.verifiers import make_verifier, math
+from openprime.verifiers.math import canonical_answer, extract_answer, verify_math
+
+FOLDER = Path(__file__).parents[3] / "shared" / "data"
+
+
+def ask(answer, question="How much?"):
+    return Prompt("p", (), question, answer)
+
+
+def reason(answer, response, question="How much?"):
+    """The reason for one response as it stands; the outcome must go with it."""
+    (verdict,) = verify_math(ask(answer, question), [response])
+    assert verdict.outcome == (1.0 if verdict.reason == "right" else 0.0)
+    return verdict.reason
+
+
+def boxed(answer, prediction, question="How much?"):
+    return reason(answer, rf"So it is $\boxed{{{prediction}}}$.", question)
+
+
+# Extraction
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("nothing here, not even 5", None),
+        ("", None),
+        (r"\boxed{5}", "5"),
+        (r"\boxed{1} then \boxed{ 2 } end", "2"),
+        (r"\fbox{7}", "7"),
+        (r"\boxed {7}", "7"),
+        (r"\\boxed{7}", "7"),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\{1}", r"\{1"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\fbox{x is \boxed{3} now}", "3"),
+        (r"\boxed{5} and \boxed{6", "5"),
+        (r"\boxed{5 \boxed{6}", "6"),
+        (r"} \boxed{5} }", "5"),
+        (r"{ \boxed{5}", "5"),
+        (r"\boxed{5} but \boxed{}", "5"),
+        (r"\boxed{}", None),
+        (r"boxed{5}", None),
+        ("steps\n#### 18", "18"),
+        ("#### 1\n#### 2\nbye", "2"),
+        ("  ####  $18.50 \nmore", "$18.50"),
+        ("see #### 18", None),
+        ("##### 18", None),
+        ("####", None),
+        ("#### \n18", None),
+        ("\\boxed{5}\n#### 6", "6"),
+        ("#### 6\n\\boxed{5}", "5"),
+        (r"#### \boxed{5}", "5"),
+    ],
+)
+def test_the_last_answer_is_taken(text, answer):
+    assert extract_answer(text) == answer
+
+
+@given(st.text(alphabet="{}\\abc ", max_size=20))
+def test_extraction_finds_what_balanced_braces_hold(content):
+    depth = 0
+    for part in content.replace("\\", ""):
+        depth += (part == "{") - (part == "}")
+        if depth < 0:
+            return
+    content = content.replace("\\", "")
+    if depth == 0 and content.strip():
+        assert extract_answer(f"a \\boxed{{{content}}} b") == content.strip()
+
+
+# Equal answers
+
+RIGHT = [
+    ("5", "5.0"), ("5", "05"), ("5", "+5"), ("5", "5."), ("5", "$5$"), ("5", r"\$5"), ("5", "x=5"),
+    ("5", "x = 5"),
+    ("5", r"\(5\)"), ("5", "**5**"), ("5", "５"), ("-5", "−5"), ("-1/2", r"\frac{-1}{2}"), ("-5", "-5.00"),
+    ("1234", "1,234"), ("1234", r"1{,}234"), ("1234", r"1,\!234"), ("1234", r"1\,234"), ("1234", "1 234"),
+    ("11,111,111,100", "11111111100"), ("1,200", "1200.00"), ("0.5", ".5"), ("0.5", r"\frac12"),
+    ("0.5", "1/2"),
+    (r"\frac{1}{2}", r"\dfrac{2}{4}"), (r"\frac{270}7", r"\frac{270}{7}"), (r"1\frac{4}{5}", "1.8"),
+    (r"1\frac{4}{5}", "9/5"),
+    ("18", "18 dollars"), ("18.90", r"\$18.9"), ("5", r"5\text{ cm}"), ("5", r"5\,\mathrm{cm}^2"),
+    ("5", "5 cm"),
+    (r"12\pi", r"12\pi\text{ m}^{3}"), ("90", r"90^\circ"), ("90", r"90^{\circ}"), ("90", "90 degrees"),
+    ("20\\%", "20"), ("20\\%", "20%"), ("20\\%", "0.2"), ("20\\%", r"\frac15"),
+    ("20\\%", r"20\text{ percent}"),
+    ("Evelyn", r"\text{Evelyn}"), ("even", "Even"), ("(B)", "B"), ("B", r"\textbf{(B)}"),
+    (r"\text{east}", "east"),
+    ("(1,-2)", r"\left(1, -2\right)"), ("1,-2", "-2,1"), ("1,-2", r"-2 \text{ and } 1"), ("3,5,7", "7, 5, 3"),
+    ("1,-2", "x=1, x=-2"), (r"\{1,2\}", "2, 1"), ("(15,-29)", "15,-29"), ("(3, 100)", r"(3,\,100)"),
+    ("[-2,7]", r"x\in[-2,7]"), ("y=-2x", "-2x"), ("-2x", "y = -2x"), ("x=3", "3"), ("5", r"\angle ABC = 5"),
+    ("2\\sqrt{5}", r"\sqrt{20}"), (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), ("x^2+1", "1+x^{2}"),
+    ("(a+5)(b+2)", "ab+2a+5b+10"), ("6+9i", "9i+6"), ("5x-7y+11z+4=0", "-5x+7y-11z-4=0"),
+    (r"\frac{\pi}{2}", "π/2"),
+    (r"(-\infty,2)\cup(3,\infty)", r"(3,\infty)\cup(-\infty,2)"),
+    (r"1\pm\sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"),
+    (r"\begin{pmatrix}-1/3\\2/3\end{pmatrix}", r"\begin{pmatrix} -\frac{1}{3} \\ \frac23 \end{pmatrix}"),
+    ("4210_{5}", "4210_5"), ("1024", "2^{10}"), ("10!", "3628800"), (r"\binom{10}{3}", "120"),
+    (r"\cot x", r"\cot  x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "prediction"), RIGHT)
+def test_equal_answers_are_right(answer, prediction):
+    assert boxed(answer, prediction) == "right"
+
+
+@given(
+    st.integers(-(10**6), 10**6),
+    st.integers(1, 10**4),
+    st.sampled_from(["{}/{}", r"\frac{{{}}}{{{}}}", r"\dfrac{{ {} }}{{ {} }}"]),
+    st.integers(1, 9),
+)
+def test_fractions_are_compared_exactly(top, bottom, form, factor):
+    answer = rf"\frac{{{top}}}{{{bottom}}}"
+    assert boxed(answer, form.format(top * factor, bottom * factor)) == "right"
+    assert boxed(answer, form.format(top * factor + 1, bottom * factor)) == "wrong"
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9))
+def test_decimals_are_compared_exactly(value):
+    assert boxed(f"{value:f}", f"{value:,f}000") == "right"
+    assert boxed(f"{value:f}", f"{value:f}001") == "wrong"
+
+
+# Unequal answers
+
+WRONG = [
+    ("7", "8=7"), ("7", r"7\%"), ("7", "7,7"), ("7", "7 or 8"), ("7", r"7\text{ or }8"),
+    ("7", ",".join(["7"] * 60)),
+    ("27648", "27647"), ("1/3", "0.333333"), ("0.333333", "1/3"), ("x^2+1", "x^2+1=x^2+1"), ("5", "-5"),
+    ("1/2", "2"),
+    (r"\{1,2\}", "(1,2)"), ("1,2", "(1,2)"), ("1,2", "[1,2]"), ("(1,2)", "[1,2]"), ("[1,2)", "[1,2]"),
+    ("(1,2)", r"\{1,2\}"),
+    ("(1,2)", "(2,1)"), ("3,5,7", "3,5"), ("3,5,7", "3,5,7,7"), ("(3,100)", "3100"), ("11", "1 1"),
+    ("1000", "1,00"),
+    ("east", "seat"), ("Evelyn", "Navin"), ("(B)", "C"), ("12c", "12d"), ("5m", "5"), ("5xyz", "5"),
+    ("5", "5x"),
+    ("5", "5 million"), ("5", r"5\text{ million}"), ("x=1", "y=1"), ("y=-2x", "2y=-2x"), ("0", "0/0"),
+    ("5", "1/0"),
+    ("1", r"\sin^2 x+\cos^2 x"), ("2k", "2"), ("x+1", "x-1"), (r"\sqrt{2}", "1.4142"), (r"12\pi", r"13\pi"),
+    ("5", "five"),
+    ("0.2", "20"), ("3R^2", "3r^2"), (r"\pi(R-r)", "0"), ("0.5", "5"), (r"\pi", r"\pi\text{x(1)}"),
+    ("6+9i", "6-9i"), ("5", r"\emptyset"), ("2", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "prediction"), WRONG)
+def test_unequal_answers_are_wrong(answer, prediction):
+    assert boxed(answer, prediction) == "wrong"
+
+
+def test_a_percent_sign_is_a_unit_where_the_question_asks_for_percents():
+    assert boxed("10", r"10\%", "What percent is it?") == "right"
+    assert boxed("10", "10%", "How many % is it?") == "right"
+    assert boxed("10", r"10\%", "How much is it?") == "wrong"
+    assert boxed("0.1", r"10\%", "How much is it?") == "right"
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "What Percent is it?"}]
+    assert boxed("10", r"10\%", chat) == "right"
+
+
+# References and reasons
+
+
+@pytest.mark.parametrize("answer", ["so\n#### 1,200", r"thus \boxed{1200}", "  1200 ", "1200.0"])
+def test_the_reference_is_the_answer_in_it_or_all_of_it(answer):
+    assert reason(answer, "#### 1200") == "right"
+    assert reason(answer, "#### 1201") == "wrong"
+
+
+@pytest.mark.parametrize("answer", [None, "", " \n"])
+def test_no_reference_is_no_verdict(answer):
+    verdicts = verify_math(ask(answer), [r"\boxed{1}", "x"])
+    assert [(v.outcome, v.reason) for v in verdicts] == [(None, "no_verdict")] * 2
+
+
+def test_one_verdict_a_response_in_order():
+    responses = ["it is 5", r"\boxed{5}", r"\boxed{6}", "#### 5", r"\boxed{}", r"\boxed{9^{9^{9}}}"]
+    verdicts = verify_math(ask("5"), responses)
+    assert [v.reason for v in verdicts] == ["no_answer", "right", "wrong", "right", "no_answer", "rejected"]
+    assert [v.outcome for v in verdicts] == [0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    assert verify_math(ask("5"), []) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "boxes", "expected"),
+    [
+        ("5", ["5", "5"], "right"),
+        ("5", ["5", "5.0", r"\frac{10}{2}"], "right"),
+        ("5", ["4", "5"], "wrong"),
+        ("5", ["5", "4"], "wrong"),
+        ("5", [str(i) for i in range(100) if i != 5] + ["5"], "wrong"),
+        ("5", ["5" + "0" * 300, "5"], "wrong"),
+        ("(1,2)", ["1", "2"], "wrong"),
+        ("1,2", ["1", "2"], "right"),
+        ("1,2", ["2", "1"], "right"),
+        ("1,2", ["1", "2", "3"], "wrong"),
+        ("1,2", ["1", "2", "1,2"], "right"),
+        (r"1\pm\sqrt{2}", [r"1+\sqrt{2}", r"1-\sqrt{2}"], "right"),
+    ],
+)
+def test_several_boxes(answer, boxes, expected):
+    assert reason(answer, " then ".join(rf"\boxed{{{b}}}" for b in boxes)) == expected
+
+
+def test_several_answer_lines_count_like_boxes():
+    assert reason("5", "#### 5\n#### 5") == "right"
+    assert reason("5", "#### 4\n#### 5") == "wrong"
+    assert reason("5", "#### Step 1\n#### Step 2\n\\boxed{5}") == "right"
+
+
+# Hostile input
+
+HOSTILE = [
+    "9^{9^9}",
+    "9^9^9",
+    "9^{(9^9)}",
+    "{9}^{9^{9}}",
+    "100000000!",
+    r"\binom{100000}{50000}",
+    r"\sum_{i=1}^{10^9} i",
+    r"\int_0^1 x dx",
+    r"\prod_{i=1}^{9999999} i",
+    r"\Gamma(10^8)",
+    "(" * 90 + "5" + ")" * 90,
+    "9^{999999}",
+    "9^{-999999}",
+    "(((9^{999})^{999})^{999})^{999}",
+    r"9^{999 \cdot 999}",
+    "9" * 150,
+    "5" * 5000,
+    "1," * 5000 + "1",
+    "1+" * 150 + "1",
+]
+
+
+@pytest.mark.parametrize("prediction", HOSTILE)
+@pytest.mark.parametrize("answer", [r"\sqrt{5}", "5"])
+def test_what_would_be_slow_is_not_computed(answer, prediction, monkeypatch):
+    monkeypatch.setattr(math, "_math_verify", None)  # never reached
+    assert boxed(answer, prediction) in ("rejected", "wrong")
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction"),
+    [
+        ("x+5", "(x+y+z+w)^{1000}"),
+        (r"\sqrt{5}", r"\sqrt{" * 20 + "5" + "}" * 20),
+        ("x!", "x!!"),
+        ("x+5", "x" * 201),
+    ],
+)
+def test_what_the_reference_does_not_have_is_rejected(answer, prediction):
+    assert boxed(answer, prediction) == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction"),
+    [
+        ("10!", "10 !"),
+        (r"\binom{8}{2}", "28"),
+        ("2^{2^3}", "256"),
+        ("e^{x^2}", "e^{x^{2}}"),
+        ("3^{200000}", "3^{200000}"),
+    ],
+)
+def test_what_the_reference_has_is_not_rejected(answer, prediction):
+    assert boxed(answer, prediction) == "right"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{" * 20_000,
+        r"\boxed{" * 20_000 + "5" + "}" * 20_000,
+        r"\boxed{6}" * 20_000,
+        "{" * 200_000 + "}" * 9,
+        " ".join(rf"\boxed{{{i}}}" for i in range(20_000)),
+        "#" * 200_000,
+        "\n####" * 50_000,
+        "\\" * 200_001,
+        " " * 200_000,
+        (r"\boxed" + " " * 1000) * 200,
+        "####" + " " * 200_000,
+        r"\boxed{" + "x" * 200_000 + "}",
+        r"\boxed{" + "," * 190 + "}",
+        r"\boxed{" + "_" * 190 + "}",
+        r"\boxed{" + "a " * 95 + "}",
+        r"\boxed{" + "^" * 190 + "}",
+    ],
+)
+def test_long_texts_are_read_in_time(text):
+    start = time.perf_counter()
+    assert reason("5", text) in ("right" if "5" + "}" * 20_000 in text else "wrong", "no_answer", "rejected")
+    assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize("prefix", ["", r"\pi ", r"\pi+", r"\text{a} "])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "__import__('pathlib').Path('MARK').touch()",
+        "exec(\"open('MARK','w')\")",
+        "open('MARK','w')",
+        "(lambda: open('MARK','w'))()",
+        r"\text{open('MARK','w')}",
+    ],
+)
+def test_no_code_in_an_answer_is_run(code, prefix, tmp_path):
+    mark = tmp_path / "m"
+    for answer in ("5", "x", r"\pi"):
+        assert boxed(answer, prefix + code.replace("MARK", str(mark))) != "right"
+    assert not mark.exists()
+
+
+def test_a_slow_comparison_times_out_and_leaves_the_alarm_as_it_was(monkeypatch):
+    monkeypatch.setattr(math, "SECONDS", 0.3)
+    boxed("x+1", "1+x")  # imports
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 60)
+        start = time.perf_counter()
+        assert boxed("x+1", "((x+y)^{20}(z+w)^{20})^{20}") == "timeout"
+        assert time.perf_counter() - start < 3
+        assert 50 < signal.getitimer(signal.ITIMER_REAL)[0] <= 60
+        signal.raise_signal(signal.SIGALRM)
+        assert rung == [1]
+        assert boxed("x+1", "((x+y)^{20}(z+w)^{20})^{20}") == "timeout"  # kept: the same verdict again
+        assert time.perf_counter() - start < 3
+        assert boxed("x+2", "2+x") == "right"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_thread_may_ask():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(boxed(r"\sqrt{7}+1", r"1+\sqrt{7}")))
+    thread.start()
+    thread.join()
+    assert found == ["right"]
+
+
+def test_math_verify_is_not_imported_before_it_is_needed():
+    code = (
+        "import sys; from openprime.verifiers import make_verifier; from openprime.types import Prompt;"
+        "make_verifier('math')(Prompt('p', (), 'q', '5'), [r'\\boxed{5}', '#### 6']);"
+        "print([m for m in ('math_verify', 'transformers') if m in sys.modules])"
+    )
+    path = str(Path(__file__).parents[2] / "src")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path}
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(alphabet=r"\{}()[]^_,.=+-/%$!0123456789xyi fracsqtpm", max_size=30),
+    st.sampled_from(["5", "x+1", "1,2"]),
+)
+def test_nothing_raises_and_the_same_pair_has_the_same_verdict(prediction, answer):
+    response = rf"\boxed{{{prediction}}} #### {prediction}"
+    first = verify_math(ask(answer), [response])
+    math._judge.cache_clear()
+    math._parse.cache_clear()
+    assert verify_math(ask(answer), [response]) == first
+
+
+# Voting
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        (r"\boxed{0.50}", "1/2"),
+        (r"\boxed{\frac12}", "1/2"),
+        ("#### 1,200.0", "1200"),
+        (r"\boxed{x = 5\text{ cm}}", "5"),
+        (r"\boxed{\left( 1,\, 2 \right)}", "(1,2)"),
+        (r"\boxed{\dfrac{\pi}{2}}", r"\frac{\pi}{2}"),
+        (r"\boxed{\text{(C)}}", "C"),
+        (r"\boxed{10\%}", "1/10"),
+        ("five", None),
+    ],
+)
+def test_canonical_answers(text, canonical):
+    assert canonical_answer(text) == canonical
+
+
+# Real references
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="needs benchmark files in ../shared/data of the repository")
+@pytest.mark.parametrize(
+    ("name", "field", "count"),
+    [
+        ("math-500.jsonl", "expected_answer", 500),
+        ("aime-2022-2024.jsonl", "answer", 90),
+        ("amc-2022-2023.jsonl", "answer", 83),
+        ("gsm8k-test.jsonl", "answer", 1319),
+        ("gsm8k-train.jsonl", "answer", 7473),
+    ],
+)
+def test_every_gold_answer_is_right_and_a_changed_one_is_wrong(name, field, count):
+    verify = make_verifier("math")
+    rows = [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == count
+    for row in rows:
+        gold = str(row[field]).removesuffix(".0")
+        answer = gold.split("####")[1] if name.startswith("gsm8k") else gold
+        responses = [rf"\boxed{{{answer}}}", f"#### {answer}", rf"\boxed{{9{answer}}}", f"#### {answer}-1"]
+        verdicts = verify(ask(gold), responses if len(rows) < 1000 else responses[:3])
+        assert [v.reason for v in verdicts[:2]] == ["right"] * 2, gold
+        assert [v.outcome for v in verdicts[2:]] == [0.0] * (len(verdicts) - 2), gold
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="needs benchmark files in ../shared/data of the repository")
+def test_every_published_solution_of_math_500_is_right():
+    for line in (FOLDER / "math-500.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        assert reason(row["expected_answer"], row["solution"], row["problem"]) == "right", row["id"]
