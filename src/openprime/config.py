@@ -285,8 +285,8 @@ class RLConfig(RunConfig):
             raise ValueError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
         if a.process_weight == 0 and a.outcome_weight == 0:
             raise ValueError("advantage.process_weight and advantage.outcome_weight are both 0: nothing to learn from")
-        if a.preset == "released" and a.estimator != "rloo":
-            raise ValueError("advantage.preset=released is defined for advantage.estimator=rloo only")
+        if a.preset == "released" and (a.estimator, a.granularity) != ("rloo", "token"):
+            raise ValueError("advantage.preset=released is defined for estimator=rloo and granularity=token only")
         if self.prm.reference == "policy" and a.process_weight and self.rollout.temperature != 1:
             raise ValueError(
                 "prm.reference=policy takes the log-probabilities of sampling, which a rollout.temperature other "

@@ -281,3 +281,13 @@ def test_prm_losses_do_not_see_row_order(case: Case):
     plain, count = prm_dpo_loss(scores, outcomes, group)
     torch.testing.assert_close(shuffled, plain)
     assert pairs == count
+
+
+def test_policy_loss_survives_a_huge_ratio():
+    """A log-ratio that exp cannot hold is clipped like any other: finite loss, gradient 0."""
+    logprobs = torch.tensor([[100.0, -1.0]], requires_grad=True)
+    result = policy_loss(logprobs, torch.tensor([[0.0, -1.0]]), torch.ones(1, 2), torch.ones(1, 2), 0.2, 0.2)
+    result.loss.backward()
+    assert float(result.loss) == pytest.approx(-2.2)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [[0.0, -1.0]]

@@ -187,3 +187,9 @@ def test_pairwise_accuracy_by_hand(scores: list[float], won: float):
 def test_pairwise_accuracy_of_equal_outcomes_counts_no_pair():
     won, pairs = pairwise_accuracy(torch.tensor([1.0, 2.0]), torch.ones(2), torch.zeros(2, dtype=torch.long))
     assert (won.item(), pairs.item()) == (0.0, 0)
+
+
+def test_token_rewards_off_the_mask_are_zero_whatever_stands_there():
+    infinite = torch.tensor([[-1.0, float("-inf")]])
+    rewards = token_rewards(infinite, infinite, torch.tensor([[True, False]]), 0.05)
+    assert rewards.tolist() == [[0.0, 0.0]]

@@ -192,12 +192,6 @@ def test_bootstrap_interval_widens_with_confidence():
     assert wide[0] < narrow[0] < sum(values) / 50 < narrow[1] < wide[1]
 
 
-def test_bootstrap_interval_of_another_statistic():
-    values = [0.0, 0.0, 0.0, 0.0, 10.0]
-    low, high = bootstrap_interval(values, statistic=lambda picks: picks.max(-1))
-    assert (low, high) == (0.0, 10.0)
-    assert bootstrap_interval(values, 0.5, statistic=lambda picks: np.median(picks, -1)) == (0.0, 0.0)
-
 
 def test_bootstrap_interval_of_equal_values_is_a_point():
     assert bootstrap_interval([0.5] * 7) == (0.5, 0.5)
@@ -207,3 +201,9 @@ def test_bootstrap_interval_of_equal_values_is_a_point():
 def test_bootstrap_interval_needs_a_value():
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_interval([])
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 2), (20, 20), (0, 7), (336, 336)])
+def test_wilson_interval_stays_within_0_and_1(right: int, n: int):
+    low, high = wilson_interval(right, n)
+    assert 0.0 <= low <= right / n <= high <= 1.0

@@ -47,8 +47,8 @@ def centre(rewards: Tensor, positions: Tensor, group: Tensor, how: Centring) -> 
 
     - rloo, exact: c_t = r_t - (1/(K-1)) * sum_{j != i} m_j (PRIME eq. 5).
     - rloo, released: c_t = r_t * K/(K-1) - sum_j m_j / (K-1), as the published training code computes
-      it: deviations within a response are scaled by K/(K-1) (trap 1). Equal to `exact` when a
-      response has one reward.
+      it at token granularity: deviations within a response are scaled by K/(K-1) (trap 1). Equal to
+      `exact` when a response has one reward.
     - grpo: (r_t - mean) / (std + 1e-6), over all rewards of the group (DeepSeekMath,
       arXiv 2402.03300, section 4.1.3), std with Bessel's correction; an all-equal group gives 0 (trap 15).
     - reinforce: c_t = r_t.
@@ -60,7 +60,7 @@ def centre(rewards: Tensor, positions: Tensor, group: Tensor, how: Centring) -> 
         return rewards.float()
     groups = int(group.max()) + 1
     if how.estimator == "grpo":
-        count = _sum_by_group(positions.double().sum(-1), group, groups)[group, None]
+        count = _sum_by_group(positions.double().sum(-1), group, groups)[group, None].clamp(min=1)
         mean = _sum_by_group(rewards.sum(-1), group, groups)[group, None] / count
         deviation = (rewards - mean) * positions
         square = _sum_by_group((deviation**2).sum(-1), group, groups)[group, None]
@@ -69,7 +69,7 @@ def centre(rewards: Tensor, positions: Tensor, group: Tensor, how: Centring) -> 
     size = _sum_by_group(torch.ones_like(rewards[:, 0]), group, groups)[group, None]  # K of each row
     if bool((size < 2).any()):
         raise ValueError("rloo compares the responses of a group: every group needs two or more")
-    mean = rewards.sum(-1, keepdim=True) / positions.sum(-1, keepdim=True)  # m_i, [B, 1]
+    mean = rewards.sum(-1, keepdim=True) / positions.sum(-1, keepdim=True).clamp(min=1)  # m_i, [B, 1]
     group_sum = _sum_by_group(mean[:, 0], group, groups)[group, None]
     if how.preset == "exact":
         centred = rewards - (group_sum - mean) / (size - 1)
@@ -90,12 +90,12 @@ def combine(process: Tensor, outcome: Tensor, process_weight: float, outcome_wei
 
 def moments(values: Tensor, mask: Tensor) -> Tensor:
     """(count, sum, sum of squares) of the masked values, float64 [3]: add them up over ranks."""
-    kept = values.double() * mask
+    kept = torch.where(mask.bool(), values.double(), 0.0)
     return torch.stack([mask.sum().double(), kept.sum(), (kept**2).sum()])
 
 
 def whiten(advantages: Tensor, mask: Tensor, moments: Tensor) -> Tensor:
-    """(A - mean) / sqrt(variance + 1e-8) with the given global moments; 0 off the mask. [B, T]."""
+    """(A - mean) / sqrt(population variance + 1e-8) with the given global moments; 0 off the mask. [B, T]."""
     count, total, squares = moments
     mean = total / count
     variance = (squares / count - mean**2).clamp(min=0)

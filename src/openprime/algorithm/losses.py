@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Reduction = Literal["token", "sequence"]
+LARGEST_LOG_RATIO = 20.0
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -45,7 +46,8 @@ def policy_loss(
 
     All tensors [B, T]; clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476).
     """
-    log_ratio = (logprobs - old_logprobs) * (weights > 0)
+    difference = torch.where(weights > 0, logprobs - old_logprobs, 0.0)
+    log_ratio = difference.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)  # exp must stay finite
     ratio = log_ratio.exp()
     plain = ratio * advantages
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
@@ -66,7 +68,8 @@ def prm_ce_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
 def prm_dpo_loss(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over (better i, worse j) pairs of a group of -log sigmoid(s_i - s_j), and the number of pairs.
 
-    scores, outcomes, group [B]. Count: the pairs, so that the mean is over pairs. 2412.01981 section 3.2.
+    scores, outcomes, group [B]; the rows must hold whole groups. Count: the pairs, so that the mean is
+    over pairs; it may be 0. 2412.01981 section 3.2.
     """
     better = (group[:, None] == group[None, :]) & (outcomes[:, None] > outcomes[None, :])  # [B, B]
     margin = scores[:, None] - scores[None, :]

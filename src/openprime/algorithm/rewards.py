@@ -18,7 +18,7 @@ def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: fl
     Args: float32 log-probabilities [B, T] of the PRM and of its reference, in nats (their difference
     is small, so bfloat16 would lose it: trap 11); mask [B, T]. Returns [B, T], 0 off the mask.
     """
-    return beta * (logprobs.float() - ref_logprobs.float()) * mask
+    return torch.where(mask.bool(), beta * (logprobs.float() - ref_logprobs.float()), 0.0)
 
 
 def response_scores(rewards: Tensor) -> Tensor:
@@ -51,6 +51,7 @@ def last_token(mask: Tensor) -> Tensor:
 def gather_rewards(rewards: Tensor, positions: Tensor) -> Tensor:
     """Sum token rewards up to the next reward position, inclusive; 0 elsewhere. [B, T].
 
+    `rewards` must be 0 off the response, as those of `token_rewards` are.
     The total of a response is the same for every granularity (trap 5).
     """
     total = rewards.double().cumsum(-1) * positions
@@ -66,7 +67,8 @@ def gather_rewards(rewards: Tensor, positions: Tensor) -> Tensor:
 def scale_by_return(rewards: Tensor, largest_return: Tensor | float) -> Tensor:
     """Divide by the largest absolute return to go of the *global* batch, plus 1e-6.
 
-    `largest_return` is passed in, because the maximum is over all ranks (trap 2).
+    `largest_return` is that of the placed rewards before any baseline, with the process gamma; it is
+    passed in, because the maximum is over all ranks (trap 2).
     """
     return rewards / (largest_return + 1e-6)
 
@@ -74,8 +76,8 @@ def scale_by_return(rewards: Tensor, largest_return: Tensor | float) -> Tensor:
 def pairwise_accuracy(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """How often the PRM ranks the better of two responses to one prompt higher; ties count one half.
 
-    Args: scores, outcomes, group [B]. Returns (sum over pairs, number of pairs): sums, so that
-    several ranks can add theirs up.
+    Args: scores, outcomes, group [B], whole groups. Returns (sum over pairs, number of pairs):
+    sums, so that several ranks can add theirs up.
     """
     better = (group[:, None] == group[None, :]) & (outcomes[:, None] > outcomes[None, :])  # [B, B]
     margin = scores[:, None] - scores[None, :]

@@ -1,7 +1,7 @@
 """Choosing among N responses, and counting right ones."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -46,23 +46,16 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def bootstrap_interval(
-    values: Sequence[float],
-    confidence: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-    statistic: Callable[[np.ndarray], np.ndarray] | None = None,
+    values: Sequence[float], confidence: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over items (prompts), or of another statistic.
-
-    `statistic` maps resampled values [draws, n] to [draws].
-    """
+    """Percentile bootstrap interval of the mean over items (prompts)."""
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0:
         raise ValueError("an interval needs at least one value")
-    picks = np.random.default_rng(seed).integers(0, data.size, size=(draws, data.size))
-    samples = data[picks].mean(-1) if statistic is None else statistic(data[picks])
+    rng = np.random.default_rng(seed)
+    means = [data[rng.integers(0, data.size, size=data.size)].mean() for _ in range(draws)]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -73,4 +66,4 @@ def wilson_interval(right: int, n: int, z: float = 1.959964) -> tuple[float, flo
     share = right / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)
