@@ -11,7 +11,12 @@ STAGES = {
     "demo": ("DemoConfig", "demo", "demo", "watch a small model learn by PRIME, in minutes on a laptop"),
     "sft": ("SFTConfig", "sft", "train", "fine-tune on demonstrations, or train a small model from nothing"),
     "rl": ("RLConfig", "rl", "train", "online reinforcement learning: PRIME, or outcome rewards alone"),
-    "evaluate": ("EvaluateConfig", "evaluate", "evaluate", "greedy, sampled and Best-of-N accuracy of a model"),
+    "evaluate": (
+        "EvaluateConfig",
+        "evaluate",
+        "evaluate",
+        "greedy, sampled and Best-of-N accuracy of a model",
+    ),
     "report": ("ReportConfig", "report", "report", "one page with curves, tables and coloured token rewards"),
 }
 """name -> (schema in openprime.config, module in openprime.stages, function, what it does)."""
@@ -79,7 +84,16 @@ def fail(message: str, status: int) -> int:
 
 def usage() -> str:
     """The overview."""
-    lines = ["openprime COMMAND [CONFIG.yaml] [--flags]", "", "PRIME: reinforcement learning with an implicit PRM", ""]
+    lines = [
+        "openprime COMMAND [CONFIG.yaml] [--flags]",
+        "",
+        "PRIME: reinforcement learning with an implicit PRM",
+        "",
+    ]
     lines += [f"  {name:<10}{text}" for name, (_, _, _, text) in STAGES.items()]
-    lines += ["", "openprime COMMAND --help lists the settings of a command; a YAML file holds the same names.", ""]
+    lines += [
+        "",
+        "openprime COMMAND --help lists the settings of a command; a YAML file holds the same names.",
+        "",
+    ]
     return "\n".join(lines)

@@ -254,7 +254,9 @@ class SFTConfig(RunConfig):
         if self.model == "new" and self.new_model.hidden_size % self.new_model.heads:
             raise ValueError("new_model.heads must divide new_model.hidden_size")
         if self.eval.every and not self.eval_data.source:
-            raise ValueError("eval.every is set, but eval_data.source is empty: name held-out data or set eval.every=0")
+            raise ValueError(
+                "eval.every is set, but eval_data.source is empty: name held-out data or set eval.every=0"
+            )
 
 
 PROCESS_ONLY = ("advantage.granularity", "advantage.process_gamma", "advantage.scaling")
@@ -284,9 +286,13 @@ class RLConfig(RunConfig):
         if self.filter.low > self.filter.high:
             raise ValueError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
         if a.process_weight == 0 and a.outcome_weight == 0:
-            raise ValueError("advantage.process_weight and advantage.outcome_weight are both 0: nothing to learn from")
+            raise ValueError(
+                "advantage.process_weight and advantage.outcome_weight are both 0: nothing to learn from"
+            )
         if a.preset == "released" and (a.estimator, a.granularity) != ("rloo", "token"):
-            raise ValueError("advantage.preset=released is defined for estimator=rloo and granularity=token only")
+            raise ValueError(
+                "advantage.preset=released is defined for estimator=rloo and granularity=token only"
+            )
         if self.prm.reference == "policy" and a.process_weight and self.rollout.temperature != 1:
             raise ValueError(
                 "prm.reference=policy takes the log-probabilities of sampling, which a rollout.temperature other "
@@ -295,15 +301,24 @@ class RLConfig(RunConfig):
         if a.process_weight == 0:
             unused = changed(self.prm, "prm") + [k for k in changed(a, "advantage") if k in PROCESS_ONLY]
             if unused:
-                warnings.append("advantage.process_weight=0: no PRM, so these have no effect: " + ", ".join(unused))
+                warnings.append(
+                    "advantage.process_weight=0: no PRM, so these have no effect: " + ", ".join(unused)
+                )
         elif a.whitens and a.process_weight == a.outcome_weight != 1:
             warnings.append(
                 "advantage.process_weight and advantage.outcome_weight are equal and advantages are whitened: "
                 "only the ratio of the weights has an effect (trap 3)"
             )
         if a.outcome_weight == 0 and a.whitens and a.process_weight != 1:
-            warnings.append("advantage.process_weight has no effect: it is the only term and advantages are whitened")
-        if self.prm.update == "never" and self.prm.model == "" and self.prm.reference == "frozen" and a.process_weight:
+            warnings.append(
+                "advantage.process_weight has no effect: it is the only term and advantages are whitened"
+            )
+        if (
+            self.prm.update == "never"
+            and self.prm.model == ""
+            and self.prm.reference == "frozen"
+            and a.process_weight
+        ):
             raise ValueError(
                 "prm.update=never with prm.model empty scores with the reference itself: every process reward is 0. "
                 "Name a trained PRM in prm.model"
@@ -384,7 +399,9 @@ def require(config: BaseModel, *paths: str) -> None:
         for name in path.split("."):
             value = getattr(value, name)
         if not value:
-            raise ValueError(f"{path} is not set: put it into the YAML file or give --{path.replace('_', '-')}")
+            raise ValueError(
+                f"{path} is not set: put it into the YAML file or give --{path.replace('_', '-')}"
+            )
 
 
 def find_config(name: str) -> Path:

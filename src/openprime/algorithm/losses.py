@@ -40,7 +40,12 @@ class PolicyLoss:
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor, clip_low: float, clip_high: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    clip_low: float,
+    clip_high: float,
 ) -> PolicyLoss:
     """-sum_t w_t min(ratio_t A_t, clip(ratio_t, 1 - clip_low, 1 + clip_high) A_t). PPO; PRIME eq. 6.
 

@@ -11,7 +11,12 @@ def collate(groups: list[Group], step_ends: frozenset[int], pad_id: int) -> Batc
 
     `step_ends` are the tokens that end a step of a response. Responses without an outcome are left out.
     """
-    rows = [(g, group.prompt, r) for g, group in enumerate(groups) for r in group.responses if r.outcome is not None]
+    rows = [
+        (g, group.prompt, r)
+        for g, group in enumerate(groups)
+        for r in group.responses
+        if r.outcome is not None
+    ]
     lengths = [len(prompt.token_ids) + len(r.token_ids) for _, prompt, r in rows]
     size, width = len(rows), max(lengths)
     token_ids = torch.full((size, width), pad_id, dtype=torch.long)

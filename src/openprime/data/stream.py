@@ -38,7 +38,12 @@ class PromptStream:
 
     def state(self) -> dict:
         """What a checkpoint keeps (trap 10)."""
-        return {"epoch": self.epoch, "cursor": self.cursor, "returned": list(self.returned), "size": len(self.prompts)}
+        return {
+            "epoch": self.epoch,
+            "cursor": self.cursor,
+            "returned": list(self.returned),
+            "size": len(self.prompts),
+        }
 
     def restore(self, state: dict) -> None:
         """Go on from `state()`; the data must be the same."""

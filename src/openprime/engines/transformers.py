@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,11 @@ class TransformersEngine:
         groups: list[Group | None] = [None] * len(prompts)
         was_training = self.model.training
         self.model.eval()
-        cast = torch.autocast(self.model.device.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
+        cast = (
+            torch.autocast(self.model.device.type, torch.bfloat16)
+            if self.bfloat16
+            else contextlib.nullcontext()
+        )
         with torch.inference_mode(), cast:
             for start in range(0, len(order), per_batch):
                 chosen = order[start : start + per_batch]
@@ -86,8 +91,12 @@ class TransformersEngine:
         device = self.model.device
         width = max(len(p.token_ids) for p in prompts)
         pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad] * (width - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts], device=device)
+        ids = torch.tensor(
+            [[pad] * (width - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device
+        )
+        mask = torch.tensor(
+            [[0] * (width - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts], device=device
+        )
         padded = not bool(mask.all())
         cache = DynamicCache(config=self.model.config)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -126,11 +135,16 @@ class TransformersEngine:
 
     def _forward(self, ids: Tensor, cache: DynamicCache, mask: Tensor | None, positions: Tensor) -> Tensor:
         """Float32 logits of the last position, [B, V]; extends the cache."""
-        inputs = {"input_ids": ids, "past_key_values": cache, "attention_mask": mask, "position_ids": positions}
+        inputs = {
+            "input_ids": ids,
+            "past_key_values": cache,
+            "attention_mask": mask,
+            "position_ids": positions,
+        }
         if not has_plain_head(self.model):
             return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         out = self.model.base_model(**inputs, use_cache=True)
-        head = self.model.get_output_embeddings()
+        head: Any = self.model.get_output_embeddings()
         with torch.autocast(ids.device.type, enabled=False):
             return torch.nn.functional.linear(out.last_hidden_state[:, -1].float(), head.weight, head.bias)
 
@@ -138,7 +152,7 @@ class TransformersEngine:
         return Response(
             token_ids=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
-            text=self.tokenizer.decode(row.tokens, skip_special_tokens=True),
+            text=str(self.tokenizer.decode(row.tokens, skip_special_tokens=True)),
             truncated=row.tokens[-1] not in self.end_tokens,
         )
 

@@ -3,7 +3,13 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -60,11 +66,18 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
     """Tokens that end a response: those of the generation configuration and the tokenizer's own."""
     listed = model.generation_config.eos_token_id if model.generation_config else None
     ids = [listed] if isinstance(listed, int) else list(listed or [])
-    if tokenizer.eos_token_id is not None:
+    if isinstance(tokenizer.eos_token_id, int):
         ids.append(tokenizer.eos_token_id)
     if not ids:
-        raise ValueError("neither the tokenizer nor the generation configuration names an end-of-sequence token")
+        raise ValueError(
+            "neither the tokenizer nor the generation configuration names an end-of-sequence token"
+        )
     return frozenset(ids)
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills batches up; any will do, for no other token ever sees it."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
 
 
 def _not_found(name: str) -> str:

@@ -1,6 +1,7 @@
 """Token log-probabilities from float32 logits, never holding logits of more than a chunk of tokens."""
 
 import contextlib
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,8 +28,10 @@ def token_logprobs(
     if has_plain_head(model):
         with cast:
             hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, D]
-        head = model.get_output_embeddings()
-        values = selected_logprobs(hidden[rows, columns - 1].float(), head.weight, head.bias, targets, temperature)
+        head: Any = model.get_output_embeddings()
+        values = selected_logprobs(
+            hidden[rows, columns - 1].float(), head.weight, head.bias, targets, temperature
+        )
     else:
         with cast:
             logits = model(input_ids=token_ids, use_cache=False).logits  # [B, T, V]
@@ -48,7 +51,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     if model not in _PLAIN:
         ids = torch.arange(4, device=model.device)[None]
         with torch.no_grad():
-            head = model.get_output_embeddings()
+            head: Any = model.get_output_embeddings()
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             plain = nn.functional.linear(hidden, head.weight, head.bias)
             own = model(input_ids=ids, use_cache=False).logits

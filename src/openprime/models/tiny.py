@@ -3,11 +3,19 @@
 from collections.abc import Iterable
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -19,7 +27,10 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     whatever the files say, so another pre-tokenization would be lost on loading.
     """
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(
-        [*texts, *["user\nassistant\nsystem\n"] * 100], vocab_size, new_special_tokens=[START, END], show_progress=False
+        [*texts, *["user\nassistant\nsystem\n"] * 100],
+        vocab_size,
+        new_special_tokens=[START, END],
+        show_progress=False,
     )
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = END, PAD, "left"
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -27,9 +38,17 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int, max_positions: int, seed: int
+    tokenizer: PreTrainedTokenizerBase,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    max_positions: int,
+    seed: int,
 ) -> Qwen2ForCausalLM:
     """A randomly initialised Qwen2 model with tied embeddings, float32."""
+    end, pad = tokenizer.convert_tokens_to_ids(END), tokenizer.convert_tokens_to_ids(PAD)
+    assert isinstance(end, int)
+    assert isinstance(pad, int)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -40,15 +59,13 @@ def build_model(
         max_position_embeddings=max_positions,
         initializer_range=hidden_size**-0.5,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=end,
+        pad_token_id=pad,
         bos_token_id=None,
         architectures=["Qwen2ForCausalLM"],
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
-    )
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, do_sample=True)
     return model

@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -20,14 +21,21 @@ def demo(config: DemoConfig) -> None:
     console = Console()
     begun = time.perf_counter()
     rl = ["rl", "configs/rl/tiny.yaml", "--model", f"{out}/sft/model", *seed]
+    choose = [
+        "evaluate",
+        "configs/evaluate/tiny.yaml",
+        "--model",
+        f"{out}/sft/model",
+        "--prm",
+        f"{out}/prime/prm",
+    ]
+    report = ["report", "--runs", f"{out}/prime", f"{out}/outcome-only", "--evaluation", f"{out}/best-of-n"]
     commands = [
         ["sft", "configs/sft/tiny.yaml", "--out", f"{out}/sft", *seed],
         [*rl, "--out", f"{out}/prime"],
         [*rl, "--out", f"{out}/outcome-only", "--advantage.process-weight", "0"],
-        ["evaluate", "configs/evaluate/tiny.yaml", "--model", f"{out}/sft/model", "--prm", f"{out}/prime/prm"]
-        + ["--out", f"{out}/best-of-n", *seed],
-        ["report", "--runs", f"{out}/prime", f"{out}/outcome-only", "--evaluation", f"{out}/best-of-n"]
-        + ["--out", f"{out}/report.html", "--title", "openprime demo"],
+        [*choose, "--out", f"{out}/best-of-n", *seed],
+        [*report, "--out", f"{out}/report.html", "--title", "openprime demo"],
     ]
     for command in commands:
         console.rule(align="left", style="dim")
@@ -39,7 +47,9 @@ def demo(config: DemoConfig) -> None:
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console.rule(align="left", style="dim")
     console.print(verdict(summary), highlight=False)
-    console.print(f"{summary['seconds']:.0f} s. The page: {out / 'report.html'}   the figures: {out / 'summary.json'}")
+    console.print(
+        f"{summary['seconds']:.0f} s. The page: {out / 'report.html'}   the figures: {out / 'summary.json'}"
+    )
 
 
 def summarise(out: Path) -> dict:
@@ -50,7 +60,10 @@ def summarise(out: Path) -> dict:
         curve = [(row["rollout/rollouts"], row["eval/greedy"]) for row in rows]
         final = {key: value for key, value in rows[-1].items() if key.startswith("eval/")}
         runs[name] = {"start": rows[0]["eval/greedy"], "final": final, "curve": curve}
-    return {"runs": runs, "best_of_n": json.loads((out / "best-of-n" / "results.json").read_text(encoding="utf-8"))}
+    return {
+        "runs": runs,
+        "best_of_n": json.loads((out / "best-of-n" / "results.json").read_text(encoding="utf-8")),
+    }
 
 
 def verdict(summary: dict) -> str:
@@ -63,16 +76,18 @@ def verdict(summary: dict) -> str:
     choice = {name: row[max(row, key=int)][0] for name, row in summary["best_of_n"]["best_of_n"].items()}
     n = summary["best_of_n"]["samples"]
     best = max((name for name in choice if name != "oracle"), key=lambda name: choice[name])
+    start = summary["runs"]["prime"]["start"]
     return (
-        f"Held-out greedy accuracy from {summary['runs']['prime']['start']:.3f} to {prime:.3f} by PRIME and "
-        f"{control:.3f} by outcome rewards alone. Higher at the end: {winner}; higher on average over the run: {faster}. "
-        f"One seed: a difference of a few hundredths is noise.\n"
-        f"Best of {n} responses of the SFT model: PRM {choice['PRM']:.3f}, majority vote {choice['majority vote']:.3f}, "
-        f"reference log-probability {choice['reference log-probability']:.3f}; the best choice was {best}."
+        f"Held-out greedy accuracy from {start:.3f} to {prime:.3f} by PRIME, "
+        f"to {control:.3f} by outcome rewards alone.\nHigher at the end: {winner}; "
+        f"higher on average over the run: {faster}. One seed: a few hundredths are noise.\n"
+        f"Best of {n} responses of the SFT model: PRM {choice['PRM']:.3f}, majority vote "
+        f"{choice['majority vote']:.3f}, reference log-probability {choice['reference log-probability']:.3f}; "
+        f"best was {best}."
     )
 
 
 def area(curve: list[tuple[float, float]]) -> float:
     """Mean accuracy over the rollouts of a run, by the trapezoid rule."""
-    pairs = list(zip(curve, curve[1:], strict=False))
-    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairs) / (curve[-1][0] - curve[0][0])
+    total = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve))
+    return total / (curve[-1][0] - curve[0][0])

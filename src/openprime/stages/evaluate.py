@@ -28,7 +28,12 @@ Curves = dict[str, dict[int, tuple[float, float, float]]]
 
 
 def measure(
-    engine: TransformersEngine, prompts: list[Prompt], verifier: Verifier, samples: int, max_tokens: int, seed: int
+    engine: TransformersEngine,
+    prompts: list[Prompt],
+    verifier: Verifier,
+    samples: int,
+    max_tokens: int,
+    seed: int,
 ) -> dict[str, float]:
     """Greedy accuracy and, with `samples`, avg@k on prompts. A response without a verdict counts as wrong."""
     greedy = [judge(g, verifier) for g in engine.generate(prompts, Sampling(1, max_tokens, 0.0), seed)]
@@ -61,8 +66,13 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     sampling = Sampling(config.samples, config.max_response_tokens, config.temperature)
     console.print(f"{len(data.prompts)} prompts, 1 greedy and {config.samples} sampled responses each")
-    greedy = [judge(g, verifier) for g in engine.generate(data.prompts, Sampling(1, sampling.max_tokens, 0.0), 0)]
-    groups = [judge(g, verifier) for g in engine.generate(data.prompts, sampling, derive_seed(config.seed, "evaluate"))]
+    greedy = [
+        judge(g, verifier) for g in engine.generate(data.prompts, Sampling(1, sampling.max_tokens, 0.0), 0)
+    ]
+    groups = [
+        judge(g, verifier)
+        for g in engine.generate(data.prompts, sampling, derive_seed(config.seed, "evaluate"))
+    ]
     right = np.array([[r.outcome or 0.0 for r in g.responses] for g in groups])  # [P, N]
     answers = [[canonical_answer(r.text) for r in g.responses] for g in groups]
 
@@ -83,7 +93,9 @@ def evaluate(config: EvaluateConfig) -> dict:
         "samples": n,
         "greedy": interval([g.responses[0].outcome or 0.0 for g in greedy]),
         f"avg@{n}": interval(right.mean(-1)),
-        "pass@k": {k: float(np.mean([pass_at_k(n, int(row.sum()), k) for row in right >= 0.5])) for k in powers(n)},
+        "pass@k": {
+            k: float(np.mean([pass_at_k(n, int(row.sum()), k) for row in right >= 0.5])) for k in powers(n)
+        },
         "best_of_n": table,
     }
     rows = response_rows(groups, rewards, tokenizer)
@@ -108,7 +120,10 @@ def score_groups(model, groups: list[Group], config: EvaluateConfig, bfloat16: b
     """Log-probabilities of every response's tokens, response by response, in the groups' order."""
     scored = []
     for start in range(0, len(groups), 64):
-        chunk = [Group(g.prompt, tuple(_with_outcome(r) for r in g.responses), 0) for g in groups[start : start + 64]]
+        chunk = [
+            Group(g.prompt, tuple(_with_outcome(r) for r in g.responses), 0)
+            for g in groups[start : start + 64]
+        ]
         batch = collate(chunk, frozenset(), 0).to(model.device)
         logprobs = batch_logprobs(model, batch, config.tokens_per_microbatch, bfloat16=bfloat16)
         scored += [row[mask].tolist() for row, mask in zip(logprobs, batch.response_mask, strict=True)]

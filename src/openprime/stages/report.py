@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from openprime.config import ReportConfig
@@ -20,17 +21,7 @@ CURVES = (
 )
 """(metric or its beginning, title, unit)."""
 PHASES = ("rollout", "verify", "reference", "prm", "policy")
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #0f172a; background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem }
-p { max-width: 46rem; margin: .3rem 0 } .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: .5rem }
-table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums }
-td, th { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e2e8f0 } td:first-child, th:first-child { text-align: left; padding-left: 0 }
-.pair { display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0 1.4rem } .card { border: 1px solid #e2e8f0; border-radius: 8px; padding: .6rem .9rem; min-width: 9rem }
-.card pre { font: 15px/1.65 ui-monospace, monospace; margin: .3rem 0 0; white-space: pre-wrap } .tok { border-radius: 3px; padding: 1px 0 }
-.slip { text-decoration: underline wavy #dc2626 2px; text-underline-offset: 4px } .tag { font-size: .85rem; color: #475569 } .end { color: #94a3b8; font-size: .8em }
-.bar { display: inline-block; width: 12rem; height: .8rem; border-radius: 3px; background: linear-gradient(90deg, rgba(220,38,38,.75), #fff, rgba(37,99,235,.75)) }
-"""
+STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 
 
 def report(config: ReportConfig) -> None:
@@ -42,7 +33,14 @@ def report(config: ReportConfig) -> None:
         if not path.is_file():
             raise ValueError(f"{folder}: not a run's folder: it has no metrics.jsonl")
         runs[Path(folder).name] = read_jsonl(path)
-    parts = [f"<h1>{escape(config.title)}</h1>", overview(runs), "<h2>Learning</h2>", curves(runs), "<h2>Time</h2>", times(runs)]
+    parts = [
+        f"<h1>{escape(config.title)}</h1>",
+        overview(runs),
+        "<h2>Learning</h2>",
+        curves(runs),
+        "<h2>Time</h2>",
+        times(runs),
+    ]
     if config.evaluation:
         folder = Path(config.evaluation)
         if not (folder / "results.json").is_file():
@@ -52,9 +50,9 @@ def report(config: ReportConfig) -> None:
     body = "\n".join(part for part in parts if part)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    script = f"<script>{plotly_script()}</script>"
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(config.title)}</title><style>{STYLE}</style>"
-    out.write_text(f"{page}{script}<body>{body}</body></html>\n", encoding="utf-8")
+    head = f"<meta charset=utf-8><title>{escape(config.title)}</title><style>{STYLE}</style>"
+    page = f"<!doctype html><html lang=en>{head}<script>{get_plotlyjs()}</script><body>{body}</body></html>\n"
+    out.write_text(page, encoding="utf-8")
     Console().print(f"written: {out}")
 
 
@@ -74,7 +72,8 @@ def overview(runs: dict[str, list[dict]]) -> str:
             f"<td>{last['rollout/rollouts']:,.0f}<td>{last['step']}<td>{seconds:.2f}</tr>"
         )
     head = "<tr><th>run<th>greedy accuracy<th>sampled accuracy<th>rollouts<th>steps<th>seconds a step</tr>"
-    return f"<table>{head}{''.join(rows)}</table><p>Accuracy on held-out prompts, start → end. Rollouts are counted before the filter.</p>"
+    note = "<p>Accuracy on held-out prompts, start → end. Rollouts are counted before the filter.</p>"
+    return f"<table>{head}{''.join(rows)}</table>{note}"
 
 
 def curves(runs: dict[str, list[dict]]) -> str:
@@ -126,18 +125,18 @@ def best_of_n(results: dict) -> str:
             line={"color": colour, "width": 2, "dash": "dot" if method in ("oracle", "random") else "solid"},
         )
     figure.update_xaxes(type="log", tickvals=[int(n) for n in sizes])
-    lines = [
-        f"<tr><td>{escape(method)}{''.join(f'<td>{row[n][0]:.3f}' for n in sizes)}<td>{row[sizes[-1]][1]:.3f} to {row[sizes[-1]][2]:.3f}</tr>"
-        for method, row in table.items()
-    ]
+    lines = []
+    for method, row in table.items():
+        cells = "".join(f"<td>{row[n][0]:.3f}" for n in sizes)
+        _, low, high = row[sizes[-1]]
+        lines.append(f"<tr><td>{escape(method)}{cells}<td>{low:.3f} to {high:.3f}</tr>")
     head = f"<tr><th>method{''.join(f'<th>N={n}' for n in sizes)}<th>95 % at N={sizes[-1]}</tr>"
     auc = results.get("step_auc")
-    steps = (
-        f"<p>Rewards of lines against a perfect checker: area under the ROC curve {auc:.3f} (.5 is chance).</p>" if auc else ""
-    )
+    judged = f"<p>Rewards of lines against a perfect checker: area under the ROC curve {auc:.3f} (.5 is chance).</p>"
+    steps = judged if auc else ""
+    title = f"{results['prompts']} held-out prompts, {results['samples']} responses each from"
     return (
-        f"<h2>Best of N</h2><p>{results['prompts']} held-out prompts, {results['samples']} responses each from "
-        f"<code>{escape(results['model'])}</code>; one is chosen.</p>"
+        f"<h2>Best of N</h2><p>{title} <code>{escape(results['model'])}</code>; one is chosen.</p>"
         + draw(figure, "Accuracy of the chosen response", "N", "accuracy", height=380)
         + f"<table>{head}{''.join(lines)}</table>{steps}"
     )
@@ -157,14 +156,19 @@ def token_rewards(rows: list[dict], prompts: int = 6) -> str:
     largest = max(abs(v) for _, *pair in chosen for r in pair for v in r["rewards"]) or 1.0
     cards = []
     for row, *pair in chosen:
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else "\n".join(m["content"] for m in row["prompt"])
-        cells = f"<div class=card><span class=tag>prompt, answer {escape(str(row['answer']))}</span><pre>{escape(prompt)}</pre></div>"
+        prompt = (
+            row["prompt"]
+            if isinstance(row["prompt"], str)
+            else "\n".join(m["content"] for m in row["prompt"])
+        )
+        tag = f"prompt, answer {escape(str(row['answer']))}"
+        cells = f"<div class=card><span class=tag>{tag}</span><pre>{escape(prompt)}</pre></div>"
         cells += "".join(response_card(r, largest) for r in pair)
         cards.append(f"<div class=pair>{cells}</div>")
     legend = (
-        f"<p>Every token in the colour of its process reward, <span class=bar></span> from {-largest:.3f} to {largest:.3f} "
-        "(point at a token for its number). A wavy line marks a step that a perfect checker calls wrong; "
-        "the checker took no part in training.</p>"
+        "<p>Every token in the colour of its process reward, <span class=bar></span> from "
+        f"{-largest:.3f} to {largest:.3f} (point at a token for its number). "
+        "A wavy line marks a step that a perfect checker calls wrong; the checker took no part in training.</p>"
     )
     return f"<h2>The reward of every token</h2>{legend}{''.join(cards)}"
 
@@ -175,7 +179,8 @@ def response_card(response: dict, largest: float) -> str:
     steps = response.get("steps", [])
     for token, reward in zip(response["tokens"], response["rewards"], strict=True):
         colour = "37,99,235" if reward > 0 else "220,38,38"
-        slip = " slip" if line < len(steps) and not steps[line] and token.strip() and not token.startswith("<|") else ""
+        wrong_step = line < len(steps) and not steps[line]
+        slip = " slip" if wrong_step and token.strip() and not token.startswith("<|") else ""
         text = f"<span class=end>{escape(token)}</span>" if token.startswith("<|") else escape(token)
         text = text.replace("\n", "<span class=end>⏎</span>\n")
         style = f"background:rgba({colour},{0.75 * min(1.0, abs(reward) / largest):.3f})"
@@ -199,13 +204,6 @@ def draw(figure: go.Figure, title: str, x: str, y: str, height: int = 300) -> st
         font={"family": "system-ui, sans-serif", "size": 12},
     )
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
-
-
-def plotly_script() -> str:
-    """The library's own script, so that the page opens offline."""
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -11,7 +11,7 @@ from openprime.data.collate import collate, tokens_containing
 from openprime.data.readers import read_prompts
 from openprime.data.stream import PromptStream
 from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
+from openprime.models.hub import end_tokens, load_model, load_tokenizer, pad_token, pick_device
 from openprime.stages.evaluate import measure
 from openprime.training.collect import Collector, derive_seed
 from openprime.training.implicit_prm import ImplicitPRM
@@ -35,17 +35,25 @@ def train(config: RLConfig) -> None:
     for warning in warnings:
         run.console.print(f"note: {warning}", highlight=False)
     if data.dropped_long:
-        run.console.print(f"{data.dropped_long} of {data.rows} prompts are over {config.data.max_prompt_tokens} tokens: dropped")
+        run.console.print(
+            f"{data.dropped_long} of {data.rows} prompts are over {config.data.max_prompt_tokens} tokens: dropped"
+        )
     bfloat16 = config.dtype == "bfloat16"
     torch.manual_seed(config.seed)
 
     model = load_model(config.model, device)
     updates = -(-config.rollout.prompts * config.rollout.responses // config.policy.minibatch)
     policy = Learner(
-        model, config.policy, config.steps * config.policy.epochs * updates, bfloat16, config.rollout.temperature
+        model,
+        config.policy,
+        config.steps * config.policy.epochs * updates,
+        bfloat16,
+        config.rollout.temperature,
     )
     prm = make_prm(config, device, bfloat16) if config.advantage.process_weight else None
-    engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), config.rollout.sequences, bfloat16)
+    engine = TransformersEngine(
+        model, tokenizer, end_tokens(model, tokenizer), config.rollout.sequences, bfloat16
+    )
     stream = PromptStream(data.prompts, config.seed)
     collector = Collector(engine, stream, verifier, config.rollout, config.filter, config.seed)
     step_ends = tokens_containing(tokenizer, config.advantage.step_delimiter)
@@ -86,10 +94,12 @@ def train(config: RLConfig) -> None:
                 bar.say(f"{stop}: saved after step {step - 1}; go on with --resume")
                 run.close()
                 raise
-            batch = collate(groups, step_ends, tokenizer.pad_token_id or 0).to(device)
+            batch = collate(groups, step_ends, pad_token(tokenizer)).to(device)
             try:
                 rewards, prm_metrics = process_rewards(prm, batch, run)  # lines 7-9: score and update the PRM
-                advantages, advantage_metrics = compute_advantages(batch, rewards, config.advantage)  # line 10
+                advantages, advantage_metrics = compute_advantages(
+                    batch, rewards, config.advantage
+                )  # line 10
                 with run.clock.phase("policy"):  # lines 11-12
                     generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches", step))
                     policy_metrics = update_policy(policy, batch, advantages, config.policy, generator)
@@ -104,10 +114,12 @@ def train(config: RLConfig) -> None:
             metrics = {"reward/outcome": float(batch.outcome.mean())} | collector.metrics
             metrics |= prm_metrics | advantage_metrics | policy_metrics
             last = step == config.steps
-            if config.eval.every and step % config.eval.every == 0 or last:
+            if (config.eval.every and step % config.eval.every == 0) or last:
                 metrics |= evaluate(step)
             metrics |= run.clock.take()
-            metrics["time/step"] = sum(v for k, v in metrics.items() if k.startswith("time/") and k != "time/evaluate")
+            metrics["time/step"] = sum(
+                v for k, v in metrics.items() if k.startswith("time/") and k != "time/evaluate"
+            )
             metrics["rollout/tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/rollout"]
             record(step, metrics, bar)
             bar.report(step, headline(metrics))
@@ -166,7 +178,9 @@ def process_rewards(prm: ImplicitPRM | None, batch: Batch, run: Run) -> tuple[Te
     return done.rewards, metrics
 
 
-def compute_advantages(batch: Batch, rewards: Tensor, config: AdvantageConfig) -> tuple[Tensor, dict[str, float]]:
+def compute_advantages(
+    batch: Batch, rewards: Tensor, config: AdvantageConfig
+) -> tuple[Tensor, dict[str, float]]:
     """Advantages [B, T] from token rewards and outcomes, and how their variance splits."""
     mask, how = batch.response_mask, adv.Centring(config.estimator, config.preset)
     positions = reward_positions(mask, batch.step_end, config.granularity)
@@ -201,10 +215,17 @@ def update_policy(
             advantage = advantages[rows, : part.token_ids.shape[1]]
             weights, denominator = token_weights(part.response_mask, config.reduction)
 
-            def loss(logprobs: Tensor, micro: Batch, at: Tensor, advantage=advantage, weights=weights) -> Tensor:
+            def loss(
+                logprobs: Tensor, micro: Batch, at: Tensor, advantage=advantage, weights=weights
+            ) -> Tensor:
                 width = logprobs.shape[1]
                 result = policy_loss(
-                    logprobs, micro.logprobs, advantage[at, :width], weights[at, :width], config.clip_low, config.clip_high
+                    logprobs,
+                    micro.logprobs,
+                    advantage[at, :width],
+                    weights[at, :width],
+                    config.clip_low,
+                    config.clip_high,
                 )
                 sums.add_(torch.stack([result.clipped, result.kl, weights[at, :width].sum()]).double().cpu())
                 return result.loss
@@ -212,7 +233,10 @@ def update_policy(
             update = policy.update(part, loss, denominator)
             if not done:  # before any update: the trainer's view of the sampler's tokens (trap 12)
                 gap = (update.logprobs - part.logprobs)[part.response_mask].abs()
-                mismatch = {"policy/mismatch_mean": float(gap.mean()), "policy/mismatch_max": float(gap.max())}
+                mismatch = {
+                    "policy/mismatch_mean": float(gap.mean()),
+                    "policy/mismatch_max": float(gap.max()),
+                }
             done.append(update)
     return {
         "policy/loss": sum(update.loss for update in done) / len(done),

@@ -12,7 +12,7 @@ from openprime.config import SFTConfig
 from openprime.data.collate import collate_demonstrations
 from openprime.data.readers import read_demonstrations, read_prompts, read_texts
 from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
+from openprime.models.hub import end_tokens, load_model, load_tokenizer, pad_token, pick_device
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.stages.evaluate import measure
 from openprime.training.learner import Learner, NonFiniteError
@@ -28,7 +28,8 @@ def train(config: SFTConfig) -> None:
     new = config.new_model
     if config.model == "new":
         tokenizer = build_tokenizer(read_texts(config.data), new.vocab_size)
-        model = build_model(tokenizer, new.hidden_size, new.layers, new.heads, new.max_positions, config.seed).to(device)
+        model = build_model(tokenizer, new.hidden_size, new.layers, new.heads, new.max_positions, config.seed)
+        model.to(device)  # pyright: ignore[reportArgumentType]
     else:
         tokenizer, model = load_tokenizer(config.model), None
     data = read_demonstrations(config.data, tokenizer, config.max_tokens)
@@ -37,7 +38,9 @@ def train(config: SFTConfig) -> None:
 
     run = Run(config, "sft")
     if data.dropped_long:
-        run.console.print(f"{data.dropped_long} demonstrations are over max_tokens={config.max_tokens}: dropped")
+        run.console.print(
+            f"{data.dropped_long} demonstrations are over max_tokens={config.max_tokens}: dropped"
+        )
     torch.manual_seed(config.seed)
     if model is None:
         model = load_model(config.model, device)
@@ -59,7 +62,7 @@ def train(config: SFTConfig) -> None:
     with Signals() as signals, Bar(run.console, "sft", steps, run.step) as bar:
         for step in range(run.step + 1, steps + 1):
             chosen = [data.rows[i] for i in rows_of_step(count, config.batch, step, config.seed)]
-            batch = collate_demonstrations(chosen, tokenizer.pad_token_id or 0).to(device)
+            batch = collate_demonstrations(chosen, pad_token(tokenizer)).to(device)
             tokens = int(batch.response_mask.sum())
             with run.clock.phase("step"):
                 try:
@@ -71,12 +74,20 @@ def train(config: SFTConfig) -> None:
                         f"{run.folder / 'checkpoints'}. Lower optimizer.lr"
                     ) from error
             last = step == steps
-            metrics = {"sft/loss": done.loss, "sft/grad_norm": done.grad_norm, "sft/lr": done.lr, "sft/tokens": tokens}
+            metrics = {
+                "sft/loss": done.loss,
+                "sft/grad_norm": done.grad_norm,
+                "sft/lr": done.lr,
+                "sft/tokens": tokens,
+            }
             if held_out and (last or (config.eval.every and step % config.eval.every == 0)):
                 with run.clock.phase("evaluate"):
                     limit = config.eval.max_response_tokens
                     metrics |= measure(engine, held_out, verifier, config.eval.samples, limit, config.seed)
-                bar.say(f"step {step}: " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k.startswith("eval/")))
+                bar.say(
+                    f"step {step}: "
+                    + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k.startswith("eval/"))
+                )
             metrics |= run.clock.take()
             run.log(step, metrics)
             if bar.console.is_terminal or last or step % max(1, steps // 20) == 0:

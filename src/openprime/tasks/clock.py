@@ -81,7 +81,9 @@ def rows(config: DataConfig) -> list[dict[str, str]]:
             lines.append(f"{operation} {DIGITS[pupil]}")
         made.append(
             {
-                "prompt": "\n".join([f"Start {DIGITS[start]}", *(f"{operation} = ?" for operation in operations)]),
+                "prompt": "\n".join(
+                    [f"Start {DIGITS[start]}", *(f"{operation} = ?" for operation in operations)]
+                ),
                 "answer": str(true),
                 "response": "\n".join([*lines, f"#### {pupil}"]),
             }

@@ -59,7 +59,7 @@ def load_checkpoint(path: Path) -> dict:
 def random_state() -> dict:
     """States of Python's, numpy's and torch's global generators, as plain values."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002: the global one is saved
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     return {
         "python": [version, list(internal), gauss],
         "numpy": [str(name), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],

@@ -47,7 +47,9 @@ class Collector:
         wanted, kept, drawn = self.rollout.prompts, [], []
         limit = int(self.filter.max_draws * wanted)
         seconds = {"rollout": 0.0, "verify": 0.0}
-        sampling = Sampling(self.rollout.responses, self.rollout.max_response_tokens, self.rollout.temperature)
+        sampling = Sampling(
+            self.rollout.responses, self.rollout.max_response_tokens, self.rollout.temperature
+        )
         draws = 0
         while len(kept) < wanted:
             check()

@@ -128,7 +128,9 @@ def read_settings(folder: str) -> tuple[float, str]:
     """(beta, reference) that a PRM was saved with."""
     path = Path(folder) / SETTINGS_FILE
     if not path.is_file():
-        raise ValueError(f"{folder}: not an implicit PRM: it has no {SETTINGS_FILE} (a run's `prm` folder has one)")
+        raise ValueError(
+            f"{folder}: not an implicit PRM: it has no {SETTINGS_FILE} (a run's `prm` folder has one)"
+        )
     settings = json.loads(path.read_text(encoding="utf-8"))
     return float(settings["beta"]), str(settings["reference"])
 

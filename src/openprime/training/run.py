@@ -16,7 +16,14 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch.utils.tensorboard.writer import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -60,11 +67,11 @@ class Signals:
     def _note(self, number: int, frame: object) -> None:
         self.received = number
         print("\nstopping: saving first (once more to stop at once)", file=sys.stderr, flush=True)
-        signal.signal(number, self._old[number])
+        signal.signal(number, self._old[signal.Signals(number)])
 
 
 class Run:
-    """One run's folder: config.yaml, versions.json, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, model/."""
+    """One run's folder: config.yaml, versions.json, metrics.jsonl, samples.jsonl, tensorboard, checkpoints, model."""
 
     def __init__(self, config: RunConfig, stage: str) -> None:
         """Make the folder, or open it where `config.resume` is set.
@@ -78,12 +85,16 @@ class Run:
         settings = json.loads(config.model_dump_json())
         path = self.folder / "config.yaml"
         if path.is_file() and not config.resume:
-            raise ValueError(f"{self.folder} holds a run already: go on with --resume, or choose another --out")
+            raise ValueError(
+                f"{self.folder} holds a run already: go on with --resume, or choose another --out"
+            )
         if path.is_file():
             self._compare(yaml.safe_load(path.read_text(encoding="utf-8")), settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        (self.folder / "versions.json").write_text(json.dumps(versions(stage), indent=2) + "\n", encoding="utf-8")
+        (self.folder / "versions.json").write_text(
+            json.dumps(versions(stage), indent=2) + "\n", encoding="utf-8"
+        )
         self.step = 0
         self._writer: SummaryWriter | None = None
         self._wandb: Any = None
@@ -221,7 +232,11 @@ class Bar:
 def versions(stage: str) -> dict[str, str]:
     """What the run was made with."""
     found = {"openprime": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    machine = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(torch.get_num_threads())}
+    machine = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": str(torch.get_num_threads()),
+    }
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {"stage": stage, **found, **machine, **gpu, "command": " ".join(sys.argv)}
 
@@ -229,7 +244,7 @@ def versions(stage: str) -> dict[str, str]:
 def start_wandb(project: str, folder: Path) -> Any:
     """A Weights & Biases run beside the folder's own records."""
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("wandb is asked for but not installed: pip install 'openprime[wandb]'") from error
     return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name)
