@@ -183,7 +183,7 @@ class EvalConfig(Section):
     """Evaluation on held-out prompts during training."""
 
     every: Count = 10
-    """Steps between evaluations; 0 is never. The start and the end are evaluated too."""
+    """Steps between evaluations; 0 is only at the start (of rl) and at the end."""
     samples: Count = 0
     """Sampled responses a prompt for avg@k; 0 is greedy decoding alone."""
     max_response_tokens: Count = 0

@@ -49,13 +49,6 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     assert load_rows(DataConfig(source=str(path), limit=9)) == rows
 
 
-def test_a_folder_named_like_a_hive_partition_adds_no_column(tmp_path):
-    (tmp_path / "year=2024").mkdir()
-    path = tmp_path / "year=2024" / "x.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "q"}]), path)
-    assert load_rows(DataConfig(source=str(path))) == [{"prompt": "q"}]
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_a_changed_file_gives_the_new_rows(tmp_path, kind):
     path = tmp_path / f"x.{kind}"

@@ -1,4 +1,4 @@
-"""`openprime rl`: PRIME's algorithm 1 (arXiv 2502.01456), line by line."""
+"""`openprime rl`: PRIME's algorithm 1 (arXiv 2502.01456), top to bottom."""
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ def train(config: RLConfig) -> None:
         for step in range(run.step + 1, config.steps + 1):
             before = collector.state()
             try:
-                groups = collector.collect(step, signals.check)  # lines 3-6: sample, verify, filter
+                groups = collector.collect(step, signals.check)  # sample, verify, filter, refill
             except Interrupted as stop:
                 run.save(step - 1, state() | {"collector": before})
                 bar.say(f"{stop}: saved after step {step - 1}; go on with --resume")
@@ -96,11 +96,11 @@ def train(config: RLConfig) -> None:
                 raise
             batch = collate(groups, step_ends, pad_token(tokenizer)).to(device)
             try:
-                rewards, prm_metrics = process_rewards(prm, batch, run)  # lines 7-9: score and update the PRM
+                rewards, prm_metrics = process_rewards(prm, batch, run)  # score, update the PRM
                 advantages, advantage_metrics = compute_advantages(
                     batch, rewards, config.advantage
-                )  # line 10
-                with run.clock.phase("policy"):  # lines 11-12
+                )
+                with run.clock.phase("policy"):
                     generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches", step))
                     policy_metrics = update_policy(policy, batch, advantages, config.policy, generator)
             except NonFiniteError as error:

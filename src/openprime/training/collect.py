@@ -1,4 +1,4 @@
-"""Collect a batch of groups: sample, verify, filter, refill (PRIME algorithm 1, lines 3 to 6)."""
+"""Collect a batch of groups: sample, verify, filter, refill (PRIME algorithm 1)."""
 
 import math
 import random

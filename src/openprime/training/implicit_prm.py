@@ -77,7 +77,7 @@ class ImplicitPRM:
         return losses, norms, rate, rewards
 
     def step(self, batch: Batch, reference: Tensor) -> PRMStep:
-        """Score and update as `config.update` says (PRIME algorithm 1, lines 7 to 9)."""
+        """Score and update as `config.update` says (PRIME algorithm 1)."""
         nothing = float("nan")
         if self.config.update == "never":
             rewards = self.score(batch, reference)

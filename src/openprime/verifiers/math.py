@@ -36,7 +36,7 @@ SCALES = ("hundred", "thousand", "million", "billion", "trillion", "dozen")
 """Words behind a number that are no units."""
 
 BRACE = re.compile(r"\\?\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-LINE = re.compile(r"^[ \t]*####(?!#)[ \t]*([^\s#][^\n]*)", re.MULTILINE)
+LINE = re.compile(r"^[ \t]*####[ \t]*([^\s#][^\n]*)", re.MULTILINE)
 WIDE = str.maketrans(
     {0xFEE0 + i: i for i in range(0x21, 0x7F)} | {"−": "-", "–": "-", "π": r"\pi ", "∞": r"\infty "}
 )
