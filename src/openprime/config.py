@@ -30,6 +30,8 @@ class DataConfig(Section):
 
     source: str = ""
     """`task:clock` (embedded), a .jsonl, .json or .parquet file, or a data set on the hub."""
+    subset: str = ""
+    """Configuration of a hub data set that has several, such as `main` of openai/gsm8k."""
     split: str = "train"
     """Split of a hub data set or of the embedded task (train and test never share a prompt)."""
     limit: Count = 0

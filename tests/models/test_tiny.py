@@ -19,27 +19,16 @@ MESSAGES = [{"role": "user", "content": "Start four\n+seven = ?"}]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """Shared: making one takes a few milliseconds, but hypothesis asks for it often."""
+    """Not changed by any test."""
     return build_tokenizer(TEXTS, 320)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.text())
-def test_any_text_is_encoded_and_decoded_back(text: str):
+def test_any_text_is_encoded_and_decoded_back(tokenizer: PreTrainedTokenizerBase, text: str):
     """Back to its composed form (NFC), which Qwen2's tokenizers write."""
-    made = _shared()
-    ids = made.encode(text, add_special_tokens=False)
-    assert made.decode(ids) == unicodedata.normalize("NFC", text)
-    assert made.unk_token_id not in ids or made.unk_token_id == made.pad_token_id
-
-
-_MADE: list[PreTrainedTokenizerBase] = []
-
-
-def _shared() -> PreTrainedTokenizerBase:
-    if not _MADE:
-        _MADE.append(build_tokenizer(TEXTS, 320))
-    return _MADE[0]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n\t", "  two  spaces , and . points !", "äöü 数学 🙂", "don't\r\n"])

@@ -310,7 +310,7 @@ def _read_hub(config: DataConfig) -> list[Row]:
     import datasets
 
     try:
-        data = datasets.load_dataset(config.source, split=config.split)
+        data = datasets.load_dataset(config.source, config.subset or None, split=config.split)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "

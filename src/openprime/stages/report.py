@@ -12,12 +12,12 @@ from openprime.config import ReportConfig
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#475569")
 CURVES = (
-    ("eval/greedy", "Held-out accuracy, greedy", "share of prompts answered right"),
-    ("eval/avg@", "Held-out accuracy, sampled", "mean over samples"),
-    ("prm/pairwise_accuracy", "PRM: pairwise accuracy on new groups", "right above wrong, .5 is chance"),
-    ("rollout/accuracy", "Accuracy of rollouts, before the filter", "mean outcome"),
+    ("eval/greedy", "Held-out accuracy, greedy", "accuracy"),
+    ("eval/avg@", "Held-out accuracy, sampled", "accuracy"),
+    ("prm/pairwise_accuracy", "PRM: pairwise accuracy on new groups", "accuracy (.5 is chance)"),
+    ("rollout/accuracy", "Accuracy of rollouts, before the filter", "accuracy"),
     ("rollout/entropy", "Entropy of the policy", "nats a token"),
-    ("policy/mismatch_max", "Sampler against trainer", "largest difference of a log-probability, nats"),
+    ("policy/mismatch_max", "Sampler against trainer: largest difference", "nats"),
 )
 """(metric or its beginning, title, unit)."""
 PHASES = ("rollout", "verify", "reference", "prm", "policy")
@@ -153,7 +153,8 @@ def token_rewards(rows: list[dict], prompts: int = 6) -> str:
     chosen = chosen[:prompts]
     if not chosen:
         return ""
-    largest = max(abs(v) for _, *pair in chosen for r in pair for v in r["rewards"]) or 1.0
+    sizes = sorted(abs(v) for _, *pair in chosen for r in pair for v in r["rewards"])
+    largest = sizes[int(0.99 * (len(sizes) - 1))] or 1.0  # one outlier would make all others pale
     cards = []
     for row, *pair in chosen:
         prompt = (
@@ -167,7 +168,7 @@ def token_rewards(rows: list[dict], prompts: int = 6) -> str:
         cards.append(f"<div class=pair>{cells}</div>")
     legend = (
         "<p>Every token in the colour of its process reward, <span class=bar></span> from "
-        f"{-largest:.3f} to {largest:.3f} (point at a token for its number). "
+        f"{-largest:.2f} to {largest:.2f} and beyond (point at a token for its number). "
         "A wavy line marks a step that a perfect checker calls wrong; the checker took no part in training.</p>"
     )
     return f"<h2>The reward of every token</h2>{legend}{''.join(cards)}"
@@ -186,7 +187,7 @@ def response_card(response: dict, largest: float) -> str:
         style = f"background:rgba({colour},{0.75 * min(1.0, abs(reward) / largest):.3f})"
         spans.append(f'<span class="tok{slip}" style="{style}" title="{reward:+.4f}">{text}</span>')
         line += token.count("\n")
-    verdict = "right" if response["outcome"] else f"wrong ({escape(response['reason'])})"
+    verdict = escape(response["reason"])
     total = sum(response["rewards"])
     return f"<div class=card><span class=tag>{verdict}, score {total:+.3f}</span><pre>{''.join(spans)}</pre></div>"
 
@@ -203,7 +204,9 @@ def draw(figure: go.Figure, title: str, x: str, y: str, height: int = 300) -> st
         legend={"orientation": "h", "y": -0.25},
         font={"family": "system-ui, sans-serif", "size": 12},
     )
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
+    return figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+    )
 
 
 def read_jsonl(path: Path) -> list[dict]:

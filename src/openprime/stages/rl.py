@@ -1,7 +1,12 @@
 """`openprime rl`: PRIME's algorithm 1 (arXiv 2502.01456), top to bottom."""
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from openprime.algorithm import advantages as adv
 from openprime.algorithm.losses import policy_loss, token_weights
@@ -16,128 +21,136 @@ from openprime.stages.evaluate import measure
 from openprime.training.collect import Collector, derive_seed
 from openprime.training.implicit_prm import ImplicitPRM
 from openprime.training.learner import Learner, NonFiniteError
-from openprime.training.run import Bar, Interrupted, Run, Signals
-from openprime.types import Batch, Group
+from openprime.training.run import Bar, Run, Signals
+from openprime.types import Batch, Group, Prompt, Verifier
 from openprime.verifiers import make_verifier
 
 
 def train(config: RLConfig) -> None:
     """Train a policy. Leaves metrics, samples, checkpoints, `model` and `prm` in `config.out`."""
-    warnings = config.check()
-    device = pick_device(config.device)
-    verifier = make_verifier(config.data.verifier)
-    tokenizer = load_tokenizer(config.model)
-    data = read_prompts(config.data, tokenizer)
-    held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
-    eval_verifier = make_verifier(config.eval_data.verifier)
-
-    run = Run(config, "rl")
-    for warning in warnings:
-        run.console.print(f"note: {warning}", highlight=False)
-    if data.dropped_long:
-        run.console.print(
-            f"{data.dropped_long} of {data.rows} prompts are over {config.data.max_prompt_tokens} tokens: dropped"
-        )
-    bfloat16 = config.dtype == "bfloat16"
-    torch.manual_seed(config.seed)
-
-    model = load_model(config.model, device)
-    updates = -(-config.rollout.prompts * config.rollout.responses // config.policy.minibatch)
-    policy = Learner(
-        model,
-        config.policy,
-        config.steps * config.policy.epochs * updates,
-        bfloat16,
-        config.rollout.temperature,
-    )
-    prm = make_prm(config, device, bfloat16) if config.advantage.process_weight else None
-    engine = TransformersEngine(
-        model, tokenizer, end_tokens(model, tokenizer), config.rollout.sequences, bfloat16
-    )
-    stream = PromptStream(data.prompts, config.seed)
-    collector = Collector(engine, stream, verifier, config.rollout, config.filter, config.seed)
-    step_ends = tokens_containing(tokenizer, config.advantage.step_delimiter)
-
-    def state() -> dict:
-        trained = {"policy": policy.state()} | ({"prm": prm.learner.state()} if prm else {})
-        return trained | {"collector": collector.state()}
-
-    def evaluate(step: int) -> dict[str, float]:
-        if not held_out:
-            return {}
-        with run.clock.phase("evaluate"):
-            tokens = config.eval.max_response_tokens or config.rollout.max_response_tokens
-            return measure(engine, held_out, eval_verifier, config.eval.samples, tokens, config.seed)
-
-    def record(step: int, metrics: dict[str, float], bar: Bar) -> None:
-        run.log(step, metrics)
-        if "eval/greedy" in metrics:
-            bar.say(f"step {step}: held-out accuracy, greedy {metrics['eval/greedy']:.3f}" + sampled(metrics))
-
+    parts = prepare(config)
+    run, policy, prm, engine, collector = parts.run, parts.policy, parts.prm, parts.engine, parts.collector
     restored = run.load()
     if restored:
-        policy.restore(restored["policy"])
-        collector.restore(restored["collector"])
-        if prm:
-            prm.learner.restore(restored["prm"])
-        engine.load(model.named_parameters(), run.step)
+        parts.restore(restored)
 
-    with Signals() as signals, Bar(run.console, "rl", config.steps, run.step) as bar:
-        if run.step == 0:
-            record(0, {"rollout/rollouts": 0} | evaluate(0), bar)
+    with Signals() as signals, closing(run), Bar(run.console, "rl", config.steps, run.step) as bar:
+        if restored is None:
+            record(run, bar, 0, {"rollout/rollouts": 0} | evaluate(parts, config))
         for step in range(run.step + 1, config.steps + 1):
-            before = collector.state()
-            try:
+            with saved_on_error(parts, step):
                 groups = collector.collect(step, signals.check)  # sample, verify, filter, refill
-            except Interrupted as stop:
-                run.save(step - 1, state() | {"collector": before})
-                bar.say(f"{stop}: saved after step {step - 1}; go on with --resume")
-                run.close()
-                raise
-            batch = collate(groups, step_ends, pad_token(tokenizer)).to(device)
-            try:
+            batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer)).to(engine.model.device)
+            with finite(run, step):
                 rewards, prm_metrics = process_rewards(prm, batch, run)  # score, update the PRM
-                advantages, advantage_metrics = compute_advantages(
-                    batch, rewards, config.advantage
-                )
+                advantages, advantage_metrics = compute_advantages(batch, rewards, config.advantage)
                 with run.clock.phase("policy"):
                     generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches", step))
                     policy_metrics = update_policy(policy, batch, advantages, config.policy, generator)
-            except NonFiniteError as error:
-                run.close()
-                raise RuntimeError(
-                    f"step {step}: {error}. The optimiser step was not taken; the last good checkpoint is in "
-                    f"{run.folder / 'checkpoints'}. Lower the learning rate, or look at samples.jsonl"
-                ) from error
-            engine.load(model.named_parameters(), step)
+            engine.load(policy.model.named_parameters(), step)
 
             metrics = {"reward/outcome": float(batch.outcome.mean())} | collector.metrics
             metrics |= prm_metrics | advantage_metrics | policy_metrics
             last = step == config.steps
-            if (config.eval.every and step % config.eval.every == 0) or last:
-                metrics |= evaluate(step)
-            metrics |= run.clock.take()
-            metrics["time/step"] = sum(
-                v for k, v in metrics.items() if k.startswith("time/") and k != "time/evaluate"
-            )
-            metrics["rollout/tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/rollout"]
-            record(step, metrics, bar)
+            if last or (config.eval.every and step % config.eval.every == 0):
+                metrics |= evaluate(parts, config)
+            metrics = with_times(metrics | run.clock.take())
+            record(run, bar, step, metrics)
             bar.report(step, headline(metrics))
-            if config.sample_every and (step % config.sample_every == 0 or last):
-                run.sample(samples(step, groups, rewards, batch, tokenizer))
-            if last or (config.save_every and step % config.save_every == 0) or signals.received:
-                run.save(step, state())
-            if signals.received and not last:
-                bar.say(f"stopped by a signal: saved after step {step}; go on with --resume")
-                run.close()
+            if config.sample_every and (last or step % config.sample_every == 0):
+                run.sample(samples(step, groups, rewards, batch, parts.tokenizer))
+            if last or signals.received or (config.save_every and step % config.save_every == 0):
+                run.save(step, parts.state())
+            if not last:
                 signals.check()
 
-    run.export_model("model", model, tokenizer)
+    run.export_model("model", policy.model, parts.tokenizer)
     if prm:
         reference = "" if config.prm.reference == "policy" else (config.prm.model or config.model)
-        run.export("prm", lambda folder: prm.save(folder, tokenizer, reference))
-    run.close()
+        run.export("prm", lambda folder: prm.save(folder, parts.tokenizer, reference))
     run.console.print(f"done: {run.folder} holds the policy in model/" + (", the PRM in prm/" if prm else ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of."""
+
+    run: Run
+    policy: Learner
+    prm: ImplicitPRM | None
+    """None in the outcome-only control."""
+    engine: TransformersEngine
+    collector: Collector
+    held_out: list[Prompt]
+    eval_verifier: Verifier
+    tokenizer: PreTrainedTokenizerBase
+    step_ends: frozenset[int]
+    """Tokens that end a step of a response."""
+
+    def state(self) -> dict:
+        """What a checkpoint keeps (trap 10)."""
+        trained = {"policy": self.policy.state()} | ({"prm": self.prm.learner.state()} if self.prm else {})
+        return trained | {"collector": self.collector.state()}
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`."""
+        self.policy.restore(state["policy"])
+        self.collector.restore(state["collector"])
+        if self.prm:
+            self.prm.learner.restore(state["prm"])
+        self.engine.load(self.policy.model.named_parameters(), self.run.step)
+
+
+def prepare(config: RLConfig) -> Parts:
+    """Check everything that can be checked, then load models and data."""
+    warnings = config.check()
+    device, bfloat16 = pick_device(config.device), config.dtype == "bfloat16"
+    verifier, eval_verifier = make_verifier(config.data.verifier), make_verifier(config.eval_data.verifier)
+    tokenizer = load_tokenizer(config.model)
+    data = read_prompts(config.data, tokenizer)
+    held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
+    torch.manual_seed(config.seed)
+    model = load_model(config.model, device)
+    rollout = config.rollout
+    updates = -(-rollout.prompts * rollout.responses // config.policy.minibatch)
+    total = config.steps * config.policy.epochs * updates
+    policy = Learner(model, config.policy, total, bfloat16, rollout.temperature)
+    prm = make_prm(config, device, bfloat16) if config.advantage.process_weight else None
+    engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), rollout.sequences, bfloat16)
+    stream = PromptStream(data.prompts, config.seed)
+    collector = Collector(engine, stream, verifier, rollout, config.filter, config.seed)
+    step_ends = tokens_containing(tokenizer, config.advantage.step_delimiter)
+    run = Run(config, "rl")
+    if data.dropped_long:
+        limit = config.data.max_prompt_tokens
+        warnings.append(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
+    for warning in warnings:
+        run.console.print(f"note: {warning}", highlight=False)
+    return Parts(run, policy, prm, engine, collector, held_out, eval_verifier, tokenizer, step_ends)
+
+
+@contextmanager
+def saved_on_error(parts: Parts, step: int) -> Iterator[None]:
+    """Collecting changes no weights: whatever ends it, save the run as it was before the step."""
+    before = parts.collector.state()
+    try:
+        yield
+    except BaseException:
+        parts.run.save(step - 1, parts.state() | {"collector": before})
+        parts.run.console.print(f"saved after step {step - 1}; go on with --resume")
+        raise
+
+
+@contextmanager
+def finite(run: Run, step: int) -> Iterator[None]:
+    """Name the step and the way back where a loss is not finite."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise RuntimeError(
+            f"step {step}: {error}. The optimiser step was not taken. {run.way_back()} "
+            "Lower the learning rate, or look at samples.jsonl"
+        ) from error
 
 
 def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> ImplicitPRM:
@@ -265,6 +278,32 @@ def samples(step: int, groups: list[Group], rewards: Tensor, batch: Batch, token
             }
         )
     return rows
+
+
+def evaluate(parts: Parts, config: RLConfig) -> dict[str, float]:
+    """Accuracy on held-out prompts."""
+    if not parts.held_out:
+        return {}
+    tokens = config.eval.max_response_tokens or config.rollout.max_response_tokens
+    with parts.run.clock.phase("evaluate"):
+        return measure(
+            parts.engine, parts.held_out, parts.eval_verifier, config.eval.samples, tokens, config.seed
+        )
+
+
+def with_times(metrics: dict[str, float]) -> dict[str, float]:
+    """Add the whole step's seconds and the engine's tokens a second."""
+    phases = [name for name in metrics if name.startswith("time/") and name != "time/evaluate"]
+    seconds = sum(metrics[name] for name in phases)
+    speed = metrics["rollout/tokens"] / metrics["time/rollout"]
+    return metrics | {"time/step": seconds, "rollout/tokens_per_second": speed}
+
+
+def record(run: Run, bar: Bar, step: int, metrics: dict[str, float]) -> None:
+    """Log a step's metrics and say what was evaluated."""
+    run.log(step, metrics)
+    if "eval/greedy" in metrics:
+        bar.say(f"step {step}: held-out accuracy, greedy {metrics['eval/greedy']:.3f}" + sampled(metrics))
 
 
 def headline(metrics: dict[str, float]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from contextlib import closing
 from functools import lru_cache
 
 import torch
@@ -59,7 +60,7 @@ def train(config: SFTConfig) -> None:
     def loss(logprobs: Tensor, micro: Batch, rows: Tensor) -> Tensor:
         return sft_loss(logprobs, micro.response_mask)
 
-    with Signals() as signals, Bar(run.console, "sft", steps, run.step) as bar:
+    with Signals() as signals, closing(run), Bar(run.console, "sft", steps, run.step) as bar:
         for step in range(run.step + 1, steps + 1):
             chosen = [data.rows[i] for i in rows_of_step(count, config.batch, step, config.seed)]
             batch = collate_demonstrations(chosen, pad_token(tokenizer)).to(device)
@@ -68,10 +69,9 @@ def train(config: SFTConfig) -> None:
                 try:
                     done = learner.update(batch, loss, tokens)
                 except NonFiniteError as error:
-                    run.close()
                     raise RuntimeError(
-                        f"step {step}: {error}. The optimiser step was not taken; the last good checkpoint is in "
-                        f"{run.folder / 'checkpoints'}. Lower optimizer.lr"
+                        f"step {step}: {error}. The optimiser step was not taken. {run.way_back()} "
+                        "Lower optimizer.lr"
                     ) from error
             last = step == steps
             metrics = {
@@ -95,13 +95,10 @@ def train(config: SFTConfig) -> None:
                 bar.report(step, {"loss": f"{done.loss:.4f}", "tok/s": f"{speed:,.0f}"})
             if signals.received or last or (config.save_every and step % config.save_every == 0):
                 run.save(step, {"learner": learner.state()})
-            if signals.received and not last:
-                bar.say(f"stopped by a signal: saved after step {step}; go on with --resume")
-                run.close()
+            if not last:
                 signals.check()
 
     folder = run.export_model("model", model, tokenizer)
-    run.close()
     run.console.print(f"done: {folder}")
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 import signal
@@ -115,9 +116,15 @@ class Run:
         if not (self.folder / "checkpoints" / f"step-{step:06d}").is_dir():
             save_checkpoint(self.folder / "checkpoints", step, state, self.config.keep)
 
+    def way_back(self) -> str:
+        """Where the last good weights are, in words."""
+        found = checkpoints(self.folder / "checkpoints")
+        return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases."""
-        line = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        """Append to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases; what is not finite is left out."""
+        metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        line = {"step": step, **metrics}
         append_jsonl(self.folder / "metrics.jsonl", line)
         if self._writer is None:
             self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
@@ -126,7 +133,7 @@ class Run:
         if self.config.wandb:
             if self._wandb is None:
                 self._wandb = start_wandb(self.config.wandb, self.folder)
-            self._wandb.log(dict(metrics), step=step)
+            self._wandb.log(metrics, step=step)
 
     def sample(self, rows: list[dict]) -> None:
         """Append to samples.jsonl."""

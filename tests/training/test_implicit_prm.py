@@ -1,0 +1,323 @@
+"""The implicit process reward model against formulas written out, and the order of scoring and updating."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from openprime.config import PRMConfig
+from openprime.models.hub import load_model
+from openprime.models.tiny import build_model, build_tokenizer
+from openprime.training import learner as learner_module
+from openprime.training.implicit_prm import ImplicitPRM, read_settings
+from openprime.training.learner import Learner
+from openprime.types import Batch
+
+BETA = 0.3
+GROUP, OUTCOMES = [0, 0, 0, 1, 1, 2, 2, 2], [1, 0, 1, 0, 0.5, 1, 1, 0]
+
+
+@pytest.fixture
+def batch(make_batch: Callable[..., Batch]) -> Batch:
+    """Groups of 3, 2 and 3; a soft label; pairs in every group."""
+    return make_batch(GROUP, OUTCOMES)
+
+
+@pytest.fixture
+def make_prm(make_model) -> Callable[..., ImplicitPRM]:
+    """(reference, **options) -> a PRM that differs from its reference, with a rate that moves it visibly."""
+
+    def make(reference: bool = True, **options) -> ImplicitPRM:
+        defaults = {"lr": 0.05, "beta": BETA, "clip_grad": 1e9, "tokens_per_microbatch": 20}
+        config = PRMConfig(**(defaults | options))
+        learner = Learner(make_model(seed=1), config, 10)
+        return ImplicitPRM(learner, make_model(seed=2) if reference else None, config)
+
+    return make
+
+
+@pytest.fixture
+def by_hand(naive_logprobs) -> Callable[..., Tensor]:
+    """(model, batch, reference or None) -> r_t = beta * (log phi - log ref), token by token, with autograd."""
+
+    def rewards(model, batch: Batch, reference) -> Tensor:
+        phi = naive_logprobs(model, batch)
+        with torch.no_grad():
+            ref = batch.logprobs if reference is None else naive_logprobs(reference, batch)
+        rows = []
+        for b in range(len(batch)):
+            row = [
+                BETA * (phi[b, t] - ref[b, t]) if batch.response_mask[b, t] else phi.new_zeros(())
+                for t in range(phi.shape[1])
+            ]
+            rows.append(torch.stack(row))
+        return torch.stack(rows)
+
+    return rewards
+
+
+def assert_rewards(mine: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(mine, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_rewards_are_beta_times_the_log_ratio(reference: bool, batch: Batch, make_prm, by_hand):
+    """With a frozen reference model, and with the sampling policy's own log-probabilities."""
+    prm = make_prm(reference)
+    expected = by_hand(prm.learner.model, batch, prm.reference)
+    mine = prm.score(batch, prm.reference_logprobs(batch))
+    assert_rewards(mine, expected)
+    assert mine.shape == batch.token_ids.shape
+    assert bool((mine[~batch.response_mask] == 0).all())
+    assert float(mine.abs().max()) > 0.1
+
+
+def test_without_a_reference_model_the_batchs_own_log_probabilities_are_taken(batch: Batch, make_prm):
+    assert torch.equal(make_prm(reference=False).reference_logprobs(batch), batch.logprobs)
+    assert not torch.allclose(make_prm(reference=True).reference_logprobs(batch), batch.logprobs, atol=0.1)
+
+
+def test_a_prm_that_is_its_reference_gives_no_reward(batch: Batch, make_model):
+    config = PRMConfig(beta=BETA)
+    prm = ImplicitPRM(Learner(make_model(1), config, 1), make_model(1), config)
+    assert float(prm.score(batch, prm.reference_logprobs(batch)).abs().max()) < 1e-6
+
+
+def test_the_reference_is_frozen_and_stays_as_it_was(batch: Batch, make_prm, weights):
+    prm = make_prm()
+    before = weights(prm.reference)
+    for _ in range(2):
+        prm.step(batch, prm.reference_logprobs(batch))
+    assert torch.equal(weights(prm.reference), before)
+    assert not any(p.requires_grad for p in prm.reference.parameters())
+    assert not prm.reference.training
+    assert not prm.reference_logprobs(batch).requires_grad
+
+
+# The order of scoring and updating
+
+
+def test_after_one_forward_pass_scores_with_the_weights_before_the_update(
+    batch: Batch, make_prm, by_hand, weights, monkeypatch: pytest.MonkeyPatch
+):
+    prm = make_prm(update="after")
+    reference = prm.reference_logprobs(batch)
+    expected, before = by_hand(prm.learner.model, batch, prm.reference), weights(prm.learner.model)
+    calls = []
+    original = learner_module.token_logprobs
+    monkeypatch.setattr(
+        learner_module, "token_logprobs", lambda *a: calls.append(a[1].shape[0]) or original(*a)
+    )
+    done = prm.step(batch, reference)
+    assert sum(calls) == len(batch)  # one forward pass
+    assert len(calls) > 1
+    assert_rewards(done.rewards, expected)
+    torch.testing.assert_close(done.fresh_scores, expected.detach().sum(-1), rtol=1e-4, atol=1e-4)
+    assert not done.rewards.requires_grad
+    assert float((weights(prm.learner.model) - before).abs().max()) > 0.01
+    assert float((prm.score(batch, reference) - done.rewards).abs().max()) > 0.05
+
+
+def test_before_scores_with_the_updated_weights_and_reports_fresh_scores(
+    batch: Batch, make_prm, by_hand, weights
+):
+    before_prm, after_prm = make_prm(update="before"), make_prm(update="after")
+    reference = before_prm.reference_logprobs(batch)
+    old = by_hand(before_prm.learner.model, batch, before_prm.reference)
+    done = before_prm.step(batch, reference)
+    new = by_hand(before_prm.learner.model, batch, before_prm.reference)
+    assert_rewards(done.rewards, new)
+    torch.testing.assert_close(done.fresh_scores, old.detach().sum(-1), rtol=1e-4, atol=1e-4)
+    assert (new - old).abs().max().item() > 0.05
+    # The update itself is the same either way.
+    other = after_prm.step(batch, reference)
+    assert (done.loss, done.grad_norm, done.lr) == (other.loss, other.grad_norm, other.lr)
+    assert torch.equal(weights(before_prm.learner.model), weights(after_prm.learner.model))
+
+
+def test_never_leaves_the_weights_alone(batch: Batch, make_prm, by_hand, weights):
+    prm = make_prm(update="never")
+    before = weights(prm.learner.model)
+    done = prm.step(batch, prm.reference_logprobs(batch))
+    assert torch.equal(weights(prm.learner.model), before)
+    assert prm.learner.updates == 0
+    assert_rewards(done.rewards, by_hand(prm.learner.model, batch, prm.reference))
+    torch.testing.assert_close(done.fresh_scores, done.rewards.sum(-1))
+    assert math.isnan(done.loss)
+    assert math.isnan(done.grad_norm)
+
+
+@pytest.mark.parametrize("loss", ["ce", "dpo"])
+@pytest.mark.parametrize(("update", "minibatch"), [("after", 3), ("after", 1), ("before", 3)])
+def test_trap_04_several_minibatches_are_scored_by_one_version_of_the_prm(
+    update: str, minibatch: int, loss: str, batch: Batch, make_prm, by_hand
+):
+    prm = make_prm(update=update, minibatch=minibatch, loss=loss)
+    old = by_hand(prm.learner.model, batch, prm.reference)
+    done = prm.step(batch, prm.reference_logprobs(batch))
+    new = by_hand(prm.learner.model, batch, prm.reference)
+    assert prm.learner.updates == (3 if minibatch == 1 else 2)
+    assert_rewards(done.rewards, old if update == "after" else new)
+    torch.testing.assert_close(done.fresh_scores, old.detach().sum(-1), rtol=1e-4, atol=1e-4)
+    for rows in ([0, 1, 2], [3, 4], [5, 6, 7]):  # every group's rewards would have told another version
+        assert (old - new)[rows].abs().max().item() > 0.02
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (0, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        (1, [[0, 1, 2], [3, 4], [5, 6, 7]]),
+        (3, [[0, 1, 2], [3, 4, 5, 6, 7]]),
+        (4, [[0, 1, 2, 3, 4], [5, 6, 7]]),
+        (5, [[0, 1, 2, 3, 4], [5, 6, 7]]),
+        (6, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        (8, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        (100, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ],
+)
+def test_minibatches_keep_groups_whole(size: int, expected, batch: Batch, make_prm, monkeypatch):
+    """Responses of the outer minibatch, found by their tokens, in the order of the optimiser steps."""
+    prm = make_prm(minibatch=size)
+    seen: list[list[int]] = []
+    original = prm.learner.update
+
+    def note(part: Batch, *rest):
+        seen.append(
+            [
+                next(
+                    b
+                    for b in range(len(batch))
+                    if batch.lengths[b] == n and torch.equal(batch.token_ids[b, :n], ids[:n])
+                )
+                for ids, n in zip(part.token_ids, part.lengths.tolist(), strict=True)
+            ]
+        )
+        return original(part, *rest)
+
+    monkeypatch.setattr(prm.learner, "update", note)
+    prm.step(batch, prm.reference_logprobs(batch))
+    assert seen == expected
+
+
+# Losses
+
+
+def bce(scores: Tensor, batch: Batch) -> Tensor:
+    """Mean over responses of -o log sigmoid(s) - (1 - o) log(1 - sigmoid(s))."""
+    p = torch.sigmoid(scores.double())
+    o = batch.outcome.double()
+    return -(o * p.log() + (1 - o) * (1 - p).log()).mean()
+
+
+def dpo(scores: Tensor, batch: Batch) -> Tensor:
+    """Mean over all pairs of a group with different outcomes."""
+    losses = []
+    for i in range(len(batch)):
+        for j in range(len(batch)):
+            if batch.group[i] == batch.group[j] and batch.outcome[i] > batch.outcome[j]:
+                losses.append(-torch.log(torch.sigmoid(scores[i].double() - scores[j].double())))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("reference", [True, False])
+@pytest.mark.parametrize(("name", "formula"), [("ce", bce), ("dpo", dpo)])
+@pytest.mark.parametrize("tokens", [1, 30, 1000])
+def test_gradients_are_those_of_the_loss_of_the_whole_batch(
+    tokens: int, name: str, formula, reference: bool, batch: Batch, make_prm, by_hand, catch_gradients
+):
+    prm = make_prm(reference, loss=name, tokens_per_microbatch=tokens)
+    caught = catch_gradients(prm.learner.optimizer)
+    twin = copy.deepcopy(prm.learner.model)
+    whole = formula(by_hand(twin, batch, prm.reference).sum(-1), batch)
+    whole.backward()
+    done = prm.step(batch, prm.reference_logprobs(batch))
+    assert done.loss == pytest.approx(whole.item(), rel=1e-4)
+    norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm()
+    assert done.grad_norm == pytest.approx(norm.item(), rel=1e-3)
+    assert len(caught) == 1
+    for mine, other in zip(caught[0], twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_trap_04_minibatches_mean_their_losses_and_report_the_largest_norm(batch: Batch, make_prm, by_hand):
+    """Three steps, the loss of each at the weights after the one before."""
+    prm = make_prm(minibatch=1)
+    reference = prm.reference_logprobs(batch)
+    twin = make_prm(minibatch=1)
+    losses, norms = [], []
+    for rows in ([0, 1, 2], [3, 4], [5, 6, 7]):
+        part = batch.select(torch.tensor(rows))
+        losses.append(bce(by_hand(twin.learner.model, part, twin.reference).sum(-1), part).item())
+        norms.append(twin.step(part, twin.reference_logprobs(part)).grad_norm)
+    done = prm.step(batch, reference)
+    assert done.loss == pytest.approx(sum(losses) / 3, rel=1e-3)
+    assert done.grad_norm == pytest.approx(max(norms), rel=1e-3)
+    assert len(set(norms)) == 3
+
+
+@pytest.mark.parametrize("update", ["after", "before"])
+def test_dpo_without_a_pair_updates_nothing(update: str, make_batch, make_prm, by_hand, weights):
+    batch = make_batch([0, 0, 1, 1, 2], [1, 1, 0, 0, 1])
+    prm = make_prm(loss="dpo", update=update)
+    before = weights(prm.learner.model)
+    done = prm.step(batch, prm.reference_logprobs(batch))
+    assert torch.equal(weights(prm.learner.model), before)
+    assert prm.learner.updates == 0
+    assert_rewards(done.rewards, by_hand(prm.learner.model, batch, prm.reference))
+    assert math.isnan(done.loss)
+    assert math.isnan(done.grad_norm)
+
+
+@pytest.mark.parametrize("update", ["after", "before"])
+def test_dpo_passes_over_minibatches_without_a_pair(update: str, make_batch, make_prm, by_hand):
+    batch = make_batch([0, 0, 1, 1, 2, 2], [1, 1, 1, 0, 0, 0])
+    prm = make_prm(loss="dpo", minibatch=2, update=update)
+    old = by_hand(prm.learner.model, batch, prm.reference)
+    done = prm.step(batch, prm.reference_logprobs(batch))
+    assert prm.learner.updates == 1
+    new = by_hand(prm.learner.model, batch, prm.reference)
+    assert_rewards(done.rewards, old if update == "after" else new)
+    pair = old.detach().sum(-1)[2:4]
+    assert done.loss == pytest.approx(math.log1p(math.exp(float(pair[1] - pair[0]))), rel=1e-3)
+
+
+def test_training_teaches_the_outcomes(batch: Batch, make_prm):
+    prm = make_prm(lr=0.01)
+    reference = prm.reference_logprobs(batch)
+    steps = [prm.step(batch, reference) for _ in range(25)]
+    assert steps[-1].loss < 0.5 * steps[0].loss
+    scores = steps[-1].fresh_scores
+    assert bool((scores[batch.outcome == 1] > scores[batch.outcome == 0].max()).all())
+
+
+# Saving
+
+
+@pytest.mark.parametrize("reference", ["sft/model", ""])
+def test_a_saved_prm_is_a_model_with_its_settings_beside_it(reference: str, tmp_path: Path):
+    tokenizer = build_tokenizer(["Start four"] * 5, 280)
+    config = PRMConfig(beta=0.07)
+    model = build_model(tokenizer, 16, 1, 2, 32, 0)
+    prm = ImplicitPRM(Learner(model, config, 1), None, config)
+    prm.save(tmp_path / "prm", tokenizer, reference)
+    ids = torch.tensor([[5, 9, 30, 2]])
+    with torch.no_grad():
+        expected = model(ids).logits
+        for loaded in (AutoModelForCausalLM.from_pretrained(tmp_path / "prm"), load_model(str(tmp_path / "prm"))):
+            assert torch.equal(loaded.eval()(ids).logits, expected)
+    assert AutoTokenizer.from_pretrained(tmp_path / "prm").encode("Start") == tokenizer.encode("Start")
+    assert read_settings(str(tmp_path / "prm")) == (0.07, reference)
+    written = json.loads((tmp_path / "prm" / "implicit_prm.json").read_text(encoding="utf-8"))
+    assert written == {"beta": 0.07, "reference": reference}
+
+
+def test_a_folder_that_is_no_prm_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"not an implicit PRM.*implicit_prm\.json"):
+        read_settings(str(tmp_path))
