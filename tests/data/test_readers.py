@@ -118,28 +118,30 @@ def test_a_missing_file_is_named(tmp_path, name):
 def test_a_hub_id_is_asked_for_its_split(monkeypatch, tokenizer):
     asked = []
 
-    def load_dataset(name, split):
-        asked.append((name, split))
+    def load_dataset(name, subset, split):
+        asked.append((name, subset, split))
         return datasets.Dataset.from_list([{"question": str(i), "answer": float(i)} for i in range(5)])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     config = DataConfig(source="owner/name", split="test", limit=2)
     prompts = read_prompts(config, tokenizer).prompts
-    assert asked == [("owner/name", "test")]
+    assert asked == [("owner/name", None, "test")]
     assert [(p.id, p.answer) for p in prompts] == [("owner/name:test:0", "0"), ("owner/name:test:1", "1")]
-    assert len(load_rows(DataConfig(source="owner/name"))) == 5
+    assert len(load_rows(DataConfig(source="owner/name", subset="main"))) == 5
+    assert asked[1:] == [("owner/name", "main", "train")]
 
 
 @pytest.mark.parametrize(
     "error", [ConnectionError("no route"), ValueError("Unknown split"), FileNotFoundError("gone")]
 )
 def test_an_unreachable_hub_id_is_explained(monkeypatch, error):
-    def load_dataset(name, split):
+    def load_dataset(name, subset, split):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(
-        ValueError, match=f"owner/name is neither a local file.*nor .*hub.* split train: {error}"
+        ValueError,
+        match=f"owner/name is neither a local file.*nor .*hub.* split train .*data.subset.*: {error}",
     ):
         load_rows(DataConfig(source="owner/name"))
 

@@ -24,6 +24,7 @@ property_test = settings(max_examples=150, deadline=None, derandomize=True)
 LENGTHS = [5, 1, 9, 3, 9, 2, 12]
 ENDS = frozenset({1, 7, 11, 23, 30, 44})
 """Many, so that responses end at all sorts of places."""
+NEVER = frozenset({VOCABULARY + 1})
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,10 @@ class Passes:
 @pytest.mark.parametrize("name", [*PLAIN, *SCALED])
 def test_greedy_decoding_equals_generate_token_for_token(name: str, make_engine):
     """Ragged prompts, padded on the left in both; learned and rotary positions, sliding windows."""
-    engine, prompts = make_engine(name), prompts_of(LENGTHS)
+    prompts, engine = prompts_of(LENGTHS), make_engine(name, ends=NEVER)
+    free = engine.generate(prompts, Sampling(1, 20, 0.0), seed=0)
+    ends = frozenset(g.responses[0].token_ids[3 * i] for i, g in enumerate(free[:4]))
+    engine = make_engine(name, ends=ends)
     mine = engine.generate(prompts, Sampling(1, 20, 0.0), seed=0)
     width = max(LENGTHS)
     ids = torch.tensor([[0] * (width - len(p.token_ids)) + list(p.token_ids) for p in prompts])
@@ -88,7 +92,7 @@ def test_greedy_decoding_equals_generate_token_for_token(name: str, make_engine)
         attention_mask=mask,
         do_sample=False,
         max_new_tokens=20,
-        eos_token_id=sorted(ENDS),
+        eos_token_id=sorted(ends),
         pad_token_id=0,
     )[:, width:]
     lengths = set()
@@ -96,10 +100,10 @@ def test_greedy_decoding_equals_generate_token_for_token(name: str, make_engine)
         expected = []
         for token in row:
             expected.append(token)
-            if token in ENDS:
+            if token in ends:
                 break
         assert group.responses[0].token_ids == tuple(expected)
-        assert group.responses[0].truncated == (expected[-1] not in ENDS)
+        assert group.responses[0].truncated == (expected[-1] not in ends)
         lengths.add(len(expected))
     assert len(lengths) > 1
 
@@ -164,7 +168,8 @@ def test_bfloat16_log_probabilities_are_near_those_of_float32(make_engine):
 @pytest.mark.parametrize("name", ["qwen2 tied", "gpt2", "mistral, sliding window", "gemma2, capped logits"])
 def test_the_same_seed_gives_the_same_samples_however_many_sequences_go_together(name: str, make_engine):
     answers = [
-        make_engine(name, sequences=n).generate(prompts_of(LENGTHS), Sampling(4, 12), seed=5) for n in (4, 8, 64, 1)
+        make_engine(name, sequences=n).generate(prompts_of(LENGTHS), Sampling(4, 12), seed=5)
+        for n in (4, 8, 64, 1)
     ]
     for other in answers[1:]:
         assert tokens_of(other) == tokens_of(answers[0])
@@ -201,7 +206,7 @@ def test_rows_that_leave_the_batch_disturb_no_other(
 
 
 def test_responses_of_a_prompt_share_one_prefill(make_engine, monkeypatch: pytest.MonkeyPatch):
-    engine = make_engine(ends=frozenset({VOCABULARY + 1}))
+    engine = make_engine(ends=NEVER)
     passes = Passes(engine, monkeypatch)
     engine.generate(prompts_of([5, 3, 8]), Sampling(6, 4), seed=0)
     assert passes.shapes == [(3, 8), (18, 1), (18, 1), (18, 1)]
@@ -407,7 +412,7 @@ def test_an_even_grid_of_uniforms_gives_each_token_its_exact_share():
 
 def test_engine_samples_are_distributed_as_the_models_softmax(make_engine):
     """First tokens, and second tokens after the likeliest first: random numbers of the engine's own making."""
-    engine = make_engine("llama", ends=frozenset({VOCABULARY + 1}), sequences=10**6)
+    engine = make_engine("llama", ends=NEVER, sequences=10**6)
     with torch.no_grad():
         engine.model.lm_head.weight[8:] = 0.0
         engine.model.lm_head.weight *= 0.3
@@ -435,7 +440,9 @@ ALMOST_ONE = math.nextafter(1.0, 0.0)
     st.sampled_from([0.0, 5e-324, 1e-300, 2.0**-53, 1e-9, 0.3, 1 - 1e-9, ALMOST_ONE]),
     st.sampled_from([0.0, 0.3, 1.0, 3.0]),
 )
-def test_a_token_without_probability_is_never_sampled(logits: list[float], uniform: float, temperature: float):
+def test_a_token_without_probability_is_never_sampled(
+    logits: list[float], uniform: float, temperature: float
+):
     if max(logits) == -math.inf:
         return
     row = torch.tensor([logits])
@@ -476,10 +483,16 @@ def test_rows_are_sampled_with_their_own_logits_and_numbers():
 
 def test_random_numbers_are_uniform_and_differ_by_seed_place_response_and_position():
     sampling = Sampling(10, 20)
-    blocks = {(s, p): module._uniforms(s, p, sampling) for s in (0, 1, 2**40) for p in (0, 1, 999)}
+    blocks = {(s, p): module._uniforms(s, p, sampling) for s in (0, 1, 12_345) for p in (0, 1, 999)}
     assert {tuple(b.shape) for b in blocks.values()} == {(10, 20)}
     every = torch.cat([b.flatten() for b in blocks.values()])
     assert len(every.unique()) == len(every)
     assert bool(((every >= 0) & (every < 1)).all())
     assert abs(float(every.mean()) - 0.5) < 0.03
     assert torch.equal(module._uniforms(1, 999, sampling), blocks[1, 999])
+
+
+def test_seeds_that_differ_in_their_high_bits_alone_give_other_random_numbers():
+    """Derived seeds have 62 bits; PyTorch's generator on the CPU looks at 32 of what it is given."""
+    blocks = [module._uniforms(seed, 0, Sampling(2, 3)) for seed in (5, 5 + 2**32, 5 + 2**40, 5 + 2**61)]
+    assert len(torch.stack(blocks).unique()) == 4 * 6

@@ -72,7 +72,9 @@ def test_the_tokenizer_keeps_its_ids_and_its_chat_template(
     loaded = load_tokenizer(str(tmp_path))
     assert loaded.encode(TEXT) == tokenizer.encode(TEXT)
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": TEXT}]
-    rendered = [t.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] for t in (loaded, tokenizer)]
+    rendered = [
+        t.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] for t in (loaded, tokenizer)
+    ]
     assert rendered[0] == rendered[1]
     assert end_tokens(load_model(str(tmp_path)), loaded) == end_tokens(small, tokenizer)
 
@@ -162,7 +164,11 @@ def test_the_list_of_end_tokens_survives_saving(
 ):
     small.generation_config = GenerationConfig(eos_token_id=[7, 9])
     save_model(small, tokenizer, tmp_path)
-    assert end_tokens(load_model(str(tmp_path)), load_tokenizer(str(tmp_path))) == {7, 9, tokenizer.eos_token_id}
+    assert end_tokens(load_model(str(tmp_path)), load_tokenizer(str(tmp_path))) == {
+        7,
+        9,
+        tokenizer.eos_token_id,
+    }
 
 
 def test_token_zero_can_end_a_response(small: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):

@@ -44,7 +44,13 @@ def problem(
 
 
 def both(
-    tokens: int, width: int, vocabulary: int, bias: bool, temperature: float, dtype: torch.dtype, seed: int = 0
+    tokens: int,
+    width: int,
+    vocabulary: int,
+    bias: bool,
+    temperature: float,
+    dtype: torch.dtype,
+    seed: int = 0,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """[values, gradients...] of ours and of the definition."""
     answers = []
@@ -208,10 +214,7 @@ def by_the_models_own_head(model, ids: Tensor, temperature: float) -> Tensor:
         own = ids[row : row + 1, :length]
         logits = model(input_ids=own, use_cache=False).logits[0].float() / temperature
         table = logits.log_softmax(-1)
-        values = [
-            table[t - 1, own[0, t]] if t >= prompt else table.new_zeros(())
-            for t in range(length)
-        ]
+        values = [table[t - 1, own[0, t]] if t >= prompt else table.new_zeros(()) for t in range(length)]
         rows.append(torch.stack(values + [table.new_zeros(())] * (WIDTH - length)))
     return torch.stack(rows)
 

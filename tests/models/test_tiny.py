@@ -31,7 +31,9 @@ def test_any_text_is_encoded_and_decoded_back(tokenizer: PreTrainedTokenizerBase
     assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\n\t", "  two  spaces , and . points !", "äöü 数学 🙂", "don't\r\n"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n\n\t", "  two  spaces , and . points !", "äöü 数学 🙂", "don't\r\n"]
+)
 def test_these_texts_come_back_exactly(tokenizer: PreTrainedTokenizerBase, text: str):
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
@@ -45,7 +47,9 @@ def test_special_tokens_are_one_token_each_and_no_other_text_makes_them(tokenize
     assert len(set(special)) == 3
     assert tokenizer.encode(f"{START}{END}{PAD}", add_special_tokens=False) == special
     assert (tokenizer.eos_token, tokenizer.pad_token) == (END, PAD)
-    assert not set(special) & set(tokenizer.encode("im_start | <|im end|> endoftext", add_special_tokens=False))
+    assert not set(special) & set(
+        tokenizer.encode("im_start | <|im end|> endoftext", add_special_tokens=False)
+    )
 
 
 def test_the_vocabulary_keeps_to_its_limit(tokenizer: PreTrainedTokenizerBase):
@@ -59,7 +63,9 @@ def test_the_chat_format(tokenizer: PreTrainedTokenizerBase):
     assert START not in tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("text", [*TEXTS[:2], "Ünïcode  数学 1234 don't\n\n#### 8", f"{START}user\nhello{END}"])
+@pytest.mark.parametrize(
+    "text", [*TEXTS[:2], "Ünïcode  数学 1234 don't\n\n#### 8", f"{START}user\nhello{END}"]
+)
 def test_the_tokenizer_survives_saving(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, text: str):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)

@@ -73,8 +73,12 @@ def naive_logprobs() -> Callable[..., torch.Tensor]:
     def logprobs(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
         width = batch.token_ids.shape[1]
         rows = []
-        for ids, mask, length in zip(batch.token_ids, batch.response_mask, batch.lengths.tolist(), strict=True):
-            table = (model(input_ids=ids[None, :length], use_cache=False).logits[0] / temperature).log_softmax(-1)
+        for ids, mask, length in zip(
+            batch.token_ids, batch.response_mask, batch.lengths.tolist(), strict=True
+        ):
+            table = (
+                model(input_ids=ids[None, :length], use_cache=False).logits[0] / temperature
+            ).log_softmax(-1)
             zero = table.new_zeros(())
             values = [table[t - 1, ids[t]] if mask[t] else zero for t in range(length)]
             rows.append(torch.stack(values + [zero] * (width - length)))

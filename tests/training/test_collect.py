@@ -496,5 +496,5 @@ def test_a_verifier_must_judge_every_response():
 def test_seeds_depend_on_every_part_and_on_nothing_else():
     seeds = [derive_seed(*parts) for parts in [(0, 1, 2), (0, 1, 3), (0, 2, 1), (1, 1, 2), (0, 12), (0, "1", 22)]]
     assert len(set(seeds)) == len(seeds)
-    assert derive_seed(0, 1, 2) == seeds[0] == 2776562417733894164
+    assert derive_seed(0, 1, 2) == seeds[0] == 989396449473754069
     assert all(0 <= seed < 2**62 for seed in seeds)

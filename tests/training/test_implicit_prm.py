@@ -310,7 +310,10 @@ def test_a_saved_prm_is_a_model_with_its_settings_beside_it(reference: str, tmp_
     ids = torch.tensor([[5, 9, 30, 2]])
     with torch.no_grad():
         expected = model(ids).logits
-        for loaded in (AutoModelForCausalLM.from_pretrained(tmp_path / "prm"), load_model(str(tmp_path / "prm"))):
+        for loaded in (
+            AutoModelForCausalLM.from_pretrained(tmp_path / "prm"),
+            load_model(str(tmp_path / "prm")),
+        ):
             assert torch.equal(loaded.eval()(ids).logits, expected)
     assert AutoTokenizer.from_pretrained(tmp_path / "prm").encode("Start") == tokenizer.encode("Start")
     assert read_settings(str(tmp_path / "prm")) == (0.07, reference)

@@ -101,9 +101,7 @@ def test_trap_09_token_budgets_from_one_row_to_the_whole_batch_give_the_same_wei
     loss, denominator = weighted(batch, reduction)
     counts, after = [], []
     original = module.micro_batches
-    monkeypatch.setattr(
-        module, "micro_batches", lambda *a: counts.append(len(original(*a))) or original(*a)
-    )
+    monkeypatch.setattr(module, "micro_batches", lambda *a: counts.append(len(original(*a))) or original(*a))
     for tokens in (1, 20, 1000):
         learner = smooth(learner_for(make_model(), tokens_per_microbatch=tokens))
         for _ in range(3):
@@ -191,7 +189,9 @@ def test_units_stay_together_even_over_the_budget():
 # The step
 
 
-def adamw(parameters: list[Tensor], steps: list[list[Tensor]], rates: list[float], decay: float, beta2: float):
+def adamw(
+    parameters: list[Tensor], steps: list[list[Tensor]], rates: list[float], decay: float, beta2: float
+):
     """AdamW written out (Loshchilov and Hutter, algorithm 2) in float64."""
     now = [p.detach().double().clone() for p in parameters]
     first, second = [torch.zeros_like(p) for p in now], [torch.zeros_like(p) for p in now]
@@ -210,7 +210,13 @@ def test_two_steps_equal_adamw_by_hand_with_clipping_and_decay(
     clip: float, batch: Batch, make_model, naive_logprobs, catch_gradients
 ):
     """Gradients of the second step are taken at our own weights after the first."""
-    options = {"weight_decay": 0.1, "beta2": 0.95, "clip_grad": clip, "warmup": 2, "tokens_per_microbatch": 20}
+    options = {
+        "weight_decay": 0.1,
+        "beta2": 0.95,
+        "clip_grad": clip,
+        "warmup": 2,
+        "tokens_per_microbatch": 20,
+    }
     learner = learner_for(make_model(), **options)
     start = [p.detach().clone() for p in learner.model.parameters()]
     caught = catch_gradients(learner.optimizer)
@@ -270,7 +276,11 @@ def test_the_temperature_divides_the_logits(temperature: float, batch: Batch, ma
         ({"warmup": 4}, 8, [2, 4, 6, 8, 8, 8, 8, 8]),
         ({"warmup": 1}, 3, [8, 8, 8]),
         ({"schedule": "cosine"}, 4, [8, 4 + 4 * math.sqrt(0.5), 4, 4 - 4 * math.sqrt(0.5), 0]),
-        ({"schedule": "cosine", "warmup": 2}, 6, [4, 8, 8, 4 + 4 * math.sqrt(0.5), 4, 4 - 4 * math.sqrt(0.5)]),
+        (
+            {"schedule": "cosine", "warmup": 2},
+            6,
+            [4, 8, 8, 4 + 4 * math.sqrt(0.5), 4, 4 - 4 * math.sqrt(0.5)],
+        ),
         ({"schedule": "cosine", "warmup": 0.5}, 4, [4, 8, 8, 4]),
         ({"schedule": "cosine"}, 2, [8, 4, 0, 0, 0]),
         ({"warmup": 0.25}, 10, [8 / 3, 16 / 3, 8, 8, 8]),
@@ -416,7 +426,11 @@ def test_dropout_in_a_models_configuration_is_off(
     model = dropout_model() if kind == "gpt2" else make_model(attention_dropout=0.5).train()
     expected = naive_logprobs(copy.deepcopy(model).eval(), batch).detach()
     learner = learner_for(model, gradient_checkpointing=checkpointing, tokens_per_microbatch=1000, lr=0.0)
-    for values in (learner.logprobs(batch), learner.update(batch, sft, 1.0).logprobs, learner.logprobs(batch)):
+    for values in (
+        learner.logprobs(batch),
+        learner.update(batch, sft, 1.0).logprobs,
+        learner.logprobs(batch),
+    ):
         torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -314,7 +314,8 @@ def _read_hub(config: DataConfig) -> list[Row]:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "
-            f"that can be reached on the hub and has a split {config.split}: {error}"
+            f"that can be reached on the hub and has a split {config.split} (data.split) and a subset "
+            f"{config.subset!r} (data.subset): {error}"
         ) from error
     assert isinstance(data, datasets.Dataset)
     return data.select(range(min(config.limit or len(data), len(data)))).to_list()

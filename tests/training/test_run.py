@@ -1,0 +1,290 @@
+"""A run's folder: its records, its signals, and what may change when it goes on."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from openprime.config import RLConfig, SFTConfig
+from openprime.training import run as run_module
+from openprime.training.run import Clock, Interrupted, Run, Signals, append_jsonl, flatten, keep_until
+
+
+def config(folder: Path, **settings: object) -> RLConfig:
+    """A configuration whose run lives in `folder`."""
+    return RLConfig.model_validate({"model": "m", "out": str(folder), "data": {"source": "d"}} | settings)
+
+
+def steps(path: Path) -> list[int]:
+    """The steps that a record tells of."""
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+# The folder
+
+
+def test_a_run_writes_down_what_it_was_told_and_made_with(tmp_path: Path):
+    Run(config(tmp_path / "a" / "b", steps=7, prm={"beta": 0.3}), "rl")
+    settings = yaml.safe_load((tmp_path / "a" / "b" / "config.yaml").read_text())
+    assert RLConfig.model_validate(settings) == config(tmp_path / "a" / "b", steps=7, prm={"beta": 0.3})
+    versions = json.loads((tmp_path / "a" / "b" / "versions.json").read_text())
+    assert versions["stage"] == "rl"
+    assert {"openprime", "torch", "transformers", "python", "platform"} <= set(versions)
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path):
+    Run(config(tmp_path), "rl")
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"holds a run already: go on with --resume, or choose another --out"):
+        Run(config(tmp_path, steps=3), "rl")
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_resuming_what_has_not_begun_begins_it(tmp_path: Path):
+    run = Run(config(tmp_path / "new", resume=True), "rl")
+    assert run.load() is None
+    assert run.step == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"dtype": "bfloat16"}, "dtype: 'float32' -> 'bfloat16'"),
+        ({"model": "other"}, "model: 'm' -> 'other'"),
+        ({"prm": {"beta": 0.1}}, "prm.beta: 0.05 -> 0.1"),
+        ({"rollout": {"prompts": 8}}, "rollout.prompts: 256 -> 8"),
+        ({"data": {"source": "other"}}, "data.source: 'd' -> 'other'"),
+        ({"advantage": {"whiten": True}}, "advantage.whiten: None -> True"),
+    ],
+)
+def test_a_run_goes_on_with_the_settings_that_it_began_with(tmp_path: Path, settings: dict, key: str):
+    Run(config(tmp_path), "rl")
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(ValueError) as error:
+        Run(config(tmp_path, resume=True, **settings), "rl")
+    assert "was begun with other settings: " + key + "." in str(error.value)
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_every_changed_setting_is_named(tmp_path: Path):
+    Run(config(tmp_path), "rl")
+    with pytest.raises(ValueError, match=r"settings: prm\.beta: 0\.05 -> 1\.0; seed: 0 -> 3|seed.*prm\.beta"):
+        Run(config(tmp_path, resume=True, seed=3, prm={"beta": 1.0}), "rl")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 1000}, {"save_every": 7}, {"keep": 9}, {"sample_every": 1}, {"wandb": "w"}]
+)
+def test_what_changes_no_result_may_change(tmp_path: Path, settings: dict):
+    Run(config(tmp_path), "rl")
+    Run(config(tmp_path, resume=True, **settings), "rl")
+    kept = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert all(kept[key] == value for key, value in settings.items())
+
+
+def test_a_setting_that_a_newer_version_brings_is_not_taken_for_a_change_of_others(tmp_path: Path):
+    """A run begun by an older version lacks a key; the others still meet their own values."""
+    Run(config(tmp_path), "rl")
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del settings["prm"]["beta"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    try:
+        Run(config(tmp_path, resume=True), "rl")
+    except ValueError as error:
+        assert "prm.loss" not in str(error)  # it has not changed
+        assert "filter" not in str(error)
+
+
+def test_the_order_of_settings_in_the_file_does_not_matter(tmp_path: Path):
+    Run(config(tmp_path), "rl")
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=True))
+    Run(config(tmp_path, resume=True), "rl")
+
+
+def test_another_stage_cannot_go_on_with_a_run(tmp_path: Path):
+    sft = SFTConfig.model_validate({"model": "m", "out": str(tmp_path), "data": {"source": "d"}})
+    Run(sft, "sft")
+    with pytest.raises(ValueError, match="begun with other settings"):
+        Run(config(tmp_path, resume=True), "rl")
+
+
+# Records
+
+
+def test_records_are_one_line_a_step_of_plain_numbers(tmp_path: Path):
+    import torch
+
+    run = Run(config(tmp_path), "rl")
+    run.log(1, {"a/b": torch.tensor(0.5), "c": 3})  # pyright: ignore[reportArgumentType]
+    run.log(2, {"a/b": 1e-9})
+    run.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1, "a/b": 0.5, "c": 3.0}, {"step": 2, "a/b": 1e-9}]
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_samples_keep_any_text(tmp_path: Path):
+    run = Run(config(tmp_path), "rl")
+    row = {"step": 1, "text": 'line\nline\u2028 "quoted" ✓ \x85'}
+    run.sample([row, row])
+    text = (tmp_path / "samples.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line) for line in text.split("\n")[:-1]] == [row, row]
+
+
+def test_later_records_are_cut_off_and_a_half_line_too(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    for step in range(6):
+        append_jsonl(path, {"step": step, "x": step / 7})
+    whole = path.read_text().splitlines(keepends=True)
+    with path.open("a") as file:
+        file.write('{"step": 6, "x": 0.1')
+    keep_until(path, 3)
+    assert path.read_text() == "".join(whole[:4])
+    keep_until(path, 3)
+    assert path.read_text() == "".join(whole[:4])
+    keep_until(path, -1)
+    assert path.read_text() == ""
+    keep_until(tmp_path / "nowhere.jsonl", 3)
+    assert not (tmp_path / "nowhere.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\x0cb", "a\x1cb", "a\rb"])
+def test_cutting_records_off_keeps_lines_with_odd_characters(tmp_path: Path, text: str):
+    """A response may hold any character; only a line feed ends a record."""
+    path = tmp_path / "samples.jsonl"
+    for step in (1, 2, 3):
+        append_jsonl(path, {"step": step, "tokens": [text]})
+    keep_until(path, 2)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert rows == [{"step": step, "tokens": [text]} for step in (1, 2)]
+
+
+def test_going_on_cuts_records_at_the_checkpoint(tmp_path: Path):
+    run = Run(config(tmp_path), "rl")
+    for step in range(6):
+        run.log(step, {"x": step})
+        run.sample([{"step": step}, {"step": step}])
+        if step in (2, 4):
+            run.save(step, {"n": step})
+    run.close()
+    again = Run(config(tmp_path, resume=True), "rl")
+    state = again.load()
+    assert state is not None
+    assert (state["n"], again.step) == (4, 4)
+    assert steps(tmp_path / "metrics.jsonl") == [0, 1, 2, 3, 4]
+    assert steps(tmp_path / "samples.jsonl") == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_going_on_without_a_checkpoint_begins_the_records_anew(tmp_path: Path):
+    run = Run(config(tmp_path), "rl")
+    run.log(0, {"x": 1})
+    run.log(1, {"x": 1})
+    run.close()
+    again = Run(config(tmp_path, resume=True), "rl")
+    assert again.load() is None
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_step_is_saved_once(tmp_path: Path):
+    run = Run(config(tmp_path), "rl")
+    run.save(3, {"n": 1})
+    run.save(3, {"n": 2})
+    assert run_module.load_checkpoint(tmp_path / "checkpoints" / "step-000003")["n"] == 1
+
+
+# Exports
+
+
+def test_an_export_is_whole_or_absent(tmp_path: Path):
+    run = Run(config(tmp_path), "rl")
+
+    def write(folder: Path) -> None:
+        (folder / "a").write_text("new")
+
+    def fail(folder: Path) -> None:
+        (folder / "a").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run.export("model", fail)
+    assert not (tmp_path / "model").exists()
+    run.export("model", write)
+    with pytest.raises(OSError, match="disk full"):
+        run.export("model", fail)
+    assert (tmp_path / "model" / "a").read_text() == "new"
+    run.export("model", write)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["a"]
+    assert not (tmp_path / ".partial-model").exists()
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_raised_at_the_next_check(
+    number: signal.Signals, capsys: pytest.CaptureFixture
+):
+    before = signal.getsignal(number)
+    with Signals() as signals:
+        signals.check()
+        os.kill(os.getpid(), number)
+        assert signals.received == number
+        with pytest.raises(Interrupted, match=f"stopped by {number.name}") as stop:
+            signals.check()
+        assert stop.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+    assert "saving first" in capsys.readouterr().err
+
+
+def test_a_second_interrupt_stops_at_once():
+    with Signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), Signals():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# The clock
+
+
+def test_the_clock_adds_up_by_phase_and_begins_anew(monkeypatch: pytest.MonkeyPatch):
+    now = iter([0.0, 1.0, 5.0, 7.0, 10.0, 14.0])
+    monkeypatch.setattr(run_module.time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    with clock.phase("a"):
+        pass
+    with clock.phase("b"):
+        pass
+    with pytest.raises(ZeroDivisionError), clock.phase("a"):
+        raise ZeroDivisionError
+    assert clock.take() == {"time/a": 5.0, "time/b": 2.0}
+    assert clock.take() == {}
+
+
+def test_settings_are_flattened_to_dotted_keys():
+    assert flatten({"a": 1, "b": {"c": None, "d": {"e": [1]}}}) == [("a", 1), ("b.c", None), ("b.d.e", [1])]
+
+
+def test_numbers_that_are_no_json_do_not_break_other_readers(tmp_path: Path):
+    """JSON knows no NaN: strict readers (jq, JavaScript, DuckDB) refuse the whole line."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    run = Run(config(tmp_path), "rl")
+    run.log(1, {"x": math.nan, "y": 1.0})
+    run.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse)["y"] == 1.0
