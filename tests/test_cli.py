@@ -1,7 +1,6 @@
 """The command line: what it says, and the status it leaves with."""
 
 import json
-import os
 import signal
 import subprocess
 import sys

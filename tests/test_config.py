@@ -193,7 +193,16 @@ def value(config: BaseModel, key: str) -> object:
 def test_flags_go_over_the_file(tmp_path: Path):
     path = tmp_path / "my.yaml"
     path.write_text("steps: 9\nseed: 4\nprm: {beta: 0.3, lr: 0.1}\nfilter: {low: 0.1}\n")
-    flags = ["--steps", "5", "--prm.lr", "0.2", "--advantage.process-weight", "0", "--advantage.whiten", "True"]
+    flags = [
+        "--steps",
+        "5",
+        "--prm.lr",
+        "0.2",
+        "--advantage.process-weight",
+        "0",
+        "--advantage.whiten",
+        "True",
+    ]
     config = read_arguments("RLConfig", "rl", [str(path), *flags])
     assert (config.steps, config.prm.lr, config.advantage.process_weight) == (5, 0.2, 0)
     assert config.advantage.whiten is True
@@ -202,7 +211,9 @@ def test_flags_go_over_the_file(tmp_path: Path):
 
 
 def test_flags_work_without_a_file():
-    config = read_arguments("RLConfig", "rl", ["--model", "m", "--resume", "--eval-data.source", "task:clock"])
+    config = read_arguments(
+        "RLConfig", "rl", ["--model", "m", "--resume", "--eval-data.source", "task:clock"]
+    )
     assert (config.model, config.resume, config.eval_data.split) == ("m", True, "test")
 
 
@@ -216,7 +227,9 @@ def test_flags_work_without_a_file():
         (("--prm.lrr", "1"), ("--prm.lrr", "--prm.lr ")),
     ],
 )
-def test_a_bad_flag_is_status_2_and_named(capsys: pytest.CaptureFixture, flags: tuple[str, ...], words: tuple):
+def test_a_bad_flag_is_status_2_and_named(
+    capsys: pytest.CaptureFixture, flags: tuple[str, ...], words: tuple
+):
     with pytest.raises(SystemExit) as stop:
         read_arguments("RLConfig", "rl", list(flags))
     assert stop.value.code == 2
@@ -287,9 +300,7 @@ def test_neighbours_of_contradictions_pass(settings: dict):
 
 
 def test_temperature_is_free_where_no_prm_is_loaded():
-    config = rl(
-        advantage={"process_weight": 0}, prm={"reference": "policy"}, rollout={"temperature": 0.5}
-    )
+    config = rl(advantage={"process_weight": 0}, prm={"reference": "policy"}, rollout={"temperature": 0.5})
     assert "prm.reference" in config.check()[0]  # no error, but without effect
 
 

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "stages"))
 
-import tiny_runs  # noqa: E402
+import tiny_runs
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from openprime.types import Batch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "algorithm"))
 
-import brute  # noqa: E402
+import brute
 
 LENGTHS = (5, 1, 3, 7, 2, 6, 4)
 """Tokens of the responses."""
@@ -72,14 +72,10 @@ def slow_advantages(rewards: list, ends: list, config: AdvantageConfig) -> dict[
     placed = [brute.gather(row, where) for row, where in zip(rewards, stands, strict=True)]
     if config.scales_by_return:
         placed = brute.scale_by_return(placed, config.process_gamma)
-    process = [
-        brute.returns_to_go(row, config.process_gamma) for row in centre(placed, stands, list(GROUP))
-    ]
+    process = [brute.returns_to_go(row, config.process_gamma) for row in centre(placed, stands, list(GROUP))]
     last = [brute.positions(row, "response") for row in ends]
     placed = brute.outcome_rewards(OUTCOME, LENGTHS)
-    outcome = [
-        brute.returns_to_go(row, config.outcome_gamma) for row in centre(placed, last, list(GROUP))
-    ]
+    outcome = [brute.returns_to_go(row, config.outcome_gamma) for row in centre(placed, last, list(GROUP))]
     total = brute.combine(process, outcome, config.process_weight, config.outcome_weight)
     return {
         "process": process,
@@ -101,7 +97,9 @@ def std(rows: list[list[float]], weight: float = 1.0) -> float:
 @pytest.mark.parametrize("estimator", ["rloo", "grpo", "reinforce"])
 def test_advantages_equal_the_loops(estimator: str, scaling: str, whiten: bool, granularity: str):
     for seed, (gammas, weights) in enumerate(
-        itertools.product([(1.0, 1.0), (0.9, 0.5), (1.0, 0.0)], [(1.0, 1.0), (0.3, 2.0), (0.0, 1.0), (1.0, 0.0)])
+        itertools.product(
+            [(1.0, 1.0), (0.9, 0.5), (1.0, 0.0)], [(1.0, 1.0), (0.3, 2.0), (0.0, 1.0), (1.0, 0.0)]
+        )
     ):
         config = AdvantageConfig.model_validate(
             {
@@ -211,18 +209,20 @@ def naive_step(
             bounded = torch.clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
             weight = 1 / count if config.reduction == "token" else 1 / (LENGTHS[b] * len(rows))
             terms.append(-weight * torch.minimum(ratio * a, bounded * a))
-            clipped += weight * float(bounded * a < ratio * a)
-            kl += weight * float(ratio - 1 - torch.log(ratio))
+            clipped += weight * (bounded * a < ratio * a).item()
+            kl += weight * (ratio - 1 - torch.log(ratio)).item()
             weight_sum += weight
     loss = torch.stack(terms).sum()
     optimizer.zero_grad()
     loss.backward()
-    norm = math.sqrt(sum(float((p.grad.double() ** 2).sum()) for p in model.parameters() if p.grad is not None))
+    norm = math.sqrt(
+        sum(float((p.grad.double() ** 2).sum()) for p in model.parameters() if p.grad is not None)
+    )
     for p in model.parameters():
         if p.grad is not None and norm > config.clip_grad:
             p.grad.mul_(config.clip_grad / (norm + 1e-6))
     optimizer.step()
-    return {"loss": float(loss), "norm": norm, "clipped": clipped / weight_sum, "kl": kl / weight_sum}
+    return {"loss": loss.item(), "norm": norm, "clipped": clipped / weight_sum, "kl": kl / weight_sum}
 
 
 def adamw(model: Qwen2ForCausalLM, config: PolicyConfig) -> torch.optim.Optimizer:
@@ -252,7 +252,9 @@ def case(seed: int = 0) -> tuple[Batch, Tensor, Qwen2ForCausalLM]:
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
 @pytest.mark.parametrize("clip_grad", [0.01, 1000.0])
 @pytest.mark.parametrize("tokens", [1, 20, 16384])
-def test_one_minibatch_is_one_plain_adamw_step_on_the_naive_loss(reduction: str, clip_grad: float, tokens: int):
+def test_one_minibatch_is_one_plain_adamw_step_on_the_naive_loss(
+    reduction: str, clip_grad: float, tokens: int
+):
     config = PolicyConfig.model_validate(
         {
             "lr": 0.01,
@@ -316,7 +318,11 @@ def test_the_trainer_divides_its_logits_by_the_temperature():
     plain = copy.deepcopy(model)
     naive_step(plain, adamw(plain, config), batch, list(range(7)), advantages, config, 0.7)
     update_policy(
-        Learner(model, config, 1, temperature=0.7), batch, advantages, config, torch.Generator().manual_seed(0)
+        Learner(model, config, 1, temperature=0.7),
+        batch,
+        advantages,
+        config,
+        torch.Generator().manual_seed(0),
     )
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)

@@ -194,7 +194,11 @@ def test_the_outcome_only_control_loads_no_prm(
 def test_prime_and_its_control_begin_alike(prime: Path, train: Callable[..., Path]):
     """The first step samples the same responses; the PRM gives nothing yet, so the update is the same too."""
     ours, theirs = metrics(prime)[1], metrics(train(*WAYS["rloo control"]))[1]
-    for name in ROLLOUT - {"rollout/tokens_per_second"} | {"policy/loss", "policy/grad_norm", "advantage/std"}:
+    for name in ROLLOUT - {"rollout/tokens_per_second"} | {
+        "policy/loss",
+        "policy/grad_norm",
+        "advantage/std",
+    }:
         assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
 
 
@@ -261,7 +265,7 @@ def test_every_way_to_train_runs_and_leaves_models(model: Path, train: Callable[
     has_prm = "control" not in way
     assert (run / "prm").exists() == has_prm
     for row in rows[1:]:
-        assert POLICY | ROLLOUT <= set(row)
+        assert set(row) >= POLICY | ROLLOUT
         assert all(math.isfinite(value) for value in row.values())
         assert ("prm/lr" in row) == has_prm
     assert weights(run / "model") != weights(model)
@@ -363,7 +367,9 @@ def test_schedules_are_counted_in_optimiser_steps(train: Callable[..., Path]):
 
 def test_time_of_a_step_is_the_sum_of_its_phases(prime: Path):
     for row in records(prime / "metrics.jsonl")[1:]:
-        phases = [v for k, v in row.items() if k.startswith("time/") and k not in ("time/step", "time/evaluate")]
+        phases = [
+            v for k, v in row.items() if k.startswith("time/") and k not in ("time/step", "time/evaluate")
+        ]
         assert row["time/step"] == pytest.approx(sum(phases))
         assert row["rollout/tokens_per_second"] == pytest.approx(row["rollout/tokens"] / row["time/rollout"])
 

@@ -29,6 +29,14 @@ RL = (
 """Two optimiser steps of the policy to a rollout step; held-out prompts only at the start and the end."""
 
 
+PYTHONPATH = {
+    "PYTHONPATH": os.pathsep.join(
+        str(Path(part).resolve()) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part
+    )
+}
+"""Without relative folders, for a process with another working directory."""
+
+
 @cache
 def sft_model(root: Path) -> Path:
     """The model that every run starts from; about one sampled answer in ten is right."""
@@ -83,17 +91,11 @@ def start(args: list[str], cwd: Path | None = None, **environment: str) -> subpr
     return subprocess.Popen(
         [sys.executable, "-m", "openprime", *args],
         cwd=cwd,
-        env=os.environ | absolute_path() | environment,
+        env=os.environ | PYTHONPATH | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def absolute_path() -> dict[str, str]:
-    """PYTHONPATH without relative folders, for a process with another working directory."""
-    value = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in value.split(os.pathsep))} if value else {}
 
 
 def wait_for(ready: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:

@@ -74,9 +74,7 @@ def test_an_optimiser_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path):
 
     model, optimizer = make()
     step(model, optimizer, 3)
-    save_checkpoint(
-        tmp_path, 3, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, keep=1
-    )
+    save_checkpoint(tmp_path, 3, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, keep=1)
     step(model, optimizer, 3)
     other, again = make()
     state = load_checkpoint(tmp_path / "step-000003")  # restores torch's generator as well

@@ -350,7 +350,9 @@ def test_partly_filled_is_an_error_too():
         return GOOD if i == 0 and seen[i] <= 4 else HARD  # it is asked for each of the four responses at once
 
     collect = collector(once, wanted=4, data=10, max_draws=3)
-    with pytest.raises(CannotFillError, match=r"12 prompts were drawn and [12] of the 4 groups wanted passed"):
+    with pytest.raises(
+        CannotFillError, match=r"12 prompts were drawn and [12] of the 4 groups wanted passed"
+    ):
         collect.collect(1, nothing)
 
 
@@ -367,9 +369,7 @@ def test_a_verifier_without_verdicts_is_not_called_hard_data(outcomes: Outcomes)
 
 
 def test_dropped_responses_are_not_called_hard_data():
-    collect = collector(
-        lambda i: GOOD, engine=FakeEngine(truncated=lambda prompt, k: True), truncated="drop"
-    )
+    collect = collector(lambda i: GOOD, engine=FakeEngine(truncated=lambda prompt, k: True), truncated="drop")
     with pytest.raises(CannotFillError) as error:
         collect.collect(1, nothing)
     assert "too few responses with an outcome in 40" in str(error.value)
@@ -494,7 +494,9 @@ def test_a_verifier_must_judge_every_response():
 
 
 def test_seeds_depend_on_every_part_and_on_nothing_else():
-    seeds = [derive_seed(*parts) for parts in [(0, 1, 2), (0, 1, 3), (0, 2, 1), (1, 1, 2), (0, 12), (0, "1", 22)]]
+    seeds = [
+        derive_seed(*parts) for parts in [(0, 1, 2), (0, 1, 3), (0, 2, 1), (1, 1, 2), (0, 12), (0, "1", 22)]
+    ]
     assert len(set(seeds)) == len(seeds)
     assert derive_seed(0, 1, 2) == seeds[0] == 989396449473754069
     assert all(0 <= seed < 2**62 for seed in seeds)

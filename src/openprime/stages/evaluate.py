@@ -16,8 +16,7 @@ from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
 from openprime.tasks.clock import check_steps
 from openprime.training.collect import derive_seed, judge
-from openprime.training.implicit_prm import read_settings
-from openprime.training.learner import batch_logprobs
+from openprime.training.implicit_prm import ImplicitPRM
 from openprime.training.run import append_jsonl
 from openprime.types import Group, Prompt, Response, Sampling, Verifier
 from openprime.verifiers import make_verifier
@@ -54,14 +53,13 @@ def evaluate(config: EvaluateConfig) -> dict:
     config.check()
     device, console = pick_device(config.device), Console()
     verifier = make_verifier(config.data.verifier)
-    beta, reference_name = read_settings(config.prm) if config.prm else (0.0, "")
-    reference_name = config.reference or reference_name
-    if config.prm and not reference_name:
-        raise ValueError("reference is not set, and the PRM was saved without one: give --reference")
+    prm = None
+    bfloat16 = config.dtype == "bfloat16"
+    if config.prm:
+        prm = ImplicitPRM.load(config.prm, config.reference, device, config.tokens_per_microbatch, bfloat16)
     tokenizer = load_tokenizer(config.model)
     data = read_prompts(config.data, tokenizer)
     model = load_model(config.model, device)
-    bfloat16 = config.dtype == "bfloat16"
     engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), config.sequences, bfloat16)
 
     sampling = Sampling(config.samples, config.max_response_tokens, config.temperature)
@@ -78,12 +76,9 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     scores: dict[str, np.ndarray] = {}
     rewards: list[list[float]] = []
-    if config.prm:
-        reference = load_model(reference_name, device)
-        ref = score_groups(reference, groups, config, bfloat16)
-        phi = score_groups(load_model(config.prm, device), groups, config, bfloat16)
-        rewards = [[beta * (a - b) for a, b in zip(p, r, strict=True)] for p, r in zip(phi, ref, strict=True)]
-        scores["reference log-probability"] = by_group([sum(row) for row in ref], right.shape)
+    if prm:
+        reference, rewards = score_groups(prm, groups)
+        scores["reference log-probability"] = by_group([sum(row) for row in reference], right.shape)
         scores["PRM"] = by_group([sum(row) for row in rewards], right.shape)
     table = best_of(right, answers, scores)
     n = config.samples
@@ -116,18 +111,22 @@ def evaluate(config: EvaluateConfig) -> dict:
     return results
 
 
-def score_groups(model, groups: list[Group], config: EvaluateConfig, bfloat16: bool) -> list[list[float]]:
-    """Log-probabilities of every response's tokens, response by response, in the groups' order."""
-    scored = []
+def score_groups(prm: ImplicitPRM, groups: list[Group]) -> tuple[list[list[float]], list[list[float]]]:
+    """Reference log-probabilities and process rewards of every response's tokens, in the groups' order."""
+    reference, rewards = [], []
     for start in range(0, len(groups), 64):
-        chunk = [
+        part = [
             Group(g.prompt, tuple(_with_outcome(r) for r in g.responses), 0)
             for g in groups[start : start + 64]
         ]
-        batch = collate(chunk, frozenset(), 0).to(model.device)
-        logprobs = batch_logprobs(model, batch, config.tokens_per_microbatch, bfloat16=bfloat16)
-        scored += [row[mask].tolist() for row, mask in zip(logprobs, batch.response_mask, strict=True)]
-    return scored
+        batch = collate(part, frozenset(), 0).to(prm.learner.model.device)
+        log_reference = prm.reference_logprobs(batch)
+        scored = prm.score(batch, log_reference)
+        reference += [
+            row[mask].tolist() for row, mask in zip(log_reference, batch.response_mask, strict=True)
+        ]
+        rewards += [row[mask].tolist() for row, mask in zip(scored, batch.response_mask, strict=True)]
+    return reference, rewards
 
 
 def best_of(right: np.ndarray, answers: list[list[str | None]], scores: dict[str, np.ndarray]) -> Curves:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from openprime.algorithm.losses import prm_ce_loss, prm_dpo_loss
 from openprime.algorithm.rewards import response_scores, token_rewards
 from openprime.config import PRMConfig
-from openprime.models.hub import save_model
+from openprime.models.hub import load_model, save_model
 from openprime.training.learner import Learner, batch_logprobs
 from openprime.types import Batch
 
@@ -101,6 +101,21 @@ class ImplicitPRM:
         save_model(self.learner.model, tokenizer, folder)
         settings = {"beta": self.config.beta, "reference": reference}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(
+        cls, folder: str, reference: str, device: torch.device | str, tokens: int, bfloat16: bool = False
+    ) -> "ImplicitPRM":
+        """A saved PRM for scoring, in micro-batches of `tokens`; `reference` '' is the one it was saved with.
+
+        Raises ValueError for a folder without a PRM, and where no reference is known.
+        """
+        beta, saved = read_settings(folder)
+        if not (reference or saved):
+            raise ValueError(f"{folder}: the PRM was saved without a reference model: name it (--reference)")
+        config = PRMConfig(beta=beta, update="never", tokens_per_microbatch=tokens)
+        learner = Learner(load_model(folder, device), config, 0, bfloat16)
+        return cls(learner, load_model(reference or saved, device), config)
 
     def _one_update(self, batch: Batch) -> bool:
         whole = self.config.minibatch == 0 or self.config.minibatch >= len(batch)
