@@ -177,10 +177,10 @@ def test_the_same_seed_gives_the_same_samples_however_many_sequences_go_together
 
 
 def test_sequences_bound_what_is_decoded_at_a_time(make_engine, monkeypatch: pytest.MonkeyPatch):
-    engine = make_engine(sequences=9)
+    engine = make_engine(ends=NEVER, sequences=9)
     passes = Passes(engine, monkeypatch)
-    engine.generate(prompts_of(LENGTHS), Sampling(4, 12), seed=5)
-    assert max(rows for rows, _ in passes.shapes) == 8
+    engine.generate(prompts_of(LENGTHS), Sampling(4, 3), seed=5)
+    assert [rows for rows, columns in passes.shapes if columns == 1] == [8, 8] * 3 + [4, 4]
 
 
 @pytest.mark.parametrize("name", ["qwen2 tied", "gpt2", "mistral, sliding window", "gemma2, capped logits"])
@@ -408,6 +408,16 @@ def test_an_even_grid_of_uniforms_gives_each_token_its_exact_share():
     tokens, _ = sample(torch.tensor([LOGITS]).expand(10_000, -1), grid, 1.0)
     counts = torch.bincount(tokens, minlength=8).tolist()
     assert counts == pytest.approx([10_000 * p for p in softmax(LOGITS, 1.0)], abs=1.01)
+
+
+def test_tokens_far_rarer_than_the_resolution_of_float32_get_their_share():
+    """10,000 tokens share 1e-4 behind a token that has the rest."""
+    tail = 10_000
+    logits = torch.full((1, tail + 1), math.log(1e-8))
+    logits[0, 0] = math.log1p(-1e-4)
+    places = torch.tensor([0, 1, 7, 100, 5000, tail - 2, tail - 1])
+    tokens, _ = sample(logits.expand(len(places), -1), (places.double() + 0.5) * 1e-8, 1.0)
+    assert tokens.tolist() == [tail - place for place in places.tolist()]
 
 
 def test_engine_samples_are_distributed_as_the_models_softmax(make_engine):

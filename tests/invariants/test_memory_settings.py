@@ -54,8 +54,23 @@ def assert_close(got: Path, expected: Path) -> None:
         assert row["rewards"] == pytest.approx(other["rewards"], rel=1e-3, abs=2e-5)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("loss", LOSSES)
+QUICK = {
+    ("cross-entropy", "one sequence at a time"),
+    ("cross-entropy", "policy, a few sequences a pass"),
+    ("cross-entropy", "PRM, a few sequences a pass"),
+    ("dpo", "five sequences at a time"),
+    ("dpo", "policy, one sequence a pass"),
+    ("dpo", "PRM, one sequence a pass"),
+    ("dpo", "recomputed activations"),
+}
+CASES = [
+    pytest.param(loss, setting, marks=() if (loss, setting) in QUICK else pytest.mark.slow)
+    for loss in LOSSES
+    for setting in SETTINGS
+]
+
+
+@pytest.mark.parametrize(("loss", "setting"), CASES)
 def test_memory_settings_change_no_result(
     model: Path, tmp_path: Path, plain: Callable, loss: str, setting: str
 ):

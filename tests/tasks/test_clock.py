@@ -205,6 +205,9 @@ FOUR = "Start four\n+seven = ?\n*three = ?\n+five = ?"
         # Another operation than the worksheet's, though rightly worked out.
         ("+seven one\n*seven seven\n+five two\n#### 2", [True, False, True, True]),
         ("+seven one\n+five six\n*three three\n#### 3", [True, False, False, True]),
+        # The right digit by another operation, or behind another sign.
+        ("+seven one\n+two three\n+five eight\n#### 8", [True, False, True, True]),
+        ("+seven one\n*three three\n+five eight\nanswer 8", [True, True, True, False]),
         # Lines that cannot be read; what follows has nothing to follow from.
         ("+seven one\n*three ten\n+five eight\n#### 8", [True, False, False, True]),
         ("+seven one\n*three\n+five eight\n#### 8", [True, False, False, True]),

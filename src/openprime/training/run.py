@@ -162,10 +162,11 @@ class Run:
             self._wandb.finish()
 
     def _compare(self, before: dict, now: dict) -> None:
+        old, new = dict(flatten(before)), dict(flatten(now))
         changed = [
-            f"{key}: {old!r} -> {new!r}"
-            for (key, old), (_, new) in zip(flatten(before), flatten(now), strict=False)
-            if old != new and key.split(".")[0] not in MAY_CHANGE
+            f"{key}: {old[key]!r} -> {value!r}"
+            for key, value in new.items()
+            if key in old and old[key] != value and key.split(".")[0] not in MAY_CHANGE
         ]
         if changed:
             raise ValueError(
