@@ -73,7 +73,9 @@ def read_arguments(schema_name: str, stage: str, args: list[str]):
 def raised_here(error: BaseException) -> bool:
     """Whether the error was raised by our own code, as a message to the user, and not deep in a library."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
+    if not frames or Path(__file__).parent not in Path(frames[-1].filename).parents:
+        return False
+    return (frames[-1].line or "").startswith("raise")  # not a builtin that our code called
 
 
 def fail(message: str, status: int) -> int:

@@ -261,6 +261,7 @@ class SFTConfig(RunConfig):
             )
 
 
+FROZEN_PRM = ("prm.model", "prm.reference", "prm.beta", "prm.update", "prm.tokens_per_microbatch")
 PROCESS_ONLY = ("advantage.granularity", "advantage.process_gamma", "advantage.scaling")
 
 
@@ -311,10 +312,22 @@ class RLConfig(RunConfig):
                 "advantage.process_weight and advantage.outcome_weight are equal and advantages are whitened: "
                 "only the ratio of the weights has an effect (trap 3)"
             )
-        if a.outcome_weight == 0 and a.whitens and a.process_weight != 1:
-            warnings.append(
-                "advantage.process_weight has no effect: it is the only term and advantages are whitened"
-            )
+        if a.whitens:
+            for name, weight, other in (
+                ("process_weight", a.process_weight, a.outcome_weight),
+                ("outcome_weight", a.outcome_weight, a.process_weight),
+            ):
+                if other == 0 and weight != 1:
+                    warnings.append(
+                        f"advantage.{name} has no effect: it is the only term and advantages are whitened"
+                    )
+        unused = ["advantage.outcome_gamma"] if a.outcome_weight == 0 and a.outcome_gamma != 1 else []
+        if a.granularity != "step":
+            unused += [k for k in changed(a, "advantage") if k == "advantage.step_delimiter"]
+        if self.prm.update == "never" and a.process_weight:
+            unused += [k for k in changed(self.prm, "prm") if k not in FROZEN_PRM]
+        if unused:
+            warnings.append("no effect under the other settings: " + ", ".join(unused))
         if (
             self.prm.update == "never"
             and self.prm.model == ""
@@ -426,9 +439,18 @@ def read_config(schema: type[Schema], path: Path) -> Schema:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected keys and values, found {type(values).__name__}")
     try:
-        return schema.model_validate(values)
+        return schema.model_validate(merge(schema().model_dump(), values))
     except ValidationError as error:
         raise ValueError(explain(error, schema, str(path))) from error
+
+
+def merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values over the defaults, section by section: a section keeps the defaults that it does not name."""
+    merged = dict(defaults)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(defaults.get(key), dict)
+        merged[key] = merge(defaults[key], value) if both else value
+    return merged
 
 
 def explain(error: ValidationError, schema: type[BaseModel], where: str) -> str:
@@ -437,11 +459,16 @@ def explain(error: ValidationError, schema: type[BaseModel], where: str) -> str:
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
+            *parents, name = path.split(".")
             known = key_paths(schema)
-            near = difflib.get_close_matches(path, known, 1, 0.5) or [
-                k for k in known if k.split(".")[-1] == path.split(".")[-1]
-            ]
-            hint = f"; did you mean {near[0]}?" if near else f"; valid here: {', '.join(sorted(known))}"
+            depth = len(parents)
+            here = {k.split(".")[depth] for k in known if k.split(".")[:depth] == parents}
+            beside = [".".join([*parents, k]) for k in difflib.get_close_matches(name, sorted(here), 1)]
+            elsewhere = [k for k in known if k.split(".")[-1] == name] or difflib.get_close_matches(
+                path, known, 1
+            )
+            near = (beside + elsewhere)[:1]
+            hint = f"; did you mean {near[0]}?" if near else f"; valid here: {', '.join(sorted(here))}"
             lines.append(f"{where}: unknown key {path}{hint}")
         else:
             lines.append(f"{where}: {path}: {fault['msg']} (found {fault['input']!r})")

@@ -188,8 +188,11 @@ def test_odd_line_ends_do_not_shift_the_rewards(tokens: list[str]):
     text, rewards = "".join(tokens), [0.5 * (-1) ** t * (t + 1) for t in range(len(tokens))]
     verdicts = check_steps("Start two\n+two = ?\n+one = ?", text)
     lines, before = [0.0] * len(verdicts), ""
+    odd_ends = len(text.splitlines()) == len(
+        verdicts
+    )  # whether these are ends of lines is check_steps's choice
     for token, reward in zip(tokens, rewards, strict=True):
-        lines[len((before + "x").splitlines()) - 1] += reward
+        lines[len((before + "x").splitlines() if odd_ends else before.split("\n")) - 1] += reward
         before += token
     known = [(1.0, True), (-1.0, False), (0.0, True)]
     pairs = [*zip(lines, verdicts, strict=True)][:-1] + known

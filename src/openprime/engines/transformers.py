@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from openprime.models.logprobs import has_plain_head
+from openprime.models.logprobs import float32_head, has_plain_head
 from openprime.types import Group, Prompt, Response, Sampling
 
 COMPACT_AT = 0.9
@@ -142,7 +143,8 @@ class TransformersEngine:
             "position_ids": positions,
         }
         if not has_plain_head(self.model):
-            return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+            with float32_head(self.model):
+                return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         out = self.model.base_model(**inputs, use_cache=True)
         head: Any = self.model.get_output_embeddings()
         with torch.autocast(ids.device.type, enabled=False):
@@ -177,5 +179,6 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
 
 def _uniforms(seed: int, place: int, sampling: Sampling) -> Tensor:
     """The random numbers of one prompt's responses, [K, max_tokens]."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + place) % 2**63)
-    return torch.rand(sampling.responses, sampling.max_tokens, generator=generator, dtype=torch.float64)
+    shape = (sampling.responses, sampling.max_tokens)
+    # Not torch's generator: it takes 32 bits of a seed only.
+    return torch.from_numpy(np.random.default_rng([seed, place]).random(shape))

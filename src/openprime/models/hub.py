@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,7 +23,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch sees no CUDA device: set device=cpu or auto")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name}: no such device: set auto, cpu or cuda") from error
 
 
 def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel:
@@ -43,13 +47,16 @@ def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"{name}: its weights cannot be read: {error}") from error
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, chat template included."""
+    folder = Path(name)
+    if folder.is_dir() and not any(any(folder.glob(kind)) for kind in ("tokenizer*", "*.model", "vocab*")):
+        raise ValueError(f"{name}: no tokenizer in this folder")  # some classes would make an empty one
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:

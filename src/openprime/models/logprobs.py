@@ -1,6 +1,7 @@
 """Token log-probabilities from float32 logits, never holding logits of more than a chunk of tokens."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -33,7 +34,7 @@ def token_logprobs(
             hidden[rows, columns - 1].float(), head.weight, head.bias, targets, temperature
         )
     else:
-        with cast:
+        with cast, float32_head(model):
             logits = model(input_ids=token_ids, use_cache=False).logits  # [B, T, V]
         logits = logits[rows, columns - 1].float() / temperature
         values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
@@ -46,17 +47,37 @@ _PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 def has_plain_head(model: PreTrainedModel) -> bool:
     """Whether the logits are a linear function of the last hidden state, found by trying four tokens.
 
-    A few architectures scale or cap their logits; those go through the model's own head, whole.
+    A few architectures scale or cap their logits; those go through the model's own head, whole. A cap
+    is nearly linear where logits are small, so its setting is looked at as well.
     """
     if model not in _PLAIN:
+        capped = any(
+            "logit" in key and "cap" in key and value for key, value in model.config.to_dict().items()
+        )
         ids = torch.arange(4, device=model.device)[None]
         with torch.no_grad():
             head: Any = model.get_output_embeddings()
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             plain = nn.functional.linear(hidden, head.weight, head.bias)
             own = model(input_ids=ids, use_cache=False).logits
-        _PLAIN[model] = torch.allclose(plain, own, rtol=1e-3, atol=1e-3)
+        _PLAIN[model] = not capped and torch.allclose(plain, own, rtol=1e-3, atol=1e-3)
     return _PLAIN[model]
+
+
+@contextlib.contextmanager
+def float32_head(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model's own head multiply in float32 within autocast (trap 11)."""
+    head: Any = model.get_output_embeddings()
+
+    def forward(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), head.weight, head.bias)
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def selected_logprobs(

@@ -211,4 +211,5 @@ def draw(figure: go.Figure, title: str, x: str, y: str, height: int = 300) -> st
 
 def read_jsonl(path: Path) -> list[dict]:
     """The rows of one of our own records."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

@@ -62,9 +62,9 @@ class Collector:
             sampled = self.engine.generate(prompts, sampling, seed, check)
             seconds["rollout"] += time.perf_counter() - begun
             begun = time.perf_counter()
-            groups = [self._judge(group) for group in sampled]
+            groups = [judge(group, self.verifier) for group in sampled]
             seconds["verify"] += time.perf_counter() - begun
-            passed = [group for group in groups if self._passes(group)]
+            passed = [group for group in map(self._usable, groups) if self._passes(group)]
             self.pass_rate = 0.8 * self.pass_rate + 0.2 * len(passed) / len(groups)
             drawn += groups
             kept += passed
@@ -84,16 +84,15 @@ class Collector:
         self.stream.restore(state["stream"])
         self.pass_rate, self.rollouts = state["pass_rate"], state["rollouts"]
 
-    def _judge(self, group: Group) -> Group:
-        judged = judge(group, self.verifier)
-        if self.rollout.truncated == "keep":
-            return judged
-        return replace(judged, responses=tuple(r for r in judged.responses if not r.truncated))
+    def _usable(self, group: Group) -> Group:
+        """The responses to learn from: with an outcome, and if so asked not truncated."""
+        keep = self.rollout.truncated == "keep"
+        kept = (r for r in group.responses if r.outcome is not None and (keep or not r.truncated))
+        return replace(group, responses=tuple(kept))
 
     def _passes(self, group: Group) -> bool:
         """A group needs two outcomes to be compared, and a mean outcome within the bounds."""
-        outcomes = [r.outcome for r in group.responses if r.outcome is not None]
-        return len(outcomes) >= 2 and self.filter.low <= group.accuracy <= self.filter.high
+        return len(group.responses) >= 2 and self.filter.low <= group.accuracy <= self.filter.high
 
     def _measure(self, drawn: list[Group], passed: int, draws: int) -> dict[str, float]:
         responses = [r for group in drawn for r in group.responses]
@@ -114,19 +113,23 @@ class Collector:
         }
 
     def _why(self, drawn: list[Group], kept: list[Group]) -> str:
-        rates = [group.accuracy for group in drawn if len(group.responses) >= 2]
-        low = sum(rate < self.filter.low for rate in rates)
-        high = sum(rate > self.filter.high for rate in rates)
-        mean = sum(rates) / len(rates) if rates else float("nan")
-        advice = (
-            "the data are too hard: start from a better SFT model, take easier prompts, or raise rollout.responses"
-            if low >= high
-            else "the data are too easy: take harder prompts"
-        )
+        usable = [group for group in map(self._usable, drawn) if len(group.responses) >= 2]
+        low = sum(group.accuracy < self.filter.low for group in usable)
+        high = sum(group.accuracy > self.filter.high for group in usable)
+        mean = sum(group.accuracy for group in usable) / max(1, len(usable))
+        few = len(drawn) - len(usable)
+        if few > low + high:
+            advice = (
+                "the verifier gives no outcome, or responses are truncated: raise rollout.max_response_tokens"
+            )
+        elif low >= high:
+            advice = "the data are too hard: start from a better model, take easier prompts, raise rollout.responses"
+        else:
+            advice = "the data are too easy: take harder prompts"
         return (
-            f"{len(drawn)} prompts were drawn and {len(kept)} of the {self.rollout.prompts} groups wanted passed the "
-            f"filter [{self.filter.low}, {self.filter.high}]: {low} groups were below it, {high} above, mean accuracy "
-            f"{mean:.3f}, too few responses with an outcome in {len(drawn) - len(rates)}. Likely {advice}; or widen "
+            f"{len(drawn)} prompts were drawn and {len(kept)} of the {self.rollout.prompts} groups wanted passed "
+            f"the filter [{self.filter.low}, {self.filter.high}]: {low} groups were below it, {high} above, mean "
+            f"accuracy {mean:.3f}, too few responses with an outcome in {few}. Likely {advice}; or widen "
             "filter.low and filter.high, lower rollout.prompts, or raise filter.max_draws"
         )
 

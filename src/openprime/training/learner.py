@@ -160,3 +160,6 @@ def _train_without_dropout(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():  # attention keeps its rate as a plain number
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -269,7 +269,7 @@ def keep_until(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines would split at U+2028 too
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
