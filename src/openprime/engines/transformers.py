@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from openprime.models.logprobs import float32_head, has_plain_head
 from openprime.types import Group, Prompt, Response, Sampling
 
 COMPACT_AT = 0.9
 """Finished rows leave the batch when fewer than this share of its rows is still alive."""
+
+
+GROW_BY = 128
+"""Positions that the cache makes room for at a time."""
 
 
 @dataclass(slots=True)
@@ -24,6 +29,30 @@ class _Row:
     prompt: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+
+
+class _GrowingLayer(DynamicLayer):
+    """A cache layer written in place: a new tensor for every token costs more than a small model itself."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append keys and values [B, heads, t, D] and return all of them."""
+        past = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.stores = [key_states[:, :, :0], value_states[:, :, :0]]
+        end = past + key_states.shape[-2]
+        views = []
+        for i, (held, new) in enumerate(((self.keys, key_states), (self.values, value_states))):
+            store = self.stores[i]
+            # Rows that left or were repeated made `held` a tensor of its own, without room to grow.
+            if store.shape[-2] < end or store.data_ptr() != held.data_ptr():
+                store = new.new_empty(*new.shape[:2], end + GROW_BY, new.shape[-1])
+                store[:, :, :past] = held if past else new[:, :, :0]
+                self.stores[i] = store
+            store[:, :, past:end] = new
+            views.append(store[:, :, :end])
+        self.keys, self.values = views
+        return self.keys, self.values
 
 
 class TransformersEngine:
@@ -100,6 +129,7 @@ class TransformersEngine:
         )
         padded = not bool(mask.all())
         cache = DynamicCache(config=self.model.config)
+        cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         logits = self._forward(ids, cache, mask if padded else None, positions)  # [P, V]
         # One prefill a prompt, shared by its K responses.

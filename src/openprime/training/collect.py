@@ -86,8 +86,8 @@ class Collector:
 
     def _usable(self, group: Group) -> Group:
         """The responses to learn from: with an outcome, and if so asked not truncated."""
-        keep = self.rollout.truncated == "keep"
-        kept = (r for r in group.responses if r.outcome is not None and (keep or not r.truncated))
+        drop = self.rollout.truncated == "drop"
+        kept = (r for r in group.responses if r.outcome is not None and not (drop and r.truncated))
         return replace(group, responses=tuple(kept))
 
     def _passes(self, group: Group) -> bool:
