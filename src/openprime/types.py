@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 
+class NonFiniteError(RuntimeError):
+    """A loss, its gradient or a model's logits are not finite; raised before anything is done with them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One question, tokenised once; its token ids are never made again from text (trap 13)."""

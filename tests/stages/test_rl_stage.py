@@ -96,7 +96,7 @@ def generates(folder: Path) -> None:
 def test_metrics_have_their_names_and_are_finite(prime: Path):
     rows = records(prime / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
-    assert set(rows[0]) == {"step", "rollout/rollouts", "eval/greedy"}
+    assert set(rows[0]) == {"step", "rollout/rollouts", "eval/greedy", "time/evaluate"}
     for row in rows[1:]:
         missing = (ROLLOUT | PRM | POLICY | TIME | {"time/reference", "time/prm"}) - set(row)
         assert not missing
@@ -376,8 +376,7 @@ def test_time_of_a_step_is_the_sum_of_its_phases(prime: Path):
 
 def test_evaluation_time_is_recorded_with_the_evaluation(prime: Path):
     for row in records(prime / "metrics.jsonl"):
-        if row["step"] > 0:
-            assert ("time/evaluate" in row) == ("eval/greedy" in row), row["step"]
+        assert ("time/evaluate" in row) == ("eval/greedy" in row), row["step"]
 
 
 def test_a_run_leaves_the_process_as_it_was(train: Callable[..., Path]):

@@ -82,10 +82,13 @@ def test_every_changed_setting_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     "settings", [{"steps": 1000}, {"save_every": 7}, {"keep": 9}, {"sample_every": 1}, {"wandb": "w"}]
 )
-def test_what_changes_no_result_may_change(tmp_path: Path, settings: dict):
-    Run(config(tmp_path), "rl")
-    Run(config(tmp_path, resume=True, **settings), "rl")
-    kept = yaml.safe_load((tmp_path / "config.yaml").read_text())
+def test_what_changes_no_result_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict):
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "wandb.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    Run(config(tmp_path / "run"), "rl")
+    Run(config(tmp_path / "run", resume=True, **settings), "rl")
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert all(kept[key] == value for key, value in settings.items())
 
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from openprime.models.logprobs import float32_head, has_plain_head
-from openprime.types import Group, Prompt, Response, Sampling
+from openprime.types import Group, NonFiniteError, Prompt, Response, Sampling
 
 COMPACT_AT = 0.9
 """Finished rows leave the batch when fewer than this share of its rows is still alive."""
@@ -42,7 +42,8 @@ class _GrowingLayer(DynamicLayer):
             self.stores = [key_states[:, :, :0], value_states[:, :, :0]]
         end = past + key_states.shape[-2]
         views = []
-        for i, (held, new) in enumerate(((self.keys, key_states), (self.values, value_states))):
+        held_all: Any = (self.keys, self.values)
+        for i, (held, new) in enumerate(zip(held_all, (key_states, value_states), strict=True)):
             store = self.stores[i]
             # Rows that left or were repeated made `held` a tensor of its own, without room to grow.
             if store.shape[-2] < end or store.data_ptr() != held.data_ptr():
@@ -52,7 +53,7 @@ class _GrowingLayer(DynamicLayer):
             store[:, :, past:end] = new
             views.append(store[:, :, :end])
         self.keys, self.values = views
-        return self.keys, self.values
+        return views[0], views[1]
 
 
 class TransformersEngine:
@@ -144,6 +145,8 @@ class TransformersEngine:
         done = [False] * len(rows)
         for t in range(sampling.max_tokens):
             tokens, logprobs = sample(logits, uniforms[:, t], sampling.temperature)
+            if not bool(logprobs.isfinite().all()):
+                raise NonFiniteError("the policy's logits are not finite")
             ids_now, logprobs_now = tokens.tolist(), logprobs.tolist()
             for b, i in enumerate(alive):
                 if not done[i]:

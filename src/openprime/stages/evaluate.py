@@ -219,8 +219,7 @@ def step_auc(rows: list[dict]) -> float:
             line_rewards, pieces = [0.0], response["tokens"]
             for token, reward in zip(pieces, response["rewards"], strict=True):
                 line_rewards[-1] += reward
-                if "\n" in token:
-                    line_rewards.append(0.0)
+                line_rewards += [0.0] * token.count("\n")
             verdicts = response["steps"][:-1]  # without the answer's line
             labels += verdicts
             values += line_rewards[: len(verdicts)]

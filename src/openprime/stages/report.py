@@ -2,6 +2,7 @@
 
 import json
 from html import escape
+from itertools import cycle
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -12,6 +13,7 @@ from openprime.config import ReportConfig
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#475569")
 CURVES = (
+    ("sft/loss", "Loss on demonstrations", "nats a token"),
     ("eval/greedy", "Held-out accuracy, greedy", "accuracy"),
     ("eval/avg@", "Held-out accuracy, sampled", "accuracy"),
     ("prm/pairwise_accuracy", "PRM: pairwise accuracy on new groups", "accuracy (.5 is chance)"),
@@ -32,7 +34,8 @@ def report(config: ReportConfig) -> None:
         path = Path(folder) / "metrics.jsonl"
         if not path.is_file():
             raise ValueError(f"{folder}: not a run's folder: it has no metrics.jsonl")
-        runs[Path(folder).name] = read_jsonl(path)
+        alike = sum(Path(other).name == Path(folder).name for other in config.runs)
+        runs[Path(folder).name if alike == 1 else folder] = read_jsonl(path)
     parts = [
         f"<h1>{escape(config.title)}</h1>",
         overview(runs),
@@ -43,8 +46,9 @@ def report(config: ReportConfig) -> None:
     ]
     if config.evaluation:
         folder = Path(config.evaluation)
-        if not (folder / "results.json").is_file():
-            raise ValueError(f"{folder}: not an evaluation's folder: it has no results.json")
+        for name in ("results.json", "responses.jsonl"):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder}: not an evaluation's folder: it has no {name}")
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         parts += [best_of_n(results), token_rewards(read_jsonl(folder / "responses.jsonl"))]
     body = "\n".join(part for part in parts if part)
@@ -69,7 +73,7 @@ def overview(runs: dict[str, list[dict]]) -> str:
         seconds = sum(row["time/step"] for row in steps) / len(steps)
         rows.append(
             f"<tr><td>{escape(name)}<td>{first['eval/greedy']:.3f} → {last['eval/greedy']:.3f}<td>{sampled}"
-            f"<td>{last['rollout/rollouts']:,.0f}<td>{last['step']}<td>{seconds:.2f}</tr>"
+            f"<td>{last.get('rollout/rollouts', 0):,.0f}<td>{last['step']}<td>{seconds:.2f}</tr>"
         )
     head = "<tr><th>run<th>greedy accuracy<th>sampled accuracy<th>rollouts<th>steps<th>seconds a step</tr>"
     note = "<p>Accuracy on held-out prompts, start → end. Rollouts are counted before the filter.</p>"
@@ -81,14 +85,18 @@ def curves(runs: dict[str, list[dict]]) -> str:
     figures = []
     for metric, title, unit in CURVES:
         figure = go.Figure()
-        for (name, rows), colour in zip(runs.items(), COLOURS, strict=False):
+        for (name, rows), colour in zip(runs.items(), cycle(COLOURS), strict=False):
             key = next((k for row in rows for k in row if k.startswith(metric)), None)
-            points = [(row["rollout/rollouts"], row[key]) for row in rows if key in row] if key else []
+            points = (
+                [(row.get("rollout/rollouts", row["step"]), row[key]) for row in rows if key in row]
+                if key
+                else []
+            )
             if points:
                 x, y = zip(*points, strict=True)
                 figure.add_scatter(x=x, y=y, name=name, mode="lines", line={"color": colour, "width": 2})
         if figure.data:
-            figures.append(draw(figure, title, "rollouts, before the filter", unit))
+            figures.append(draw(figure, title, "step" if metric == "sft/loss" else "rollouts", unit))
     return f"<div class=grid>{''.join(figures)}</div>"
 
 

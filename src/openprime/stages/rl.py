@@ -20,9 +20,9 @@ from openprime.models.hub import end_tokens, load_model, load_tokenizer, pad_tok
 from openprime.stages.evaluate import measure
 from openprime.training.collect import Collector, derive_seed
 from openprime.training.implicit_prm import ImplicitPRM
-from openprime.training.learner import Learner, NonFiniteError
+from openprime.training.learner import Learner
 from openprime.training.run import Bar, Run, Signals
-from openprime.types import Batch, Group, Prompt, Verifier
+from openprime.types import Batch, Group, NonFiniteError, Prompt, Verifier
 from openprime.verifiers import make_verifier
 
 
@@ -36,9 +36,9 @@ def train(config: RLConfig) -> None:
 
     with Signals() as signals, closing(run), Bar(run.console, "rl", config.steps, run.step) as bar:
         if restored is None:
-            record(run, bar, 0, {"rollout/rollouts": 0} | evaluate(parts, config))
+            record(run, bar, 0, {"rollout/rollouts": 0} | evaluate(parts, config) | run.clock.take())
         for step in range(run.step + 1, config.steps + 1):
-            with saved_on_error(parts, step):
+            with finite(run, step), saved_on_error(parts, step):
                 groups = collector.collect(step, signals.check)  # sample, verify, filter, refill
             batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer)).to(engine.model.device)
             with finite(run, step):
@@ -66,7 +66,7 @@ def train(config: RLConfig) -> None:
 
     run.export_model("model", policy.model, parts.tokenizer)
     if prm:
-        reference = "" if config.prm.reference == "policy" else (config.prm.model or config.model)
+        reference = "" if config.prm.reference == "policy" else reference_name(config)
         run.export("prm", lambda folder: prm.save(folder, parts.tokenizer, reference))
     run.console.print(f"done: {run.folder} holds the policy in model/" + (", the PRM in prm/" if prm else ""))
 
@@ -135,6 +135,8 @@ def saved_on_error(parts: Parts, step: int) -> Iterator[None]:
     before = parts.collector.state()
     try:
         yield
+    except NonFiniteError:  # these weights are not worth keeping
+        raise
     except BaseException:
         parts.run.save(step - 1, parts.state() | {"collector": before})
         parts.run.console.print(f"saved after step {step - 1}; go on with --resume")
@@ -148,8 +150,7 @@ def finite(run: Run, step: int) -> Iterator[None]:
         yield
     except NonFiniteError as error:
         raise RuntimeError(
-            f"step {step}: {error}. The optimiser step was not taken. {run.way_back()} "
-            "Lower the learning rate, or look at samples.jsonl"
+            f"step {step}: {error}. {run.way_back()} Lower the learning rate, or look at samples.jsonl"
         ) from error
 
 
@@ -163,10 +164,13 @@ def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> Implicit
     size = config.prm.minibatch or config.rollout.prompts * config.rollout.responses
     updates = -(-config.rollout.prompts * config.rollout.responses // size)
     learner = Learner(load_model(name, device), config.prm, config.steps * updates, bfloat16)
-    # A frozen PRM that was trained before has its own start as reference, not itself.
-    base = config.model if config.prm.update == "never" else name
-    reference = load_model(base, device) if config.prm.reference == "frozen" else None
+    reference = load_model(reference_name(config), device) if config.prm.reference == "frozen" else None
     return ImplicitPRM(learner, reference, config.prm)
+
+
+def reference_name(config: RLConfig) -> str:
+    """The frozen reference: where the PRM starts; of a PRM that is trained already and frozen, the policy's start."""
+    return config.model if config.prm.update == "never" else (config.prm.model or config.model)
 
 
 def process_rewards(prm: ImplicitPRM | None, batch: Batch, run: Run) -> tuple[Tensor, dict[str, float]]:

@@ -16,9 +16,9 @@ from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import end_tokens, load_model, load_tokenizer, pad_token, pick_device
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.stages.evaluate import measure
-from openprime.training.learner import Learner, NonFiniteError
+from openprime.training.learner import Learner
 from openprime.training.run import Bar, Run, Signals
-from openprime.types import Batch
+from openprime.types import Batch, NonFiniteError
 from openprime.verifiers import make_verifier
 
 
@@ -70,8 +70,7 @@ def train(config: SFTConfig) -> None:
                     done = learner.update(batch, loss, tokens)
                 except NonFiniteError as error:
                     raise RuntimeError(
-                        f"step {step}: {error}. The optimiser step was not taken. {run.way_back()} "
-                        "Lower optimizer.lr"
+                        f"step {step}: {error}. {run.way_back()} Lower optimizer.lr"
                     ) from error
             last = step == steps
             metrics = {

@@ -10,14 +10,10 @@ from transformers import PreTrainedModel
 
 from openprime.config import OptimizerConfig
 from openprime.models.logprobs import token_logprobs
-from openprime.types import Batch
+from openprime.types import Batch, NonFiniteError
 
 Loss = Callable[[Tensor, Batch, Tensor], Tensor]
 """(log-probabilities [b, t], micro-batch, its rows in the batch [b]) -> the SUM of the loss over the micro-batch."""
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or its gradient is not finite; raised before the optimiser step, so the weights are still good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +74,7 @@ class Learner:
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad))
         if not (math.isfinite(total) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(f"loss {total}, gradient norm {norm}")
+            raise NonFiniteError(f"loss {total}, gradient norm {norm}: the optimiser step was not taken")
         rate = learning_rate(self.config, self.updates, self.total_updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -1,6 +1,7 @@
 """A run's folder, its metrics, its console, and leaving on a signal."""
 
 import importlib.metadata
+import importlib.util
 import json
 import math
 import platform
@@ -42,7 +43,7 @@ class Interrupted(RuntimeError):
     """SIGINT or SIGTERM arrived; the run has been saved."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+        super().__init__(f"stopped by {signal.Signals(number).name}: saved; go on with --resume")
         self.exit_code = 128 + number
 
 
@@ -83,6 +84,8 @@ class Run:
         self.config, self.folder = config, Path(config.out)
         self.console = Console(stderr=False)
         self.clock = Clock()
+        if config.wandb and importlib.util.find_spec("wandb") is None:
+            raise ValueError("wandb is asked for but not installed: pip install 'openprime[wandb]'")
         settings = json.loads(config.model_dump_json())
         path = self.folder / "config.yaml"
         if path.is_file() and not config.resume:
@@ -251,10 +254,8 @@ def versions(stage: str) -> dict[str, str]:
 
 def start_wandb(project: str, folder: Path) -> Any:
     """A Weights & Biases run beside the folder's own records."""
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError("wandb is asked for but not installed: pip install 'openprime[wandb]'") from error
+    import wandb  # pyright: ignore[reportMissingImports]
+
     return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name)
 
 
