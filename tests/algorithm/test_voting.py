@@ -192,7 +192,6 @@ def test_bootstrap_interval_widens_with_confidence():
     assert wide[0] < narrow[0] < sum(values) / 50 < narrow[1] < wide[1]
 
 
-
 def test_bootstrap_interval_of_equal_values_is_a_point():
     assert bootstrap_interval([0.5] * 7) == (0.5, 0.5)
     assert bootstrap_interval([0.5]) == (0.5, 0.5)

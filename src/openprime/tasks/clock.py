@@ -110,7 +110,7 @@ def check_steps(prompt: str, response: str) -> list[bool]:
     digit: int | None = DIGITS.index(first.split()[1])
     heads = [line.split()[0] for line in asked] + ["####"]
     verdicts = []
-    for i, line in enumerate(response.removesuffix("\n").split("\n")):
+    for i, line in enumerate(response.removesuffix("\n").split("\n") if response else []):
         parts = line.split()
         head = heads[i] if i < len(heads) else None
         names = [str(d) for d in range(10)] if head == "####" else DIGITS
