@@ -40,7 +40,9 @@ def measure(variant: str, tokens: int, vocabulary: int, width: int) -> None:
 
 def main() -> None:
     """Compare the variants."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--width", type=int, default=896)
@@ -61,9 +63,13 @@ def main() -> None:
     medians = {v: {k: statistics.median(r[k] for r in rs) for k in rs[0]} for v, rs in runs.items()}
     print(f"T={sizes[0]}, V={sizes[1]}, width={sizes[2]}, float32, median of {args.repeats}")
     for variant, row in medians.items():
-        print(f"{variant:12} {row['seconds']:7.2f} s  {row['mib']:8.0f} MiB  gradient checksum {row['gradient']:.6e}")
+        print(
+            f"{variant:12} {row['seconds']:7.2f} s  {row['mib']:8.0f} MiB  gradient checksum {row['gradient']:.6e}"
+        )
     ours, full = medians["chunks"], medians["full logits"]
-    print(f"chunks / full: time {ours['seconds'] / full['seconds']:.2f}, memory {ours['mib'] / full['mib']:.2f}")
+    print(
+        f"chunks / full: time {ours['seconds'] / full['seconds']:.2f}, memory {ours['mib'] / full['mib']:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(autouse=True)
 def _forget_user_modules():
     """Users' modules that a test wrote are not another test's."""
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if "pytest-of-" in (getattr(sys.modules[name], "__file__", None) or ""):
+    for name, module in list(sys.modules.items()):
+        if "pytest-of-" in (getattr(module, "__file__", None) or ""):
             del sys.modules[name]
