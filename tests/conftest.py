@@ -14,3 +14,4 @@ def _forget_user_modules():
     for name, module in list(sys.modules.items()):
         if "pytest-of-" in (getattr(module, "__file__", None) or ""):
             del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if "pytest-of-" not in path]
