@@ -14,7 +14,7 @@ ALLOWED = {
     "types": set(),
     "config": set(),
     "algorithm": {"algorithm"},
-    "models": BASIS | {"models"},
+    "models": BASIS | {"algorithm", "data", "models"},
     "engines": BASIS | {"models", "engines"},
     "verifiers": BASIS | {"verifiers"},
     "tasks": BASIS | {"tasks"},
@@ -24,11 +24,11 @@ ALLOWED = {
     | {"", "algorithm", "models", "engines", "verifiers", "tasks", "data", "training", "stages"},
     "cli": {"", "config", "stages"},
     "__main__": {"cli"},
-    "": set(),
+    "": {"models"},
 }
 """Room -> the rooms it may import from; "" is the package's own __init__."""
 EXCEPTIONS = {("stages.demo", "cli")}
-LAZY = {("data", "tasks"), ("cli", "stages")}
+LAZY = {("data", "tasks"), ("cli", "stages"), ("", "models")}
 """Only inside functions."""
 
 
@@ -47,12 +47,13 @@ MODULES = modules()
 def imports(name: str) -> list[tuple[str, bool]]:
     """(module of the package, whether at the top level) for each import in a module, lazy ones included."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-    inner = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
+    lazy = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    )
+    inner = {id(node) for outer in lazy for node in ast.walk(outer)}
     found = []
     for node in ast.walk(tree):
         targets: list[str] = []

@@ -11,12 +11,16 @@ STAGES = {
     "demo": ("DemoConfig", "demo", "demo", "watch a small model learn by PRIME, in minutes on a laptop"),
     "sft": ("SFTConfig", "sft", "train", "fine-tune on demonstrations, or train a small model from nothing"),
     "rl": ("RLConfig", "rl", "train", "online reinforcement learning: PRIME, or outcome rewards alone"),
+    "generate": ("GenerateConfig", "generate", "generate", "sample and judge N responses to each prompt"),
+    "prm": ("OfflinePRMConfig", "prm", "train", "train an implicit PRM offline, on outcomes or step labels"),
+    "score": ("ScoreConfig", "score", "score", "the reward of every token, step and response of a file"),
     "evaluate": (
         "EvaluateConfig",
         "evaluate",
         "evaluate",
-        "greedy, sampled and Best-of-N accuracy of a model",
+        "benchmarks: accuracy, votes, Best-of-N, ProcessBench",
     ),
+    "ask": ("AskConfig", "ask", "ask", "ask a model a question and see the reward of every token"),
     "verify": ("VerifyStageConfig", "verify", "verify", "judge the responses in a file, to try a verifier"),
     "report": ("ReportConfig", "report", "report", "one page with curves, tables and coloured token rewards"),
 }

@@ -16,6 +16,9 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Dtype = Literal["float32", "bfloat16"]
+Template = Literal["none", "eurus", "eurus-actions"]
+StepSplit = Literal["newline", "blank_line", "numbered", "actions"]
+"""Where a step of a response ends: a line, a blank line, before `Step k:`, before an action tag such as [VERIFY]."""
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -27,7 +30,21 @@ class Section(BaseModel):
     """Settings of a command that may stand without their flag, in this order."""
 
 
-class DataConfig(Section):
+class PromptFormat(Section):
+    """From a question to what the model reads."""
+
+    system: str = ""
+    """System message put before every prompt. Empty: the template's."""
+    suffix: str = ""
+    """Text put behind every prompt, such as a request for a boxed answer. Empty: the template's."""
+    template: Template = "none"
+    """eurus: the published recipe's request for a boxed answer or a program, by the row's verifier. eurus-actions:
+    with the system message of the seven actions too."""
+    chat_template: Literal["auto", "none"] = "auto"
+    """auto: the tokenizer's own. none: the prompt's text as it is."""
+
+
+class DataConfig(PromptFormat):
     """Where prompts come from and how a row is read."""
 
     source: str = ""
@@ -46,17 +63,13 @@ class DataConfig(Section):
     """Field with the reference answer. Empty: `reward_model.ground_truth` or `answer`, where there is one."""
     response_field: str = ""
     """Field with the demonstration, for SFT. Empty: `completion`, `response`, or the last of `messages`."""
-    system: str = ""
-    """System message put before every prompt."""
-    suffix: str = ""
-    """Text put behind every prompt, such as a request for a boxed answer."""
+    where: dict[str, str] = Field(default={}, validate_default=False)
+    """Keep the rows whose field contains a text, such as {url: 2024_AIME}."""
     verifier: str = "math"
     """`math`, `code`, or `module:function` with the signature (prompts, completions, **columns) -> list of float.
     `gym:` data bring their own."""
     verifier_field: str = ""
     """Field that names each row's verifier, for data that mix several, such as `ability` (math, code)."""
-    chat_template: Literal["auto", "none"] = "auto"
-    """auto: the tokenizer's own. none: the prompt's text as it is."""
     max_prompt_tokens: Positive = 1024
     """Longest prompt, in tokens."""
     too_long: Literal["drop", "error"] = "drop"
@@ -67,6 +80,18 @@ class DataConfig(Section):
     """Embedded task and reasoning-gym: seed of the rows (and of the demonstrator's misconceptions)."""
     gym: dict[str, Any] = Field(default={}, validate_default=False)
     """reasoning-gym only: settings of the task's generator, such as {min_terms: 2}."""
+
+
+class JudgedDataConfig(DataConfig):
+    """Where judged responses come from."""
+
+    outcome_field: str = ""
+    """Field with the outcome of a response in [0, 1]. Empty: `outcome`, `correct` or `label`."""
+    steps_field: str = "steps"
+    """Field with the steps of a response, a list of texts, for loss=steps."""
+    labels_field: str = ""
+    """Field with a label in [0, 1] for each step, or the index of the first wrong step (-1: none), for loss=steps.
+    Empty: `labels` or `label`."""
 
 
 class OptimizerConfig(Section):
@@ -237,19 +262,24 @@ class EvalConfig(Section):
     """Longest response; 0 is the same as in training."""
 
 
-class RunConfig(Section):
-    """What every training run has."""
+class FolderConfig(Section):
+    """What every command has that works for long and fills a folder."""
 
     out: str = ""
-    """The run's folder."""
+    """The folder for everything that the command leaves."""
     resume: bool = False
-    """Go on from the last checkpoint in the run's folder."""
+    """Go on where an interrupted command stopped, in its folder."""
     seed: int = 0
-    """Seed of everything random in the run."""
+    """Seed of everything random."""
     dtype: Dtype = "float32"
     """Precision of matrix products. Weights, optimiser, logits and log-probabilities are float32."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, or cuda."""
+
+
+class RunConfig(FolderConfig):
+    """What every training run has."""
+
     save_every: Count = 50
     """Steps between checkpoints; 0 is only at the end and on a signal."""
     keep: Positive = 2
@@ -387,29 +417,164 @@ class RLConfig(RunConfig):
         return warnings
 
 
-class EvaluateConfig(Section):
-    """`openprime evaluate`: greedy, sampled and Best-of-N accuracy of a model on held-out prompts."""
+class OfflinePRMConfig(RunConfig):
+    """`openprime prm`: train an implicit PRM offline, on responses with outcomes or with step labels."""
 
     model: str = ""
-    """Directory or hub id of a causal language model."""
-    prm: str = ""
-    """Directory of an implicit PRM for Best-of-N; empty: without."""
+    """Directory or hub id of a causal language model, or of an implicit PRM that training goes on with."""
     reference: str = ""
-    """The PRM's reference. Empty: the one that the PRM was saved with."""
-    out: str = ""
-    """Folder for the results."""
-    data: DataConfig = DataConfig(split="test")
-    samples: Positive = 16
+    """The frozen reference. Empty: the one that `model` was saved with if it is an implicit PRM, else `model`."""
+    data: JudgedDataConfig = JudgedDataConfig()
+    """The file of `openprime generate`, or rows with a prompt, a response and an outcome, or with steps and labels."""
+    loss: Literal["ce", "dpo", "nca", "kto", "steps"] = "ce"
+    """On outcomes: cross-entropy, DPO or NCA on pairs of a prompt's responses, KTO. On step labels: steps."""
+    beta: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Reward a nat of log-ratio. auto: 0.05 as published, or more where responses hold too few nats for the sigmoid
+    to move; an implicit PRM that training goes on with keeps its own."""
+    held_out: Share = 0.1
+    """Share of the prompts kept from training, to measure on."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the data."""
+    batch: Positive = 64
+    """Responses in one optimiser step (with dpo and nca: rounded up to whole prompts)."""
+    max_tokens: Positive = 4096
+    """Longest prompt and response together; longer ones are dropped and counted."""
+    step_split: StepSplit = "newline"
+    """Where the steps of a response end, for the held-out measures."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-7, clip_grad=10.0)
+
+    def check(self) -> None:
+        """Cross-field checks."""
+        require(self, "model", "out", "data.source")
+
+
+class GenerateConfig(FolderConfig):
+    """`openprime generate MODEL`: sample and judge N responses to each prompt."""
+
+    positional = ("model",)
+    model: str = ""
+    """Directory or hub id of a causal language model."""
+    data: DataConfig = DataConfig()
+    responses: Positive = 4
     """N, sampled responses a prompt."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Sampling temperature."""
-    max_response_tokens: Positive = 512
+    temperature: Rate = 1.0
+    """Sampling temperature; 0 is greedy decoding."""
+    max_response_tokens: Positive = 3072
     """Longest response, in tokens."""
     sequences: Positive = 256
-    """Sequences that the engine decodes at a time."""
+    """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
+    verify: VerifyConfig = VerifyConfig()
+
+    def check(self) -> None:
+        """Cross-field checks."""
+        require(self, "model", "out", "data.source")
+
+
+class ScoreConfig(FolderConfig):
+    """`openprime score FILE`: the reward of every token, step and response of a file."""
+
+    positional = ("file",)
+    file: str = ""
+    """JSONL with `prompt` and `response`, or `prompt` and `responses` (the file of `openprime generate`)."""
+    prm: str = ""
+    """Directory or hub id of an implicit PRM."""
+    reference: str = ""
+    """Its reference. Empty: the one that the PRM was saved with."""
+    prompt: PromptFormat = PromptFormat()
+    step_split: StepSplit = "newline"
+    """Where a step ends."""
+    tokens_per_microbatch: Positive = 16384
+    """Padded tokens in one forward pass; bounds memory, changes no result."""
+
+    def check(self) -> None:
+        """Cross-field checks."""
+        require(self, "file", "prm", "out")
+
+
+class BenchmarkConfig(Section):
+    """A benchmark: where its items are and how an answer is judged. One small YAML file each, in configs/benchmarks."""
+
+    about: str = ""
+    """What it is, in a line."""
+    kind: Literal["answers", "first_error"] = "answers"
+    """answers: responses are judged by a verifier. first_error: a PRM finds the first wrong step (ProcessBench)."""
+    data: DataConfig = DataConfig(split="test", max_prompt_tokens=1_000_000, too_long="error")
+    answers: Literal["auto", "boxed", "hashes"] = "auto"
+    """Mathematics: where a response has its answer."""
+    max_response_tokens: Positive = 3072
+    """Longest response, in tokens."""
+
+
+class EvaluateConfig(FolderConfig):
+    """`openprime evaluate MODEL --benchmark NAME`: accuracy, votes and Best-of-N on benchmarks."""
+
+    positional = ("model",)
+    model: str = ""
+    """Directory or hub id of a causal language model. Not needed with `responses`, nor for ProcessBench."""
+    benchmark: tuple[str, ...] = ()
+    """Names of benchmarks (configs/benchmarks) or YAML files of your own."""
+    data: tuple[str, ...] = ()
+    """A local file for each benchmark, in the same order, instead of the hub."""
+    responses: tuple[str, ...] = ()
+    """A file of recorded responses for each benchmark, judged instead of sampling: line i is {"responses": [...]} for
+    item i."""
+    limit: Count = 0
+    """Use the first so many items; 0 is all."""
+    samples: Count = 0
+    """N, sampled responses an item, beside the greedy one."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature."""
+    max_response_tokens: Count = 0
+    """Longest response, in tokens; 0 is as the benchmark says."""
+    template: Literal["auto", "none", "eurus", "eurus-actions"] = "auto"
+    """How items are asked. auto: as the model was trained where it was trained here, else as the benchmark says."""
+    prm: str = ""
+    """Directory or hub id of an implicit PRM for Best-of-N and ProcessBench; empty: without."""
+    reference: str = ""
+    """The PRM's reference. Empty: the one that the PRM was saved with."""
+    step_split: StepSplit = "newline"
+    """Where a step of a response ends, for the PRM's step rewards."""
+    sequences: Positive = 256
+    """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
     tokens_per_microbatch: Positive = 16384
     """Padded tokens in one scoring pass."""
-    verify: VerifyConfig = VerifyConfig()
+    verify: VerifyConfig = VerifyConfig(code=CodeConfig(score="all"))
+
+    def check(self) -> None:
+        """Cross-field checks."""
+        require(self, "benchmark", "out")
+        if len(set(self.benchmark)) < len(self.benchmark):
+            raise ValueError(f"benchmark: one is named twice: {', '.join(self.benchmark)}")
+        for name in ("data", "responses"):
+            files = getattr(self, name)
+            if files and len(files) != len(self.benchmark):
+                raise ValueError(
+                    f"{name}: {len(files)} files for {len(self.benchmark)} benchmarks: name one for each, in their order"
+                )
+
+
+class AskConfig(Section):
+    """`openprime ask MODEL "QUESTION"`: an answer, and with a PRM the reward of every token of it."""
+
+    positional = ("model", "question")
+    model: str = ""
+    """Directory or hub id of a causal language model."""
+    question: str = ""
+    """What to ask. Empty: read questions one after the other."""
+    kind: Literal["math", "code"] = "math"
+    """What the template asks for: a boxed answer or a program."""
+    template: Literal["auto", "none", "eurus", "eurus-actions"] = "auto"
+    """How the question is asked. auto: as the model was trained where it was trained here, else eurus."""
+    prm: str = ""
+    """Directory or hub id of an implicit PRM, which colours every token; empty: without."""
+    reference: str = ""
+    """The PRM's reference. Empty: the one that the PRM was saved with."""
+    page: str = ""
+    """Write the answers as a page too, such as answer.html."""
+    temperature: Rate = 0.0
+    """Sampling temperature; 0 is greedy decoding."""
+    max_response_tokens: Positive = 3072
+    """Longest answer, in tokens."""
     seed: int = 0
     """Seed of sampling."""
     dtype: Dtype = "float32"
@@ -419,7 +584,7 @@ class EvaluateConfig(Section):
 
     def check(self) -> None:
         """Cross-field checks."""
-        require(self, "model", "out", "data.source")
+        require(self, "model")
 
 
 class VerifyStageConfig(Section):

@@ -244,6 +244,17 @@ def ce_loss(scores: Sequence[float], outcomes: Sequence[float]) -> float:
     )
 
 
+def step_loss(values: Ragged, labels: Ragged, labelled: list[list[bool]]) -> tuple[float, int]:
+    """-sum l log sigmoid(q) + (1 - l) log(1 - sigmoid(q)) over the labelled tokens, and their number."""
+    loss, count = 0.0, 0
+    for rows in zip(values, labels, labelled, strict=True):
+        for q, label, counts in zip(*rows, strict=True):
+            if counts:
+                loss += label * minus_log_sigmoid(q) + (1 - label) * minus_log_sigmoid(-q)
+                count += 1
+    return loss, count
+
+
 def dpo_loss(scores: Sequence[float], outcomes: Sequence[float], group: Sequence[int]) -> tuple[float, int]:
     """Sum over the (better, worse) pairs of every group of -log sigmoid(s_i - s_j), and their number."""
     loss, pairs = 0.0, 0
@@ -306,9 +317,88 @@ def weighted_vote(answers: Sequence[Hashable | None], weights: Sequence[float]) 
     return best
 
 
+def best_of_n_subsets(scores: Sequence[float], outcomes: Sequence[float], n: int) -> float:
+    """Every n-subset in turn; those that share its highest score share its outcome."""
+    total, subsets = 0.0, 0
+    for subset in itertools.combinations(range(len(scores)), n):
+        highest = max(scores[i] for i in subset)
+        best = [outcomes[i] for i in subset if scores[i] == highest]
+        total += sum(best) / len(best)
+        subsets += 1
+    return total / subsets
+
+
+def vote_subsets(
+    answers: Sequence[Hashable | None], weights: Sequence[float], outcomes: Sequence[float], n: int
+) -> float:
+    """The vote among every n-subset in turn."""
+    total, subsets = 0.0, 0
+    for subset in itertools.combinations(range(len(answers)), n):
+        winner = weighted_vote([answers[i] for i in subset], [weights[i] for i in subset])
+        total += outcomes[subset[winner]]
+        subsets += 1
+    return total / subsets
+
+
 def wilson_interval(right: int, n: int, z: float) -> tuple[float, float]:
     """The shares p with (right/n - p)^2 = z^2 p (1 - p) / n: the roots of a quadratic."""
     share = right / n
     a, b, c = 1 + z * z / n, -(2 * share + z * z / n), share * share
     root = math.sqrt(max(b * b - 4 * a * c, 0.0))
     return (-b - root) / (2 * a), (-b + root) / (2 * a)
+
+
+# Held-out quality
+
+
+def roc_auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
+    """Every positive against every negative."""
+    won, pairs = 0.0, 0
+    for i, j in itertools.permutations(range(len(scores)), 2):
+        if labels[i] and not labels[j]:
+            pairs += 1
+            won += 1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
+    return won / pairs if pairs else math.nan
+
+
+def expected_calibration_error(probabilities: Sequence[float], outcomes: Sequence[float], bins: int) -> float:
+    """Bin by bin; the first bin is closed on both sides."""
+    error = 0.0
+    for b in range(bins):
+        inside = [
+            (p, o)
+            for p, o in zip(probabilities, outcomes, strict=True)
+            if b / bins < p <= (b + 1) / bins or (b == 0 and p == 0)
+        ]
+        if inside:
+            confidence = math.fsum(p for p, _ in inside) / len(inside)
+            accuracy = math.fsum(o for _, o in inside) / len(inside)
+            error += len(inside) / len(probabilities) * abs(accuracy - confidence)
+    return error
+
+
+def first_error(scores: Sequence[float], threshold: float) -> int:
+    """Step by step."""
+    for step in range(len(scores)):
+        if scores[step] < threshold:
+            return step
+    return -1
+
+
+def first_error_f1(predicted: Sequence[int], labels: Sequence[int]) -> tuple[float, float, float]:
+    """Two accuracies and 2ab/(a + b)."""
+    on_wrong = [p == label for p, label in zip(predicted, labels, strict=True) if label != -1]
+    on_right = [p == label for p, label in zip(predicted, labels, strict=True) if label == -1]
+    a = sum(on_wrong) / len(on_wrong) if on_wrong else math.nan
+    b = sum(on_right) / len(on_right) if on_right else math.nan
+    return a, b, 0.0 if a == b == 0 else 2 * a * b / (a + b)
+
+
+def largest_f1(step_scores: Ragged, labels: Sequence[int]) -> float:
+    """Every score as the threshold, one above them all and one below: with it, all predictions there are."""
+    scores = sorted({score for row in step_scores for score in row})
+    thresholds = [scores[0] - 1.0, *scores, scores[-1] + 1.0]
+    return max(
+        first_error_f1([first_error(row, threshold) for row in step_scores], labels)[2]
+        for threshold in thresholds
+    )

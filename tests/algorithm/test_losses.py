@@ -16,10 +16,11 @@ from openprime.algorithm.losses import (
     prm_dpo_loss,
     prm_kto_loss,
     prm_nca_loss,
+    prm_step_loss,
     sft_loss,
     token_weights,
 )
-from openprime.algorithm.rewards import response_scores, token_rewards
+from openprime.algorithm.rewards import prefix_values, response_scores, token_rewards
 
 reductions = st.sampled_from(["token", "sequence"])
 clips = st.sampled_from([(0.2, 0.2), (0.2, 0.28), (0.1, 0.5), (0.3, 0.15)])
@@ -217,6 +218,67 @@ def test_ce_gradient_at_the_reference_is_reinforce():
     slope = gradient(prm_ce_loss(scores, torch.tensor([1.0, 0.25])), leaf)
     wanted = -0.05 * (torch.tensor([[1.0], [0.25]]) - 0.5) * mask
     torch.testing.assert_close(slope, wanted.double(), rtol=1e-6, atol=1e-8)
+
+
+# PRM, steps
+
+
+@property_test
+@given(cases(), st.sampled_from([float("nan"), float("inf"), 1e4]))
+def test_step_loss_and_gradient(case: Case, garbage: float):
+    values = [brute.prefix_values(row) for row in case.values("rewards")]
+    labels = [[float(round(4 * abs(label)) % 5) / 4 for label in row] for row in case.values("labels")]
+    labelled = case.positions(case.ends)
+    leaf = torch.where(labelled, case.block(values, torch.float64), garbage).requires_grad_()
+    loss, count = prm_step_loss(leaf, torch.where(labelled, case.block(labels), garbage), labelled)
+    wanted, steps = brute.step_loss(values, labels, case.ends)
+    assert count.item() == steps
+    assert loss.item() == pytest.approx(wanted)
+    flat = [value for row in values for value in row]
+
+    def of_flat(flat: list[float]) -> float:
+        rest = iter(flat)
+        return brute.step_loss([[next(rest) for _ in row] for row in values], labels, case.ends)[0]
+
+    if len(flat) <= 60:  # finite differences over many tokens are slow
+        slopes = iter(brute.slopes(of_flat, flat))
+        case.check(gradient(loss, leaf), [[next(slopes) for _ in row] for row in values], 1e-6)
+
+
+def test_step_loss_by_hand():
+    """Two labelled steps of one response, P(right) 3/4 and 1/4, and an unlabelled one between them."""
+    odds = math.log(3.0)
+    leaf = torch.tensor([[0.0, odds, 9.0, -odds]], requires_grad=True)
+    labels = torch.tensor([[1.0, 1.0, 0.0, 0.5]])
+    loss, steps = prm_step_loss(leaf, labels, torch.tensor([[False, True, False, True]]))
+    assert steps.item() == 2
+    assert loss.item() == pytest.approx(-math.log(0.75) - 0.5 * math.log(0.25) - 0.5 * math.log(0.75))
+    assert gradient(loss, leaf)[0].tolist() == pytest.approx([0.0, -0.25, 0.0, -0.25])
+
+
+@property_test
+@given(cases())
+def test_step_loss_at_the_last_token_is_the_response_loss(case: Case):
+    values = prefix_values(case.clean(case.values("rewards"), torch.float64))
+    last = case.positions([[t == length - 1 for t in range(length)] for length in case.lengths])
+    loss, count = prm_step_loss(values, case.outcome_tensor[:, None].expand_as(values), last)
+    assert count.item() == len(case)
+    torch.testing.assert_close(loss, prm_ce_loss(values[last], case.outcome_tensor))
+
+
+def test_step_loss_reaches_every_token_of_the_prefix():
+    """The label of step k moves r_1..r_k alike, and no later token."""
+    leaf = torch.zeros(1, 4, requires_grad=True)
+    step_ends = torch.tensor([[False, True, False, True]])
+    loss, _ = prm_step_loss(prefix_values(leaf), torch.tensor([[0.0, 1.0, 0.0, 0.0]]), step_ends)
+    assert gradient(loss, leaf)[0].tolist() == [0.0, 0.0, 0.5, 0.5]
+
+
+def test_step_loss_without_labels_is_zero_with_a_zero_gradient():
+    leaf = torch.tensor([[3.0, 1e4]], requires_grad=True)
+    loss, count = prm_step_loss(leaf, torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.bool))
+    assert (loss.item(), count.item()) == (0.0, 0)
+    assert gradient(loss, leaf).tolist() == [[0.0, 0.0]]
 
 
 # PRM, pairs

@@ -1,6 +1,7 @@
 """Choosing among responses and counting right ones: enumeration, closed forms and published values."""
 
 import math
+import random
 import statistics
 
 import brute
@@ -12,9 +13,11 @@ from strategies import property_test
 
 from openprime.algorithm.voting import (
     best_of_n,
+    best_of_n_subsets,
     bootstrap_interval,
     majority_vote,
     pass_at_k,
+    vote_subsets,
     weighted_vote,
     wilson_interval,
 )
@@ -82,6 +85,120 @@ def test_weighted_vote_needs_a_weight_for_every_answer(given_answers: list[str],
 def test_majority_vote_needs_an_answer():
     with pytest.raises(ValueError, match="at least one"):
         majority_vote([])
+
+
+# All choices of n from m
+
+
+@property_test
+@given(st.data(), st.integers(1, 8))
+def test_best_of_n_subsets_enumerated(data: st.DataObject, m: int):
+    """Coarse scores have ties, soft outcomes have thirds."""
+    scores = data.draw(st.lists(st.integers(0, 3).map(float), min_size=m, max_size=m))
+    outcomes = data.draw(st.lists(st.integers(0, 3).map(lambda k: k / 3), min_size=m, max_size=m))
+    for n in range(1, m + 1):
+        wanted = brute.best_of_n_subsets(scores, outcomes, n)
+        assert best_of_n_subsets(scores, outcomes, n) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_best_of_n_subsets_by_hand():
+    """Scores 3, 2, 2, 1: of the six pairs three hold the 3, two a 2 and the 1, one both 2s."""
+    scores, outcomes = [2.0, 3.0, 1.0, 2.0], [1.0, 0.5, 0.0, 0.0]
+    assert best_of_n_subsets(scores, outcomes, 1) == pytest.approx(1.5 / 4)
+    assert best_of_n_subsets(scores, outcomes, 2) == pytest.approx((3 * 0.5 + 1.0 + 0.0 + 0.5) / 6)
+    assert best_of_n_subsets(scores, outcomes, 3) == pytest.approx((3 * 0.5 + 0.5) / 4)
+    assert best_of_n_subsets(scores, outcomes, 4) == 0.5
+
+
+@pytest.mark.parametrize("m", [5, 64, 256])
+def test_the_oracle_of_binary_outcomes_is_pass_at_k(m: int):
+    outcomes = [float(random.Random(i).random() < 0.1) for i in range(m)]
+    for n in (1, 2, m // 2, m - 1, m):
+        wanted = pass_at_k(m, int(sum(outcomes)), n)
+        assert best_of_n_subsets(outcomes, outcomes, n) == pytest.approx(wanted, abs=1e-12)
+
+
+@property_test
+@given(st.lists(quarters, min_size=1, max_size=12))
+def test_best_of_all_and_best_of_one(scores: list[float]):
+    """Of all: the best one's, where no score is twice; of one, or of equals: the mean."""
+    outcomes = [(i * 5 % 7) / 7 for i in range(len(scores))]
+    mean = sum(outcomes) / len(scores)
+    assert best_of_n_subsets(scores, outcomes, 1) == pytest.approx(mean)
+    assert best_of_n_subsets([0.0] * len(scores), outcomes, (len(scores) + 1) // 2) == pytest.approx(mean)
+    if len(set(scores)) == len(scores):
+        assert best_of_n_subsets(scores, outcomes, len(scores)) == outcomes[best_of_n(scores)]
+
+
+@property_test
+@given(st.data(), st.integers(1, 8))
+def test_vote_subsets_enumerated(data: st.DataObject, m: int):
+    """At most C(8, 4) = 70 subsets, so that nothing is drawn; weights with ties, and below 0."""
+    said = data.draw(st.lists(st.sampled_from(["1", "2", "3/4", None]), min_size=m, max_size=m))
+    weights = data.draw(st.lists(st.integers(-2, 4).map(lambda k: k / 2), min_size=m, max_size=m))
+    outcomes = data.draw(st.lists(st.integers(0, 4).map(lambda k: k / 4), min_size=m, max_size=m))
+    for n in range(1, m + 1):
+        wanted = brute.vote_subsets(said, weights, outcomes, n)
+        assert vote_subsets(said, weights, outcomes, n, draws=70) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_vote_subsets_by_hand():
+    """Right, right, wrong, nothing: only the pairs (1, 4), (2, 4), (1, 2), (1, 3) and (2, 3) vote right."""
+    said, outcomes = ["a", "a", "b", None], [1.0, 1.0, 0.0, 0.0]
+    assert vote_subsets(said, [1.0] * 4, outcomes, 2) == pytest.approx(5 / 6)
+    assert vote_subsets(said, [1.0, 1.0, 1.5, 9.0], outcomes, 2) == pytest.approx(3 / 6)
+    assert vote_subsets(said, [1.0, 1.0, 1.5, 9.0], outcomes, 4) == 1.0
+
+
+def test_vote_subsets_draws_where_there_are_too_many():
+    """12 choose 6 is 924: few draws come near to the exact mean, and follow from the seed."""
+    rng = random.Random(1)
+    said = [rng.choice(["a", "b", "c"]) for _ in range(12)]
+    outcomes = [float(answer == "a") for answer in said]
+    weights = [rng.random() for _ in range(12)]
+    exact = brute.vote_subsets(said, weights, outcomes, 6)
+    assert 0.2 < exact < 0.8, "else the test says nothing"
+    assert vote_subsets(said, weights, outcomes, 6, draws=924) == pytest.approx(exact, abs=1e-12)
+    drawn = vote_subsets(said, weights, outcomes, 6, draws=923, seed=3)
+    assert drawn == pytest.approx(exact, abs=4 * math.sqrt(0.25 / 923))
+    assert drawn == vote_subsets(said, weights, outcomes, 6, draws=923, seed=3)
+    assert len({vote_subsets(said, weights, outcomes, 6, draws=50, seed=seed) for seed in range(5)}) > 1
+
+
+def test_drawn_choices_hold_every_response_once_and_in_order():
+    """Of 15 votes, each for an answer of its own, the one seen first wins: k-th in rank with its exact share."""
+    said, ones = list(range(20)), [1.0] * 20
+    for k in range(6):  # C(19 - k, 14) of the C(20, 15) choices begin with response k
+        share = vote_subsets(said, ones, [float(i == k) for i in said], 15, draws=4000)
+        wanted = math.comb(19 - k, 14) / math.comb(20, 15)
+        assert share == pytest.approx(wanted, abs=4 * math.sqrt(wanted / 4000))
+    # A response that stood twice in a choice would outweigh the other 14.
+    pairs = [i // 2 for i in said]
+    firsts = [float(i % 2 == 0) for i in said]
+    heavy = vote_subsets(pairs, ones, firsts, 20, draws=1)
+    assert heavy == 1.0
+
+
+@pytest.mark.parametrize("n", [0, -1, 4])
+def test_choices_of_an_impossible_size(n: int):
+    with pytest.raises(ValueError, match=f"n={n}, m=3"):
+        best_of_n_subsets([1.0, 2.0, 3.0], [0.0, 0.0, 1.0], n)
+    with pytest.raises(ValueError, match=f"n={n}, m=3"):
+        vote_subsets(["a", "b", "c"], [1.0, 2.0, 3.0], [0.0, 0.0, 1.0], n)
+
+
+def test_choices_of_what_does_not_fit():
+    with pytest.raises(ValueError, match="every outcome"):
+        best_of_n_subsets([1.0], [0.0, 1.0], 1)
+    with pytest.raises(ValueError, match="not a number"):
+        best_of_n_subsets([1.0, math.nan], [0.0, 1.0], 1)
+    for said, weights, draws in (
+        (["a"], [1.0, 1.0], 1),
+        (["a", "b"], [1.0, math.inf], 1),
+        (["a", "b"], [1.0, 1.0], 0),
+    ):
+        with pytest.raises(ValueError, match="an answer and a finite weight"):
+            vote_subsets(said, weights, [0.0, 1.0], 1, draws)
 
 
 # pass@k
@@ -184,6 +301,16 @@ def test_bootstrap_interval_can_be_repeated():
     values = [0.0, 0.25, 1.0, 0.5, 0.75]
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
     assert bootstrap_interval(values, draws=50, seed=3) != bootstrap_interval(values, draws=50, seed=4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 37, 3000])
+def test_bootstrap_interval_draw_by_draw(size: int):
+    """One draw after the other from one stream: numbers published with a seed stay what they were."""
+    values = np.random.default_rng(9).random(size)
+    rng = np.random.default_rng(4)
+    means = [statistics.fmean(values[rng.integers(0, size, size=size)]) for _ in range(500)]
+    cuts = np.quantile(means, [0.05, 0.95])
+    assert bootstrap_interval(values.tolist(), 0.9, 500, seed=4) == pytest.approx(tuple(cuts), abs=1e-12)
 
 
 def test_bootstrap_interval_widens_with_confidence():

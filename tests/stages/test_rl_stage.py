@@ -14,8 +14,9 @@ from tiny_runs import metrics, records, rl, rl_args, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openprime.cli import main
+from openprime.models.implicit_prm import read_settings
 from openprime.stages import rl as stage
-from openprime.training.implicit_prm import ImplicitPRM, read_settings
+from openprime.training.prm import PRMTrainer
 
 ROLLOUT = {
     "rollout/accuracy",
@@ -177,7 +178,7 @@ def test_the_outcome_only_control_loads_no_prm(
 
     monkeypatch.setattr(stage, "load_model", load)
     monkeypatch.setattr(stage, "make_prm", None)
-    monkeypatch.setattr(ImplicitPRM, "__init__", None)
+    monkeypatch.setattr(PRMTrainer, "__init__", None)
     run = rl(model, tmp_path / "run", "--advantage.process-weight", "0")
     assert loaded == [str(model)]
     assert not (run / "prm").exists()
@@ -334,7 +335,7 @@ def test_a_prm_of_another_vocabulary_is_refused(model: Path, tmp_path: Path, cap
     )
     (other / "tokenizer.json").write_text(json.dumps(settings))
     assert main(rl_args(model, tmp_path / "run", "--prm.model", str(other))) == 2
-    assert f"prm.model={other}: its vocabulary differs" in capsys.readouterr().err
+    assert f"the vocabulary of {other}" in capsys.readouterr().err
 
 
 def test_before_means_that_scores_come_after_the_update(train: Callable[..., Path]):

@@ -70,6 +70,19 @@ def prm_ce_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, outcomes.to(scores.dtype), reduction="sum")
 
 
+def prm_step_loss(values: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over labelled steps k of the cross-entropy of sigmoid(q_k) against the step's label, and their number.
+
+    q_k is the prefix value at the step's last token (2412.01981 prop. 3.1, `prefix_values`). Stage 2 of
+    EurusPRM trains an implicit PRM with step labels in this way; at the last token it is `prm_ce_loss`.
+    values [B, T]; labels [B, T] in [0, 1]; mask [B, T] bool, True where a labelled step ends. What stands
+    off the mask, NaN included, has no part in it. Count: the labelled steps, which may be 0.
+    """
+    mask = mask.bool()
+    values, labels = values[mask], labels[mask].to(values.dtype)
+    return F.binary_cross_entropy_with_logits(values, labels, reduction="sum"), mask.sum()
+
+
 def prm_dpo_loss(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over (better i, worse j) pairs of a group of -log sigmoid(s_i - s_j), and the number of pairs.
 

@@ -1,9 +1,11 @@
 """Choosing among N responses, and counting right ones."""
 
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def best_of_n(scores: Sequence[float]) -> int:
@@ -35,6 +37,69 @@ def majority_vote(answers: Sequence[Hashable | None]) -> int:
     return weighted_vote(answers, [1.0] * len(answers))
 
 
+def best_of_n_subsets(scores: ArrayLike, outcomes: ArrayLike, n: int) -> float:
+    """Exact mean outcome of the highest-scored of n responses, over all C(m, n) choices of n from the m given.
+
+    scores, outcomes [m]. Within a choice the responses that share the highest score share the choice
+    equally. Then a score that s responses have and b are below wins in C(b + s, n) - C(b, n) of the
+    choices, and each of the s counts alike. With binary outcomes for scores it is pass@n.
+    """
+    scores, outcomes = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    _check_subset(scores, outcomes, n)
+    if np.isnan(scores).any():
+        raise ValueError("best_of_n_subsets cannot rank a score that is not a number")
+    _, rank, tied = np.unique(scores, return_inverse=True, return_counts=True)
+    choices = math.comb(scores.size, n)
+    at_most = [0.0, *(math.comb(int(below), n) / choices for below in tied.cumsum())]
+    return float(np.diff(at_most) @ (np.bincount(rank, outcomes) / tied))
+
+
+def vote_subsets(
+    answers: Sequence[Hashable | None],
+    weights: ArrayLike,
+    outcomes: ArrayLike,
+    n: int,
+    draws: int = 200,
+    seed: int = 0,
+) -> float:
+    """Mean outcome of `weighted_vote` among n of the m responses given; maj@n where every weight is 1.
+
+    answers, weights, outcomes [m]; weights are finite. It is exact, over all C(m, n) choices of n, if these
+    are at most `draws`; else the mean over `draws` independent random choices, which follow from
+    (m, n, draws, seed) alone, so that methods are compared on the same ones. The responses of a choice keep
+    their order, and with it who was seen first.
+    """
+    weights, outcomes = np.asarray(weights, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    _check_subset(weights, outcomes, n)
+    if len(answers) != weights.size or not np.isfinite(weights).all() or draws < 1:
+        raise ValueError("vote_subsets needs an answer and a finite weight for every outcome, and draws >= 1")
+    number = {answer: i for i, answer in enumerate(dict.fromkeys(answers))}
+    codes = np.array([number[answer] for answer in answers])
+    chosen = _subsets(weights.size, n, draws, seed)  # [S, n]
+    cells = np.arange(len(chosen))[:, None] * len(number) + codes[chosen]  # one a (choice, answer)
+    totals = np.bincount(cells.ravel(), weights[chosen].ravel())[cells]
+    if None in number:
+        totals[codes[chosen] == number[None]] = -np.inf  # wins only where nobody answered
+    winners = np.take_along_axis(chosen, totals.argmax(-1)[:, None], -1)
+    return float(outcomes[winners].mean())
+
+
+def _check_subset(values: np.ndarray, outcomes: np.ndarray, n: int) -> None:
+    """[m] and [m], and 1 <= n <= m."""
+    if values.ndim != 1 or values.shape != outcomes.shape:
+        raise ValueError(f"needs a number for every outcome, not shapes {values.shape} and {outcomes.shape}")
+    if not 1 <= n <= values.size:
+        raise ValueError(f"a choice of n from m needs 1 <= n <= m, not n={n}, m={values.size}")
+
+
+def _subsets(m: int, n: int, draws: int, seed: int) -> np.ndarray:
+    """All n-subsets of range(m) if at most `draws`, else `draws` random ones, [S, n], each row rising."""
+    if math.comb(m, n) <= draws:
+        return np.array(list(itertools.combinations(range(m), n)))
+    order = np.random.default_rng(seed).random((draws, m)).argsort(-1)
+    return np.sort(order[:, :n], -1)
+
+
 def pass_at_k(n: int, right: int, k: int) -> float:
     """Unbiased pass@k from n samples of which `right` are right: 1 - C(n-right, k) / C(n, k).
 
@@ -53,7 +118,9 @@ def bootstrap_interval(
     if data.size == 0:
         raise ValueError("an interval needs at least one value")
     rng = np.random.default_rng(seed)
-    means = [data[rng.integers(0, data.size, size=data.size)].mean() for _ in range(draws)]
+    rows = max(1, 2**20 // data.size)  # draws at a time, for the memory
+    blocks = [(min(rows, draws - start), data.size) for start in range(0, draws, rows)]
+    means = np.concatenate([data[rng.integers(0, data.size, size=block)].mean(-1) for block in blocks])
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

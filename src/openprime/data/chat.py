@@ -6,9 +6,26 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from openprime.config import DataConfig
+from openprime.config import PromptFormat
 
 Messages = list[dict[str, str]]
+
+SUFFIXES = {
+    "math": "\n\nPresent the answer in LaTex format: \\boxed{Your answer}",
+    "code": "\n\nWrite Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end.",
+}
+"""What the published recipe puts behind a question, by verifier (PRIME, arXiv 2502.01456; the Eurus-2 model cards)."""
+ACTIONS = ("ASSESS", "ADVANCE", "VERIFY", "SIMPLIFY", "SYNTHESIZE", "PIVOT", "OUTPUT")
+"""The seven actions of the published SFT data (PRIME, section 4.1)."""
+SYSTEM = (
+    "\nWhen tackling complex reasoning tasks, you have access to the following actions. Use them as needed to progress "
+    "through your thought process.\n\n"
+    + "".join(f"[{action}]\n\n" for action in ACTIONS)
+    + "You should strictly follow the format below:\n\n[ACTION NAME]\n\n"
+    + "".join(f"# Your action step {i}\n\n" for i in (1, 2, 3))
+    + "...\n\nNext action: [NEXT ACTION NAME]\n"
+)
+"""The published system message, word for word: models trained with it expect it."""
 
 
 def read_messages(value: object, where: str) -> str | Messages:
@@ -33,19 +50,40 @@ def read_messages(value: object, where: str) -> str | Messages:
     return messages
 
 
+def complete(prompt: str | Messages, name: str, form: PromptFormat, verifier: str) -> Messages:
+    """The prompt as messages, with the system message in front and the suffix behind, as `form` says.
+
+    `verifier` chooses the template's suffix; `name` is the prompt's, for messages. Raises ValueError where
+    there is no user message to put a suffix behind.
+    """
+    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    system = form.system or (SYSTEM if form.template == "eurus-actions" else "")
+    if system and all(message["role"] != "system" for message in chat):
+        chat.insert(0, {"role": "system", "content": system})
+    suffix = form.suffix or ("" if form.template == "none" else SUFFIXES.get(verifier, ""))
+    if suffix:
+        users = [message for message in chat if message["role"] == "user"]
+        if not users:
+            raise ValueError(f"{name}: data.suffix goes behind the last user message, but there is none")
+        users[-1]["content"] += suffix
+    return chat
+
+
 def encode_prompts(
     prompts: Sequence[str | Messages],
     names: Sequence[str],
-    config: DataConfig,
+    form: PromptFormat,
     tokenizer: PreTrainedTokenizerBase,
+    verifiers: Sequence[str] = (),
 ) -> list[list[int]]:
     """Token ids of each prompt with the system message, the suffix and the generation prompt.
 
-    `names` are the prompts' ids, for messages. Raises ValueError where `data.chat_template` does not
-    suit the tokenizer, or its template refuses a prompt.
+    `names` are the prompts' ids, for messages; `verifiers` (math if not given) choose the template's suffix. Raises
+    ValueError where `chat_template` does not suit the tokenizer, or its template refuses a prompt.
     """
-    chats = [_complete(prompt, name, config) for prompt, name in zip(prompts, names, strict=True)]
-    if config.chat_template == "none":
+    judges = verifiers or ["math"] * len(prompts)
+    chats = [complete(p, name, form, judge) for p, name, judge in zip(prompts, names, judges, strict=True)]
+    if form.chat_template == "none":
         return _encode_texts(["\n".join(message["content"] for message in chat) for chat in chats], tokenizer)
     if not tokenizer.chat_template:
         raise ValueError(
@@ -78,19 +116,6 @@ def encode_responses(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
         return []
     ids: Any = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return [[*row, eos] for row in ids]
-
-
-def _complete(prompt: str | Messages, name: str, config: DataConfig) -> Messages:
-    """The prompt as messages, with the system message in front and the suffix behind."""
-    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    if config.system and all(message["role"] != "system" for message in chat):
-        chat.insert(0, {"role": "system", "content": config.system})
-    if config.suffix:
-        users = [message for message in chat if message["role"] == "user"]
-        if not users:
-            raise ValueError(f"{name}: data.suffix goes behind the last user message, but there is none")
-        users[-1]["content"] += config.suffix
-    return chat
 
 
 def _encode_chats(chats: list[Messages], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """Rows of data sets, and what training makes of them: prompts with a reference answer, demonstrations."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ PROMPT_FIELDS = ("prompt", "messages", "question", "problem")
 ANSWER_FIELDS = ("reward_model.ground_truth", "answer", "expected_answer", "input_output")
 RESPONSE_FIELDS = ("completion", "response")
 FILES = (".jsonl", ".json", ".parquet")
+
+HALF = "; the file ends in this line, so its writing was interrupted: finish it with --resume, or delete the line"
 
 BOM = b"\xef\xbb\xbf"
 
@@ -54,11 +56,10 @@ class DemonstrationSet:
     """Rows left out because they are too long."""
 
 
-def read_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
-    """The prompts of a data set, tokenised.
+def read_questions(config: DataConfig) -> list[Prompt]:
+    """The prompts of a data set, not yet tokenised, in the order of the rows.
 
-    Raises ValueError for rows that cannot be read, for prompts that are too long (where `too_long` is
-    error), where no prompt is left, and for rows of the verifier `math` without an answer.
+    Raises ValueError for rows that cannot be read, and for rows of the verifier `math` without an answer.
     """
     rows = load_rows(config)
     names = _names(config, len(rows))
@@ -71,12 +72,23 @@ def read_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prom
     answers = [as_answer(_get(row, answer_field)) for row in rows]
     verifiers = _verifiers(config, rows)
     _require_answers(config, rows, answers, verifiers)
-    kept = _short_enough(encode_prompts(messages, names, config, tokenizer), names, config)
-    prompts = [
-        Prompt(names[i], tuple(ids), messages[i], answers[i], rows[i], verifiers[i])
-        for i, ids in kept.items()
+    return [
+        Prompt(*values)
+        for values in zip(names, [()] * len(rows), messages, answers, rows, verifiers, strict=True)
     ]
-    return PromptSet(prompts, len(rows) - len(prompts), len(rows))
+
+
+def read_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
+    """The prompts of a data set, tokenised.
+
+    Raises ValueError as `read_questions` does, for prompts that are too long (where `too_long` is
+    error), and where no prompt is left.
+    """
+    questions = read_questions(config)
+    names, messages, verifiers = zip(*((q.id, q.messages, q.verifier) for q in questions), strict=True)
+    kept = _short_enough(encode_prompts(messages, names, config, tokenizer, verifiers), names, config)
+    prompts = [replace(questions[i], token_ids=tuple(ids)) for i, ids in kept.items()]
+    return PromptSet(prompts, len(questions) - len(prompts), len(questions))
 
 
 def read_demonstrations(
@@ -145,7 +157,7 @@ def load_rows(config: DataConfig) -> list[Row]:
         if not path.is_file():
             raise ValueError(f"data.source: there is no file {source}")
         read = _read_parquet if path.suffix == ".parquet" else read_json
-        rows = read(path, config.limit)
+        rows = read(path, 0 if config.where else config.limit)
     elif path.is_file():
         raise ValueError(
             f"data.source: {source} is not one of the kinds that can be read: {', '.join(FILES)}"
@@ -154,7 +166,18 @@ def load_rows(config: DataConfig) -> list[Row]:
         rows = _read_hub(config)
     if not rows:
         raise ValueError(f"{source}: no rows")
-    return rows
+    for field in config.where:
+        if all(_get(row, field) is None for row in rows):
+            raise ValueError(f"{source}: no row has a field {field} (data.where); there are: {_known(rows)}")
+    kept = [row for row in rows if keeps(config, row)]
+    if not kept:
+        raise ValueError(f"{source}: none of {len(rows)} rows is kept by data.where {config.where}")
+    return kept[: config.limit] if config.limit else kept
+
+
+def keeps(config: DataConfig, row: Row) -> bool:
+    """Whether `data.where` keeps a row."""
+    return all(text in str(_get(row, field)) for field, text in config.where.items())
 
 
 def as_answer(value: object) -> str | None:
@@ -259,7 +282,7 @@ def _require_answers(
         )
 
 
-def _short_enough(encoded: list[list[int]], names: list[str], config: DataConfig) -> dict[int, list[int]]:
+def _short_enough(encoded: list[list[int]], names: Sequence[str], config: DataConfig) -> dict[int, list[int]]:
     """Row number -> token ids of the prompts within the limit; others are dropped, or an error."""
     limit = config.max_prompt_tokens
     kept = {i: ids for i, ids in enumerate(encoded) if len(ids) <= limit}
@@ -291,7 +314,10 @@ def read_json(path: Path, limit: int) -> list[Row]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            row = _parse(line.rstrip(b"\r\n"), path, number)  # at the end of a half line, not on the next
+            half = "" if line.endswith(b"\n") else HALF
+            row = _parse(
+                line.rstrip(b"\r\n"), path, number, half
+            )  # at the end of a half line, not on the next
             if not isinstance(row, dict):
                 raise ValueError(
                     f"{path}:{number}: expected an object {{...}} on each line, found {row!r:.80}"
@@ -302,8 +328,8 @@ def read_json(path: Path, limit: int) -> list[Row]:
     return rows
 
 
-def _parse(data: bytes, path: Path, line: int) -> Any:
-    """JSON from bytes that begin at a line of a file."""
+def _parse(data: bytes, path: Path, line: int, hint: str = "") -> Any:
+    """JSON from bytes that begin at a line of a file; `hint` goes behind the error's text."""
     try:
         return json.loads(data.removeprefix(BOM).decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -311,7 +337,7 @@ def _parse(data: bytes, path: Path, line: int) -> Any:
         raise ValueError(f"{path}:{line}: not UTF-8: {error.reason}") from error
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path}:{line + error.lineno - 1}: not valid JSON: {error.msg} at column {error.colno}"
+            f"{path}:{line + error.lineno - 1}: not valid JSON: {error.msg} at column {error.colno}{hint}"
         ) from error
 
 
@@ -339,4 +365,5 @@ def _read_hub(config: DataConfig) -> list[Row]:
             f"{config.subset!r} (data.subset): {error}"
         ) from error
     assert isinstance(data, datasets.Dataset)
-    return data.select(range(min(config.limit or len(data), len(data)))).to_list()
+    limit = 0 if config.where else config.limit
+    return data.select(range(min(limit or len(data), len(data)))).to_list()

@@ -12,7 +12,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
+
+from openprime.config import PromptFormat
+
+FORMAT_FILE = "prompt_format.json"
 
 logging.disable_progress_bar()  # "Loading weights" would break up our own progress
 
@@ -63,10 +67,50 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"{name}: no tokenizer: {error}") from error
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write safetensors weights, configuration, tokenizer and chat template: a model others can load."""
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    form: PromptFormat | None = None,
+) -> None:
+    """Write safetensors weights, configuration, tokenizer and chat template: a model others can load.
+
+    `form` is how the model was asked in training; it is written beside them.
+    """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if form is not None:
+        settings = PromptFormat(**{name: getattr(form, name) for name in PromptFormat.model_fields})
+        (folder / FORMAT_FILE).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_format(name: str) -> PromptFormat | None:
+    """How a model was asked in training, if it was trained here."""
+    path = find_file(name, FORMAT_FILE)
+    return PromptFormat.model_validate_json(path.read_text(encoding="utf-8")) if path else None
+
+
+def find_file(name: str, file: str) -> Path | None:
+    """A file of a model folder or of a hub id; None where there is none."""
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    try:
+        found = cached_file(name, file)
+    except OSError:  # no such model, no such file, no hub: loading the model says which
+        return None
+    return Path(found) if found else None
+
+
+def same_vocabulary(
+    ours: PreTrainedTokenizerBase, name: str, theirs: PreTrainedTokenizerBase, other: str
+) -> None:
+    """Raises ValueError where two models would read the same token ids as different texts."""
+    if ours.get_vocab() != theirs.get_vocab():
+        raise ValueError(
+            f"the vocabulary of {name} ({len(ours)} tokens) differs from that of {other} ({len(theirs)} tokens): "
+            "use models with the same tokenizer"
+        )
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

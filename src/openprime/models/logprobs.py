@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from openprime.types import Batch
+
 CHUNK_ELEMENTS = 2**24
 """Logits held at a time: 64 MiB in float32."""
 
@@ -39,6 +41,41 @@ def token_logprobs(
         logits = logits[rows, columns - 1].float() / temperature
         values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     return torch.zeros_like(mask, dtype=torch.float32).index_put((rows, columns), values)
+
+
+def micro_batches(lengths: Tensor, tokens: int, together: Tensor | None = None) -> list[Tensor]:
+    """Rows of micro-batches of at most `tokens` padded tokens, longest first.
+
+    Args: lengths [B]; together [B]: rows with the same number stay together. A unit longer than the
+    budget gets a micro-batch of its own. Every row is in exactly one micro-batch.
+    """
+    units: dict[int, list[int]] = {}
+    for row, unit in enumerate(range(len(lengths)) if together is None else together.tolist()):
+        units.setdefault(unit, []).append(row)
+    sizes = lengths.tolist()
+    ordered = sorted(units.values(), key=lambda rows: -max(sizes[row] for row in rows))
+    batches: list[list[int]] = []
+    width = 0
+    for rows in ordered:
+        if batches and (len(batches[-1]) + len(rows)) * width <= tokens:
+            batches[-1] += rows
+        else:
+            batches.append(list(rows))
+            width = max(sizes[row] for row in rows)
+    return [torch.tensor(rows, device=lengths.device) for rows in batches]
+
+
+def batch_logprobs(
+    model: PreTrainedModel, batch: Batch, tokens: int, temperature: float = 1.0, bfloat16: bool = False
+) -> Tensor:
+    """Log-probabilities of the response tokens, [B, T], in micro-batches, without gradient."""
+    logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
+    with torch.no_grad():
+        for rows in micro_batches(batch.lengths, tokens):
+            micro = batch.select(rows)
+            part = token_logprobs(model, micro.token_ids, micro.response_mask, temperature, bfloat16)
+            logprobs[rows, : part.shape[1]] = part
+    return logprobs
 
 
 _PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

@@ -16,7 +16,7 @@ from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
 from openprime.tasks.clock import check_steps
 from openprime.training.collect import derive_seed
-from openprime.training.implicit_prm import ImplicitPRM
+from openprime.models.implicit_prm import ImplicitPRM
 from openprime.training.run import append_jsonl
 from openprime.types import Group, Prompt, Response, Sampling
 from openprime.verifiers.math import canonical_answer

@@ -16,11 +16,18 @@ from openprime.data.collate import collate, tokens_containing
 from openprime.data.readers import read_prompts
 from openprime.data.stream import PromptStream
 from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import end_tokens, load_model, load_tokenizer, pad_token, pick_device
+from openprime.models.hub import (
+    end_tokens,
+    load_model,
+    load_tokenizer,
+    pad_token,
+    pick_device,
+    same_vocabulary,
+)
 from openprime.stages.evaluate import measure
 from openprime.training.collect import Collector, derive_seed
-from openprime.training.implicit_prm import ImplicitPRM
 from openprime.training.learner import Learner
+from openprime.training.prm import PRMTrainer
 from openprime.training.run import Bar, Run, Signals
 from openprime.types import Batch, Group, NonFiniteError, Prompt
 from openprime.verifiers.pool import Pool
@@ -70,10 +77,10 @@ def train_with(pool: Pool, config: RLConfig) -> None:
             if not last:
                 signals.check()
 
-    run.export_model("model", policy.model, parts.tokenizer)
+    run.export_model("model", policy.model, parts.tokenizer, config.data)
     if prm:
         reference = "" if config.prm.reference == "policy" else reference_name(config)
-        run.export("prm", lambda folder: prm.save(folder, parts.tokenizer, reference))
+        run.export("prm", lambda folder: prm.prm.save_pretrained(folder, parts.tokenizer, reference))
     run.console.print(f"done: {run.folder} holds the policy in model/" + (", the PRM in prm/" if prm else ""))
 
 
@@ -83,7 +90,7 @@ class Parts:
 
     run: Run
     policy: Learner
-    prm: ImplicitPRM | None
+    prm: PRMTrainer | None
     """None in the outcome-only control."""
     engine: TransformersEngine
     collector: Collector
@@ -164,18 +171,16 @@ def finite(run: Run, step: int) -> Iterator[None]:
         ) from error
 
 
-def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> ImplicitPRM:
+def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> PRMTrainer:
     """The PRM, a copy of `prm.model` (else of the policy's start), and its reference."""
     name = config.prm.model or config.model
     if config.prm.model:
-        ours, theirs = load_tokenizer(config.model), load_tokenizer(config.prm.model)
-        if ours.get_vocab() != theirs.get_vocab():
-            raise ValueError(f"prm.model={name}: its vocabulary differs from that of model={config.model}")
+        same_vocabulary(load_tokenizer(name), name, load_tokenizer(config.model), config.model)
     size = config.prm.minibatch or config.rollout.prompts * config.rollout.responses
     updates = -(-config.rollout.prompts * config.rollout.responses // size)
     learner = Learner(load_model(name, device), config.prm, config.steps * updates, bfloat16)
     reference = load_model(reference_name(config), device) if config.prm.reference == "frozen" else None
-    return ImplicitPRM(learner, reference, config.prm)
+    return PRMTrainer(learner, reference, config.prm)
 
 
 def reference_name(config: RLConfig) -> str:
@@ -183,12 +188,12 @@ def reference_name(config: RLConfig) -> str:
     return config.model if config.prm.update == "never" else (config.prm.model or config.model)
 
 
-def process_rewards(prm: ImplicitPRM | None, batch: Batch, run: Run) -> tuple[Tensor, dict[str, float]]:
+def process_rewards(prm: PRMTrainer | None, batch: Batch, run: Run) -> tuple[Tensor, dict[str, float]]:
     """Token rewards [B, T] of a batch and what the PRM's step did; zeros for the outcome-only control."""
     if prm is None:
         return torch.zeros_like(batch.logprobs), {}
     with run.clock.phase("reference"):
-        reference = prm.reference_logprobs(batch)
+        reference = prm.prm.reference_logprobs(batch)
     with run.clock.phase("prm"):
         done = prm.step(batch, reference)
     won, pairs = pairwise_accuracy(done.fresh_scores, batch.outcome, batch.group)

@@ -107,7 +107,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
             if not last:
                 signals.check()
 
-    folder = run.export_model("model", model, tokenizer)
+    folder = run.export_model("model", model, tokenizer, config.data)
     run.console.print(f"done: {folder}")
 
 

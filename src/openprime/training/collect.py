@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from openprime.config import FilterConfig, RolloutConfig
 from openprime.data.stream import PromptStream
 from openprime.engines.transformers import TransformersEngine
-from openprime.types import Group, Response, Sampling, Verdict
+from openprime.types import Group, Prompt, Response, Sampling, Verdict
 from openprime.verifiers.pool import Pool, with_verdicts
 
 SMALLEST_PASS_RATE = 0.1
@@ -51,7 +51,7 @@ class Collector:
         """
         wanted, kept, drawn = self.rollout.prompts, [], []
         limit = int(self.filter.max_draws * wanted)
-        seconds = {"rollout": 0.0, "verify": 0.0}  # verification: what is left of it when sampling has ended
+        seconds = {"rollout": 0.0, "verify": 0.0}
         sampling = Sampling(
             self.rollout.responses, self.rollout.max_response_tokens, self.rollout.temperature
         )
@@ -62,19 +62,8 @@ class Collector:
                 raise CannotFillError(self._why(drawn, kept))
             missing = (wanted - len(kept)) / max(self.pass_rate, SMALLEST_PASS_RATE)
             count = min(math.ceil(missing), limit - len(drawn))
-            begun = time.perf_counter()
             prompts, seed = self.stream.take(count), derive_seed(self.seed, step, draws)
-            verdicts: dict[int, list[Future[Verdict]]] = {}
-
-            def verify(group: Group, verdicts: dict[int, list[Future[Verdict]]] = verdicts) -> None:
-                verdicts[id(group)] = self.pool.submit(group.prompt, [r.text for r in group.responses])
-
-            sampled = self.engine.generate(prompts, sampling, seed, check, verify)
-            seconds["rollout"] += time.perf_counter() - begun
-            begun = time.perf_counter()
-            groups = [with_verdicts(group, verdicts[id(group)]) for group in sampled]
-            self.pool.insist(groups)
-            seconds["verify"] += time.perf_counter() - begun
+            groups = sample_and_verify(self.engine, self.pool, prompts, sampling, seed, check, seconds)
             passed = [group for group in map(self._usable, groups) if self._passes(group)]
             self.pass_rate = 0.8 * self.pass_rate + 0.2 * len(passed) / len(groups)
             drawn += groups
@@ -145,6 +134,35 @@ class Collector:
             f"accuracy {mean:.3f}, too few responses with an outcome in {few}. Likely {advice}; or widen "
             "filter.low and filter.high, lower rollout.prompts, or raise filter.max_draws"
         )
+
+
+def sample_and_verify(
+    engine: TransformersEngine,
+    pool: Pool,
+    prompts: list[Prompt],
+    sampling: Sampling,
+    seed: int,
+    check: Callable[[], None] | None = None,
+    seconds: dict[str, float] | None = None,
+) -> list[Group]:
+    """Groups of judged responses, in the order of the prompts; each is judged while others are sampled.
+
+    Adds to `seconds` those of `rollout` and, what is left of it when sampling has ended, of `verify`.
+    """
+    verdicts: dict[int, list[Future[Verdict]]] = {}
+
+    def verify(group: Group) -> None:
+        verdicts[id(group)] = pool.submit(group.prompt, [r.text for r in group.responses])
+
+    begun = time.perf_counter()
+    sampled = engine.generate(prompts, sampling, seed, check, verify)
+    ended = time.perf_counter()
+    groups = [with_verdicts(group, verdicts[id(group)]) for group in sampled]
+    pool.insist(groups)
+    if seconds is not None:
+        seconds["rollout"] += ended - begun
+        seconds["verify"] += time.perf_counter() - ended
+    return groups
 
 
 def verify_metrics(responses: list[Response]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from openprime.config import OptimizerConfig
-from openprime.models.logprobs import token_logprobs
+from openprime.models.logprobs import batch_logprobs, micro_batches, token_logprobs
 from openprime.types import Batch, NonFiniteError
 
 Loss = Callable[[Tensor, Batch, Tensor], Tensor]
@@ -113,41 +113,6 @@ def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
         return config.lr
     done = (update - warmup) / max(1, total - warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def micro_batches(lengths: Tensor, tokens: int, together: Tensor | None = None) -> list[Tensor]:
-    """Rows of micro-batches of at most `tokens` padded tokens, longest first.
-
-    Args: lengths [B]; together [B]: rows with the same number stay together. A unit longer than the
-    budget gets a micro-batch of its own. Every row is in exactly one micro-batch.
-    """
-    units: dict[int, list[int]] = {}
-    for row, unit in enumerate(range(len(lengths)) if together is None else together.tolist()):
-        units.setdefault(unit, []).append(row)
-    sizes = lengths.tolist()
-    ordered = sorted(units.values(), key=lambda rows: -max(sizes[row] for row in rows))
-    batches: list[list[int]] = []
-    width = 0
-    for rows in ordered:
-        if batches and (len(batches[-1]) + len(rows)) * width <= tokens:
-            batches[-1] += rows
-        else:
-            batches.append(list(rows))
-            width = max(sizes[row] for row in rows)
-    return [torch.tensor(rows, device=lengths.device) for rows in batches]
-
-
-def batch_logprobs(
-    model: PreTrainedModel, batch: Batch, tokens: int, temperature: float = 1.0, bfloat16: bool = False
-) -> Tensor:
-    """Log-probabilities of the response tokens, [B, T], in micro-batches, without gradient."""
-    logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
-    with torch.no_grad():
-        for rows in micro_batches(batch.lengths, tokens):
-            micro = batch.select(rows)
-            part = token_logprobs(model, micro.token_ids, micro.response_mask, temperature, bfloat16)
-            logprobs[rows, : part.shape[1]] = part
-    return logprobs
 
 
 def _train_without_dropout(model: PreTrainedModel) -> None:

@@ -30,11 +30,11 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from openprime import __version__
-from openprime.config import RunConfig
+from openprime.config import FolderConfig, PromptFormat, RunConfig
 from openprime.models.hub import save_model
 from openprime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
-MAY_CHANGE = {"resume", "steps", "epochs", "save_every", "keep", "sample_every", "wandb", "out"}
+MAY_CHANGE = {"resume", "steps", "epochs", "save_every", "keep", "sample_every", "wandb", "out", "sequences"}
 """Settings that a resumed run may change."""
 PACKAGES = ("torch", "transformers", "datasets", "math-verify")
 
@@ -86,19 +86,7 @@ class Run:
         self.clock = Clock()
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise ValueError("wandb is asked for but not installed: pip install 'openprime[wandb]'")
-        settings = json.loads(config.model_dump_json())
-        path = self.folder / "config.yaml"
-        if path.is_file() and not config.resume:
-            raise ValueError(
-                f"{self.folder} holds a run already: go on with --resume, or choose another --out"
-            )
-        if path.is_file():
-            self._compare(yaml.safe_load(path.read_text(encoding="utf-8")), settings)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        (self.folder / "versions.json").write_text(
-            json.dumps(versions(stage), indent=2) + "\n", encoding="utf-8"
-        )
+        open_folder(config, stage)
         self.step = 0
         self._writer: SummaryWriter | None = None
         self._wandb: Any = None
@@ -153,9 +141,11 @@ class Run:
         partial.rename(target)
         return target
 
-    def export_model(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-        """Write a Hugging Face model into the run's folder."""
-        return self.export(name, lambda folder: save_model(model, tokenizer, folder))
+    def export_model(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: PromptFormat
+    ) -> Path:
+        """Write a Hugging Face model into the run's folder, and beside it how it was asked."""
+        return self.export(name, lambda folder: save_model(model, tokenizer, folder, form))
 
     def close(self) -> None:
         """Flush what is still in memory."""
@@ -164,18 +154,37 @@ class Run:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def _compare(self, before: dict, now: dict) -> None:
-        old, new = dict(flatten(before)), dict(flatten(now))
-        changed = [
-            f"{key}: {old[key]!r} -> {value!r}"
-            for key, value in new.items()
-            if key in old and old[key] != value and key.split(".")[0] not in MAY_CHANGE
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.folder} was begun with other settings: {'; '.join(changed)}. "
-                "Resume with the same ones, or start a new run with another --out"
-            )
+
+def open_folder(config: FolderConfig, stage: str) -> Path:
+    """Make a command's folder with config.yaml and versions.json, or open it where `config.resume` is set.
+
+    Raises ValueError when there is one already and it is not to be resumed, or when it was begun with
+    other settings.
+    """
+    folder, settings = Path(config.out), json.loads(config.model_dump_json())
+    path = folder / "config.yaml"
+    if path.is_file() and not config.resume:
+        raise ValueError(f"{folder} holds a run already: go on with --resume, or choose another --out")
+    if path.is_file():
+        _compare(folder, yaml.safe_load(path.read_text(encoding="utf-8")), settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    (folder / "versions.json").write_text(json.dumps(versions(stage), indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _compare(folder: Path, before: dict, now: dict) -> None:
+    old, new = dict(flatten(before)), dict(flatten(now))
+    changed = [
+        f"{key}: {old[key]!r} -> {value!r}"
+        for key, value in new.items()
+        if key in old and old[key] != value and key.split(".")[0] not in MAY_CHANGE
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} was begun with other settings: {'; '.join(changed)}. "
+            "Resume with the same ones, or start a new run with another --out"
+        )
 
 
 class Clock:
@@ -267,17 +276,29 @@ def append_jsonl(path: Path, row: dict) -> None:
 
 def keep_until(path: Path, step: int) -> None:
     """Drop the records after `step`, and a last line that a kill left half-written."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines would split at U+2028 too
+    rows = [line for row, line in _whole_lines(path) if row["step"] <= step]
+    if path.is_file():
+        path.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
+
+
+def resume_jsonl(path: Path) -> list[dict]:
+    """The rows of a file that goes on; a last line that a kill left half-written is cut off."""
+    lines = _whole_lines(path)
+    if path.is_file():
+        path.write_text("".join(f"{line}\n" for _, line in lines), encoding="utf-8")
+    return [row for row, _ in lines]
+
+
+def _whole_lines(path: Path) -> list[tuple[dict, str]]:
+    """Rows of a JSONL file with their lines, up to the first that is not whole."""
+    whole = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.split("\n")[:-1]:  # splitlines would split at U+2028 too
         try:
-            row = json.loads(line)
+            whole.append((json.loads(line), line))
         except json.JSONDecodeError:
             break
-        if row["step"] <= step:
-            kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return whole
 
 
 def flatten(settings: dict, prefix: str = "") -> list[tuple[str, Any]]:

@@ -4,12 +4,17 @@ Tests written as Python asserts are converted by walking their syntax tree: no c
 """
 
 import ast
+import base64
 import dataclasses
+import io
 import json
 import math
 import operator
+import pickle
+import pickletools
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,8 +25,16 @@ DEEPEST = 50
 """Nested containers of an argument or an expected value."""
 TOLERANCE = 1e-6
 """Relative or absolute, where a decimal number is expected."""
+UNPACKED = 1 << 28
+"""Bytes of a row's private tests, decompressed."""
+OPCODES = 20
+"""Of the pickle around them; a text has six."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+NAMED = re.compile(r"\s*[^\W\d]\w*\s*=(?!=)")
+"""The start of arguments by name."""
+METHOD = "Solution()."
+DEFINITIONS = {ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef}
 NUMBERS = (bool, int, float, complex)
 PLAIN = (*NUMBERS, type(None), str, bytes, list, tuple, dict, set, frozenset)
 CONSTANTS = {"pi": math.pi, "e": math.e, "tau": math.tau, "inf": math.inf, "nan": math.nan}
@@ -69,9 +82,11 @@ class Tests:
     outputs: tuple[Any, ...]
     """[N] expected texts on stdout, or values."""
     fn_name: str | None
-    """The function, or the method of class Solution, that is called."""
+    """The function, or the method of class Solution, that is called. With `keywords` the method goes first."""
+    keywords: tuple[dict[str, Any], ...] = ()
+    """[N] arguments by name, where there are any or a method is called."""
     prompt: str = ""
-    """Code put before the program: HumanEval's signature and helpers, MBPP's imports."""
+    """Code put before the program: HumanEval's signature and helpers, MBPP's and LeetCode's imports."""
     exact: bool = False
     """The outputs come from Python: a tuple is no list. From JSON: a tuple will do for a list."""
     single: bool = False
@@ -88,34 +103,43 @@ def int_key(key: Any) -> Any:
 def read_tests(row: Mapping[str, Any], answer: Any) -> Tests:
     """The tests of a row, whatever its shape.
 
-    HumanEval (test, entry_point, prompt) and MBPP (test_list, test_imports): asserts, converted. Else
-    {"inputs", "outputs", "fn_name"} or [{"input", "output", "testtype"}], as data or as JSON, in the
-    answer or in the columns reward_model, tests, input_output, test_cases or public_test_cases.
+    HumanEval and LeetCode (test, entry_point, prompt) and MBPP (test_list, test_imports): asserts,
+    converted. LiveCodeBench: public_test_cases and private_test_cases together. Else {"inputs",
+    "outputs", "fn_name"} or [{"input", "output", "testtype"}], as data or as JSON, in the answer or in
+    the columns reward_model, tests, input_output, test_cases or public_test_cases; with an entry_point
+    an input may be arguments by name, `a = [1], b = 2`, and the output a value.
 
     Raises ValueError, with the reason, for what cannot be read or does not convert.
     """
-    if row.get("test") and row.get("entry_point"):
-        entry, prompt = _name(str(row["entry_point"]).removeprefix("Solution().")), row.get("prompt")
-        prompt = prompt if isinstance(prompt, str) and _defines(prompt, entry) else ""
-        return _from_asserts(_texts(row["test"]), entry, prompt)
+    entry = str(row["entry_point"]) if row.get("entry_point") else None
+    if row.get("test") and entry:
+        return _from_asserts(_texts(row["test"]), entry, _code(row.get("prompt")))
     if row.get("test_list"):
         asserts = _texts(row.get("test_setup_code")) + _texts(row["test_list"])
-        entry = _name(row["entry_point"]) if row.get("entry_point") else None
         return _from_asserts(asserts, entry, "\n".join(_texts(row.get("test_imports"))))
     reward_model = row.get("reward_model")
     sources = [answer if not isinstance(answer, str) or answer.lstrip()[:1] in ("{", "[", '"') else None]
     sources.append(reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None)
     sources += [row.get(name) for name in ("tests", "input_output", "test_cases", "public_test_cases")]
     found = next((source for source in sources if source), None)
-    if found is None:
+    if row.get("private_test_cases"):
+        found = _cases(row, "public_test_cases") + _cases(row, "private_test_cases")
+    if not found:
         raise ValueError("no tests: neither in the answer nor in the row's columns")
     found = _json(_json(found))  # some rows hold JSON in JSON
     fn_name = row.get("fn_name")
     if isinstance(found, list) and found and all(isinstance(case, Mapping) for case in found):
+        if entry and not fn_name and all(NAMED.match(str(case.get("input"))) for case in found):
+            if not all(isinstance(case.get("output"), str) and case["output"].strip() for case in found):
+                raise ValueError("a case without an output: a value as text, such as '[0, 1]'")
+            name = entry.removeprefix(METHOD)
+            asserts = [f"assert {name}({case['input']}) == ({case['output']})" for case in found]
+            return _from_asserts(asserts, entry, _code(row.get("prompt")))
         if any(case.get("testtype") == "functional" for case in found):
             places = [_json(row.get("metadata")), _json(found[0].get("metadata"))]
             names = [place.get("func_name") for place in places if isinstance(place, Mapping)]
-            fn_name = next(filter(None, [fn_name, *names, row.get("entry_point")]), "(none)")
+            names.append(entry and entry.removeprefix(METHOD))
+            fn_name = next(filter(None, [fn_name, *names]), "(none)")
         found = {"inputs": [c.get("input") for c in found], "outputs": [c.get("output") for c in found]}
     if not isinstance(found, Mapping):
         raise ValueError(f"tests are a {type(found).__name__}, not inputs and outputs")
@@ -156,6 +180,48 @@ def _json(source: Any) -> Any:
         return json.loads(source) if isinstance(source, str) and source else source
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {source[:40]!r}: {error}") from None
+
+
+def _cases(row: Mapping[str, Any], column: str) -> list[Any]:
+    """LiveCodeBench's cases in a column: a list, or JSON, or JSON in a packed pickle."""
+    found = row.get(column) or []
+    if isinstance(found, str) and found.lstrip()[:1] not in ("[", "{", '"'):
+        try:
+            found = _unpack(found)
+        except ValueError as error:
+            raise ValueError(f"{column}: neither JSON nor base64 of zlib of a pickle: {error}") from None
+    found = _json(_json(found))
+    if not isinstance(found, list):
+        raise ValueError(f"{column}: a {type(found).__name__}, no list of cases")
+    return found
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds no class and no function: a pickle could run any of them."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise ValueError(f"it asks for {module_name}.{global_name}")
+
+
+def _unpack(text: str) -> str:
+    """The text in base64 of zlib of its pickle. Raises ValueError; runs and allocates nothing that it asks for."""
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(base64.b64decode(text, validate=True), UNPACKED + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(data) > UNPACKED or not stream.eof:
+        raise ValueError(f"more than {UNPACKED} bytes" if len(data) > UNPACKED else "it is cut off")
+    for count, (opcode, _, _) in enumerate(pickletools.genops(data), 1):  # some ask for 32 GiB in six bytes
+        if count > OPCODES or opcode.name in ("PUT", "LONG_BINPUT"):
+            raise ValueError("a pickle of more than a text")
+    try:
+        found = _Unpickler(io.BytesIO(data)).load()
+    except Exception as error:  # "any other", says its documentation
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(found, str):
+        raise ValueError(f"a pickled {type(found).__name__}")
+    return found
 
 
 def _stdin(text: Any) -> str:
@@ -209,19 +275,21 @@ def measure(value: Any, most: float = LARGEST, depth: int = 0) -> float:
 
 
 def _from_asserts(sources: Iterable[str], entry: str | None, prompt: str) -> Tests:
-    """The asserts of HumanEval's `check` or of MBPP's list as cases.
+    """The asserts of HumanEval's or LeetCode's `check` or of MBPP's list as cases.
 
     Asserts that do not convert are left out, unless they are the most: a right program passes the
     others too, and a wrong one seldom does. Raises ValueError where too few convert.
     """
     body = [node for source in sources for node in _parse(source)]
+    method = entry is not None and entry.startswith(METHOD)
+    entry = _name(entry.removeprefix(METHOD)) if entry else None
     names = {entry} if entry else _function_under_test(body)
     for node in body:
         if isinstance(node, ast.FunctionDef) and node.name == "check" and node.args.args:
             names = {*names, node.args.args[0].arg}
             body = [other for other in body if isinstance(other, ast.Assign)] + node.body
             break
-    cases: list[tuple[list[Any], Any, Check]] = []
+    cases: list[tuple[list[Any], dict[str, Any], Any, Check]] = []
     refused: list[str] = []
     values: dict[str, Any] = {}
     for node in body:
@@ -245,8 +313,9 @@ def _from_asserts(sources: Iterable[str], entry: str | None, prompt: str) -> Tes
     if not cases or len(cases) < len(refused):
         reason = refused[0] if refused else "no assert calls the function"
         raise ValueError(f"{len(refused)} of {len(cases) + len(refused)} tests do not convert: {reason}")
-    inputs, outputs, checks = zip(*cases, strict=True)
-    return Tests(inputs, outputs, entry or min(names), prompt, exact=True, checks=checks)
+    inputs, keywords, outputs, checks = zip(*cases, strict=True)
+    keywords = keywords if method or any(keywords) else ()
+    return Tests(inputs, outputs, entry or min(names), keywords, prompt, exact=True, checks=checks)
 
 
 def _parse(source: str) -> list[ast.stmt]:
@@ -258,11 +327,15 @@ def _parse(source: str) -> list[ast.stmt]:
         raise ValueError(f"tests do not parse: {error}") from None
 
 
-def _defines(source: str, function: str) -> bool:
+def _code(prompt: Any) -> str:
+    """A prompt that is code to put before the program: it imports or defines, and runs nothing. Else ""."""
     try:
-        return any(isinstance(node, ast.FunctionDef) and node.name == function for node in _parse(source))
+        body = _parse(prompt) if isinstance(prompt, str) else []
     except ValueError:  # a question in words
-        return False
+        return ""
+    kinds = {type(node.value if isinstance(node, ast.Expr) else node) for node in body}
+    code = kinds & DEFINITIONS and kinds <= DEFINITIONS | {ast.Assign, ast.AnnAssign, ast.Constant}
+    return prompt if code else ""
 
 
 def _called(node: ast.AST) -> set[str]:
@@ -280,8 +353,10 @@ def _function_under_test(body: Iterable[ast.stmt]) -> set[str]:
     return names
 
 
-def _case(test: ast.expr, names: set[str], values: Mapping[str, Any]) -> tuple[list[Any], Any, Check]:
-    """Arguments, expected value and check of one assert. Raises ValueError for one that does not convert."""
+def _case(
+    test: ast.expr, names: set[str], values: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any], Any, Check]:
+    """Arguments, those by name, expected value and check of one assert. Raises ValueError where it does not convert."""
     right = check = None
     kind, expected = "equal", None
     match test:
@@ -315,10 +390,13 @@ def _case(test: ast.expr, names: set[str], values: Mapping[str, Any]) -> tuple[l
     wrappers: list[tuple[str, tuple[Any, ...]]] = []
     while True:
         match left:
-            case ast.Call(ast.Name(name), arguments, []) if name in names:
+            case ast.Call(ast.Name(name), arguments, keywords) if name in names:
                 inputs = [_constant(argument, values) for argument in arguments]
-                check = check or Check(kind)
-                return inputs, expected, dataclasses.replace(check, wrappers=tuple(reversed(wrappers)))
+                named = {word.arg: _constant(word.value, values) for word in keywords if word.arg}
+                if len(named) < len(keywords):
+                    raise ValueError(f"arguments without a name, or twice: {ast.unparse(left)[:60]}")
+                check = dataclasses.replace(check or Check(kind), wrappers=tuple(reversed(wrappers)))
+                return inputs, named, expected, check
             case ast.Call(ast.Name(name), [inner, *further], []) if name in FUNCTIONS:
                 wrappers.append((name, tuple(_constant(node, values) for node in further)))
                 left = inner

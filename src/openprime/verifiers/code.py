@@ -38,6 +38,15 @@ LANGUAGES = ("", "python", "python3", "py")
 FENCE = re.compile(  # no quantifier gives back: linear
     r"(?P<indent>[ \t]*+)(?P<prose>[^`]*+)(?P<ticks>`{3,}+)[ \t]*+(?P<language>[^\s`]*+)(?P<rest>[^`]*+)"
 )
+CALL = """
+def _judged(given, named):
+    try:
+        function = Solution().{name}
+    except Exception:
+        function = {name}
+    return {convert}(function(*given, **named))
+"""
+"""Put behind a program, to call with arguments by name, or for a truth value alone: a re.Match cannot travel."""
 DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
 
@@ -93,12 +102,14 @@ def _judge(program: str, tests: Tests, chosen: list[int], sandbox: Sandbox, opti
         return Verdict(0.0, "rejected")
     if tests.prompt and "from __future__" not in program:  # that must be a file's first statement
         program = f"{tests.prompt}\n{program}"
-    name = tests.fn_name
-    if tests.checks and all(check == Check("truth") for check in tests.checks):
-        program = f"{program}\ndef _is_true(*given): return bool({name}(*given))"  # a re.Match cannot travel
-        name = "_is_true"
+    name, cases = tests.fn_name, [tests.inputs[i] for i in chosen]
+    truth = tests.checks and all(check == Check("truth") for check in tests.checks)
+    if truth or tests.keywords:
+        program = f"{program}\n{CALL.format(name=name, convert='bool' if truth else '')}"
+        named = tests.keywords or [{}] * len(tests.inputs)
+        name, cases = "_judged", [[tests.inputs[i], named[i]] for i in chosen]
     start = time.perf_counter()
-    runs = sandbox.run(f"{program}\n", [tests.inputs[i] for i in chosen], name, options.limits)
+    runs = sandbox.run(f"{program}\n", cases, name, options.limits)
     passed = [_passed(ran, tests, i) for ran, i in zip(runs, chosen, strict=True)]
     seconds = time.perf_counter() - start
     if all(passed):

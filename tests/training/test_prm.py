@@ -15,8 +15,9 @@ from openprime.config import PRMConfig
 from openprime.models.hub import load_model
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.training import learner as learner_module
-from openprime.training.implicit_prm import ImplicitPRM, read_settings
+from openprime.models.implicit_prm import read_settings
 from openprime.training.learner import Learner
+from openprime.training.prm import PRMTrainer
 from openprime.types import Batch
 
 BETA = 0.3
@@ -30,14 +31,14 @@ def batch(make_batch: Callable[..., Batch]) -> Batch:
 
 
 @pytest.fixture
-def make_prm(make_model) -> Callable[..., ImplicitPRM]:
+def make_prm(make_model) -> Callable[..., PRMTrainer]:
     """(reference, **options) -> a PRM that differs from its reference, with a rate that moves it visibly."""
 
-    def make(reference: bool = True, **options) -> ImplicitPRM:
+    def make(reference: bool = True, **options) -> PRMTrainer:
         defaults = {"lr": 0.05, "beta": BETA, "clip_grad": 1e9, "tokens_per_microbatch": 20}
         config = PRMConfig(**(defaults | options))
         learner = Learner(make_model(seed=1), config, 10)
-        return ImplicitPRM(learner, make_model(seed=2) if reference else None, config)
+        return PRMTrainer(learner, make_model(seed=2) if reference else None, config)
 
     return make
 
@@ -70,8 +71,8 @@ def assert_rewards(mine: Tensor, expected: Tensor) -> None:
 def test_rewards_are_beta_times_the_log_ratio(reference: bool, batch: Batch, make_prm, by_hand):
     """With a frozen reference model, and with the sampling policy's own log-probabilities."""
     prm = make_prm(reference)
-    expected = by_hand(prm.learner.model, batch, prm.reference)
-    mine = prm.score(batch, prm.reference_logprobs(batch))
+    expected = by_hand(prm.learner.model, batch, prm.prm.reference)
+    mine = prm.prm.token_rewards(batch, prm.prm.reference_logprobs(batch))
     assert_rewards(mine, expected)
     assert mine.shape == batch.token_ids.shape
     assert bool((mine[~batch.response_mask] == 0).all())
@@ -79,25 +80,27 @@ def test_rewards_are_beta_times_the_log_ratio(reference: bool, batch: Batch, mak
 
 
 def test_without_a_reference_model_the_batchs_own_log_probabilities_are_taken(batch: Batch, make_prm):
-    assert torch.equal(make_prm(reference=False).reference_logprobs(batch), batch.logprobs)
-    assert not torch.allclose(make_prm(reference=True).reference_logprobs(batch), batch.logprobs, atol=0.1)
+    assert torch.equal(make_prm(reference=False).prm.reference_logprobs(batch), batch.logprobs)
+    assert not torch.allclose(
+        make_prm(reference=True).prm.reference_logprobs(batch), batch.logprobs, atol=0.1
+    )
 
 
 def test_a_prm_that_is_its_reference_gives_no_reward(batch: Batch, make_model):
     config = PRMConfig(beta=BETA)
-    prm = ImplicitPRM(Learner(make_model(1), config, 1), make_model(1), config)
-    assert float(prm.score(batch, prm.reference_logprobs(batch)).abs().max()) < 1e-6
+    prm = PRMTrainer(Learner(make_model(1), config, 1), make_model(1), config)
+    assert float(prm.prm.token_rewards(batch, prm.prm.reference_logprobs(batch)).abs().max()) < 1e-6
 
 
 def test_the_reference_is_frozen_and_stays_as_it_was(batch: Batch, make_prm, weights):
     prm = make_prm()
-    before = weights(prm.reference)
+    before = weights(prm.prm.reference)
     for _ in range(2):
-        prm.step(batch, prm.reference_logprobs(batch))
-    assert torch.equal(weights(prm.reference), before)
-    assert not any(p.requires_grad for p in prm.reference.parameters())
-    assert not prm.reference.training
-    assert not prm.reference_logprobs(batch).requires_grad
+        prm.step(batch, prm.prm.reference_logprobs(batch))
+    assert torch.equal(weights(prm.prm.reference), before)
+    assert not any(p.requires_grad for p in prm.prm.reference.parameters())
+    assert not prm.prm.reference.training
+    assert not prm.prm.reference_logprobs(batch).requires_grad
 
 
 # The order of scoring and updating
@@ -107,8 +110,8 @@ def test_after_one_forward_pass_scores_with_the_weights_before_the_update(
     batch: Batch, make_prm, by_hand, weights, monkeypatch: pytest.MonkeyPatch
 ):
     prm = make_prm(update="after")
-    reference = prm.reference_logprobs(batch)
-    expected, before = by_hand(prm.learner.model, batch, prm.reference), weights(prm.learner.model)
+    reference = prm.prm.reference_logprobs(batch)
+    expected, before = by_hand(prm.learner.model, batch, prm.prm.reference), weights(prm.learner.model)
     calls = []
     original = learner_module.token_logprobs
     monkeypatch.setattr(
@@ -121,17 +124,17 @@ def test_after_one_forward_pass_scores_with_the_weights_before_the_update(
     torch.testing.assert_close(done.fresh_scores, expected.detach().sum(-1), rtol=1e-4, atol=1e-4)
     assert not done.rewards.requires_grad
     assert float((weights(prm.learner.model) - before).abs().max()) > 0.01
-    assert float((prm.score(batch, reference) - done.rewards).abs().max()) > 0.05
+    assert float((prm.prm.token_rewards(batch, reference) - done.rewards).abs().max()) > 0.05
 
 
 def test_before_scores_with_the_updated_weights_and_reports_fresh_scores(
     batch: Batch, make_prm, by_hand, weights
 ):
     before_prm, after_prm = make_prm(update="before"), make_prm(update="after")
-    reference = before_prm.reference_logprobs(batch)
-    old = by_hand(before_prm.learner.model, batch, before_prm.reference)
+    reference = before_prm.prm.reference_logprobs(batch)
+    old = by_hand(before_prm.learner.model, batch, before_prm.prm.reference)
     done = before_prm.step(batch, reference)
-    new = by_hand(before_prm.learner.model, batch, before_prm.reference)
+    new = by_hand(before_prm.learner.model, batch, before_prm.prm.reference)
     assert_rewards(done.rewards, new)
     torch.testing.assert_close(done.fresh_scores, old.detach().sum(-1), rtol=1e-4, atol=1e-4)
     assert (new - old).abs().max().item() > 0.05
@@ -144,10 +147,10 @@ def test_before_scores_with_the_updated_weights_and_reports_fresh_scores(
 def test_never_leaves_the_weights_alone(batch: Batch, make_prm, by_hand, weights):
     prm = make_prm(update="never")
     before = weights(prm.learner.model)
-    done = prm.step(batch, prm.reference_logprobs(batch))
+    done = prm.step(batch, prm.prm.reference_logprobs(batch))
     assert torch.equal(weights(prm.learner.model), before)
     assert prm.learner.updates == 0
-    assert_rewards(done.rewards, by_hand(prm.learner.model, batch, prm.reference))
+    assert_rewards(done.rewards, by_hand(prm.learner.model, batch, prm.prm.reference))
     torch.testing.assert_close(done.fresh_scores, done.rewards.sum(-1))
     assert math.isnan(done.loss)
     assert math.isnan(done.grad_norm)
@@ -159,9 +162,9 @@ def test_trap_04_several_minibatches_are_scored_by_one_version_of_the_prm(
     update: str, minibatch: int, loss: str, batch: Batch, make_prm, by_hand
 ):
     prm = make_prm(update=update, minibatch=minibatch, loss=loss)
-    old = by_hand(prm.learner.model, batch, prm.reference)
-    done = prm.step(batch, prm.reference_logprobs(batch))
-    new = by_hand(prm.learner.model, batch, prm.reference)
+    old = by_hand(prm.learner.model, batch, prm.prm.reference)
+    done = prm.step(batch, prm.prm.reference_logprobs(batch))
+    new = by_hand(prm.learner.model, batch, prm.prm.reference)
     assert prm.learner.updates == (3 if minibatch == 1 else 2)
     assert_rewards(done.rewards, old if update == "after" else new)
     torch.testing.assert_close(done.fresh_scores, old.detach().sum(-1), rtol=1e-4, atol=1e-4)
@@ -202,7 +205,7 @@ def test_minibatches_keep_groups_whole(size: int, expected, batch: Batch, make_p
         return original(part, *rest)
 
     monkeypatch.setattr(prm.learner, "update", note)
-    prm.step(batch, prm.reference_logprobs(batch))
+    prm.step(batch, prm.prm.reference_logprobs(batch))
     assert seen == expected
 
 
@@ -235,9 +238,9 @@ def test_gradients_are_those_of_the_loss_of_the_whole_batch(
     prm = make_prm(reference, loss=name, tokens_per_microbatch=tokens)
     caught = catch_gradients(prm.learner.optimizer)
     twin = copy.deepcopy(prm.learner.model)
-    whole = formula(by_hand(twin, batch, prm.reference).sum(-1), batch)
+    whole = formula(by_hand(twin, batch, prm.prm.reference).sum(-1), batch)
     whole.backward()
-    done = prm.step(batch, prm.reference_logprobs(batch))
+    done = prm.step(batch, prm.prm.reference_logprobs(batch))
     assert done.loss == pytest.approx(whole.item(), rel=1e-4)
     norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm()
     assert done.grad_norm == pytest.approx(norm.item(), rel=1e-3)
@@ -249,13 +252,13 @@ def test_gradients_are_those_of_the_loss_of_the_whole_batch(
 def test_trap_04_minibatches_mean_their_losses_and_report_the_largest_norm(batch: Batch, make_prm, by_hand):
     """Three steps, the loss of each at the weights after the one before."""
     prm = make_prm(minibatch=1)
-    reference = prm.reference_logprobs(batch)
+    reference = prm.prm.reference_logprobs(batch)
     twin = make_prm(minibatch=1)
     losses, norms = [], []
     for rows in ([0, 1, 2], [3, 4], [5, 6, 7]):
         part = batch.select(torch.tensor(rows))
-        losses.append(bce(by_hand(twin.learner.model, part, twin.reference).sum(-1), part).item())
-        norms.append(twin.step(part, twin.reference_logprobs(part)).grad_norm)
+        losses.append(bce(by_hand(twin.learner.model, part, twin.prm.reference).sum(-1), part).item())
+        norms.append(twin.step(part, twin.prm.reference_logprobs(part)).grad_norm)
     done = prm.step(batch, reference)
     assert done.loss == pytest.approx(sum(losses) / 3, rel=1e-3)
     assert done.grad_norm == pytest.approx(max(norms), rel=1e-3)
@@ -267,10 +270,10 @@ def test_dpo_without_a_pair_updates_nothing(update: str, make_batch, make_prm, b
     batch = make_batch([0, 0, 1, 1, 2], [1, 1, 0, 0, 1])
     prm = make_prm(loss="dpo", update=update)
     before = weights(prm.learner.model)
-    done = prm.step(batch, prm.reference_logprobs(batch))
+    done = prm.step(batch, prm.prm.reference_logprobs(batch))
     assert torch.equal(weights(prm.learner.model), before)
     assert prm.learner.updates == 0
-    assert_rewards(done.rewards, by_hand(prm.learner.model, batch, prm.reference))
+    assert_rewards(done.rewards, by_hand(prm.learner.model, batch, prm.prm.reference))
     assert math.isnan(done.loss)
     assert math.isnan(done.grad_norm)
 
@@ -279,10 +282,10 @@ def test_dpo_without_a_pair_updates_nothing(update: str, make_batch, make_prm, b
 def test_dpo_passes_over_minibatches_without_a_pair(update: str, make_batch, make_prm, by_hand):
     batch = make_batch([0, 0, 1, 1, 2, 2], [1, 1, 1, 0, 0, 0])
     prm = make_prm(loss="dpo", minibatch=2, update=update)
-    old = by_hand(prm.learner.model, batch, prm.reference)
-    done = prm.step(batch, prm.reference_logprobs(batch))
+    old = by_hand(prm.learner.model, batch, prm.prm.reference)
+    done = prm.step(batch, prm.prm.reference_logprobs(batch))
     assert prm.learner.updates == 1
-    new = by_hand(prm.learner.model, batch, prm.reference)
+    new = by_hand(prm.learner.model, batch, prm.prm.reference)
     assert_rewards(done.rewards, old if update == "after" else new)
     pair = old.detach().sum(-1)[2:4]
     assert done.loss == pytest.approx(math.log1p(math.exp(float(pair[1] - pair[0]))), rel=1e-3)
@@ -290,7 +293,7 @@ def test_dpo_passes_over_minibatches_without_a_pair(update: str, make_batch, mak
 
 def test_training_teaches_the_outcomes(batch: Batch, make_prm):
     prm = make_prm(lr=0.01)
-    reference = prm.reference_logprobs(batch)
+    reference = prm.prm.reference_logprobs(batch)
     steps = [prm.step(batch, reference) for _ in range(25)]
     assert steps[-1].loss < 0.5 * steps[0].loss
     scores = steps[-1].fresh_scores
@@ -305,8 +308,8 @@ def test_a_saved_prm_is_a_model_with_its_settings_beside_it(reference: str, tmp_
     tokenizer = build_tokenizer(["Start four"] * 5, 280)
     config = PRMConfig(beta=0.07)
     model = build_model(tokenizer, 16, 1, 2, 32, 0)
-    prm = ImplicitPRM(Learner(model, config, 1), None, config)
-    prm.save(tmp_path / "prm", tokenizer, reference)
+    prm = PRMTrainer(Learner(model, config, 1), None, config)
+    prm.prm.save_pretrained(tmp_path / "prm", tokenizer, reference)
     ids = torch.tensor([[5, 9, 30, 2]])
     with torch.no_grad():
         expected = model(ids).logits

@@ -1,21 +1,17 @@
-"""The implicit process reward model: a language model, a reference, and the log-ratio between them."""
+"""What trains an implicit PRM: on outcomes, online beside the policy or offline; on step labels."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from openprime.algorithm.losses import prm_ce_loss, prm_dpo_loss
 from openprime.algorithm.rewards import response_scores, token_rewards
 from openprime.config import PRMConfig
-from openprime.models.hub import load_model, save_model
-from openprime.training.learner import Learner, batch_logprobs
+from openprime.models.implicit_prm import ImplicitPRM
+from openprime.training.learner import Learner
 from openprime.types import Batch
-
-SETTINGS_FILE = "implicit_prm.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +29,19 @@ class PRMStep:
     lr: float
 
 
-class ImplicitPRM:
-    """r_t = beta * (log phi - log ref); phi is trained from outcomes alone (PRIME section 3.2, eq. 3 and 4)."""
+class PRMTrainer:
+    """Trains phi of r_t = beta * (log phi - log ref) from outcomes alone (PRIME section 3.2, eq. 3 and 4)."""
 
     def __init__(self, learner: Learner, reference: PreTrainedModel | None, config: PRMConfig) -> None:
         """`reference` None: the sampling policy's log-probabilities, which the batch carries."""
-        self.learner, self.reference, self.config = learner, reference, config
-        if reference is not None:
-            reference.requires_grad_(False).eval()
-
-    def reference_logprobs(self, batch: Batch) -> Tensor:
-        """log ref of the response tokens, [B, T]."""
-        if self.reference is None:
-            return batch.logprobs
-        return batch_logprobs(
-            self.reference, batch, self.config.tokens_per_microbatch, bfloat16=self.learner.bfloat16
+        self.learner, self.config = learner, config
+        self.prm = ImplicitPRM(
+            learner.model,
+            reference,
+            config.beta,
+            tokens_per_microbatch=config.tokens_per_microbatch,
+            bfloat16=learner.bfloat16,
         )
-
-    def score(self, batch: Batch, reference: Tensor) -> Tensor:
-        """Token rewards [B, T] under the present weights; `reference` from `reference_logprobs`."""
-        return token_rewards(self.learner.logprobs(batch), reference, batch.response_mask, self.config.beta)
 
     def update(self, batch: Batch, reference: Tensor) -> tuple[list[float], list[float], float, Tensor]:
         """Train on the batch's outcomes, one pass in minibatches of whole groups.
@@ -80,7 +69,7 @@ class ImplicitPRM:
         """Score and update as `config.update` says (PRIME algorithm 1)."""
         nothing = float("nan")
         if self.config.update == "never":
-            rewards = self.score(batch, reference)
+            rewards = self.prm.token_rewards(batch, reference)
             return PRMStep(rewards, response_scores(rewards), nothing, nothing, 0.0)
         if self.config.update == "after" and self._one_update(batch):
             # Single forward: the only update's own forward pass saw the weights before the update.
@@ -88,34 +77,13 @@ class ImplicitPRM:
             fresh = response_scores(rewards)
         else:
             # One version of the PRM scores the whole batch (trap 4).
-            rewards = self.score(batch, reference)
+            rewards = self.prm.token_rewards(batch, reference)
             fresh = response_scores(rewards)
             losses, norms, rate, _ = self.update(batch, reference)
             if self.config.update == "before":
-                rewards = self.score(batch, reference)
+                rewards = self.prm.token_rewards(batch, reference)
         mean = sum(losses) / len(losses) if losses else nothing
         return PRMStep(rewards, fresh, mean, max(norms, default=nothing), rate)
-
-    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
-        """Write the PRM as a Hugging Face model, with beta and the name of its reference beside it."""
-        save_model(self.learner.model, tokenizer, folder)
-        settings = {"beta": self.config.beta, "reference": reference}
-        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(
-        cls, folder: str, reference: str, device: torch.device | str, tokens: int, bfloat16: bool = False
-    ) -> "ImplicitPRM":
-        """A saved PRM for scoring, in micro-batches of `tokens`; `reference` '' is the one it was saved with.
-
-        Raises ValueError for a folder without a PRM, and where no reference is known.
-        """
-        beta, saved = read_settings(folder)
-        if not (reference or saved):
-            raise ValueError(f"{folder}: the PRM was saved without a reference model: name it (--reference)")
-        config = PRMConfig(beta=beta, update="never", tokens_per_microbatch=tokens)
-        learner = Learner(load_model(folder, device), config, 0, bfloat16)
-        return cls(learner, load_model(reference or saved, device), config)
 
     def _one_update(self, batch: Batch) -> bool:
         whole = self.config.minibatch == 0 or self.config.minibatch >= len(batch)
@@ -137,17 +105,6 @@ class ImplicitPRM:
             return ce, len(batch)
         pairs = prm_dpo_loss(torch.zeros_like(batch.outcome), batch.outcome, batch.group)[1]
         return dpo, int(pairs)
-
-
-def read_settings(folder: str) -> tuple[float, str]:
-    """(beta, reference) that a PRM was saved with."""
-    path = Path(folder) / SETTINGS_FILE
-    if not path.is_file():
-        raise ValueError(
-            f"{folder}: not an implicit PRM: it has no {SETTINGS_FILE} (a run's `prm` folder has one)"
-        )
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    return float(settings["beta"]), str(settings["reference"])
 
 
 def _minibatches(group: Tensor, size: int) -> list[Tensor]:

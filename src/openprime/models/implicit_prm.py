@@ -1,0 +1,210 @@
+"""The implicit process reward model: two language models, and the log-ratio between them as reward of every token."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from openprime.algorithm.rewards import token_rewards
+from openprime.config import PromptFormat, StepSplit
+from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages
+from openprime.data.collate import collate
+from openprime.data.steps import split_steps, steps_of_tokens, text_of_tokens, token_texts
+from openprime.models.hub import (
+    find_file,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    same_vocabulary,
+    save_model,
+)
+from openprime.models.logprobs import batch_logprobs
+from openprime.types import Batch, Group, Prompt, Response
+
+SETTINGS_FILE = "implicit_prm.json"
+PUBLISHED_BETA = 0.05
+ROWS = 256
+"""Responses that are scored at a time."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The rewards of one response, in nats times beta."""
+
+    tokens: list[str]
+    """Text of each token, T of them; the end-of-sequence token's is empty."""
+    token_rewards: list[float]
+    """r_t, T of them."""
+    reference_logprobs: list[float]
+    """log ref(y_t | x, y_<t), T of them, in nats."""
+    steps: list[str]
+    """The steps; joined they are the response."""
+    step_of_token: list[int]
+    """The step to which each token belongs."""
+
+    @cached_property
+    def step_rewards(self) -> list[float]:
+        """The summed rewards of each step's tokens."""
+        sums = [0.0] * len(self.steps)
+        for step, reward in zip(self.step_of_token, self.token_rewards, strict=True):
+            sums[step] += reward
+        return sums
+
+    @property
+    def reward(self) -> float:
+        """s(y) = sum_t r_t; the PRM's probability of a right response is sigmoid(s)."""
+        return sum(self.token_rewards)
+
+
+class ImplicitPRM:
+    """r_t = beta * (log phi(y_t | x, y_<t) - log ref(y_t | x, y_<t)). PRIME eq. 3, 2412.01981 eq. 1."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        beta: float,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokens_per_microbatch: int = 16384,
+        bfloat16: bool = False,
+    ) -> None:
+        """`reference` None: the sampling policy's log-probabilities, which a batch carries."""
+        self.model, self.reference, self.beta, self.tokenizer = model, reference, beta, tokenizer
+        self.tokens_per_microbatch, self.bfloat16 = tokens_per_microbatch, bfloat16
+        if reference is not None:
+            reference.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        prm: str,
+        reference: str = "",
+        device: str | torch.device = "auto",
+        tokens_per_microbatch: int = 16384,
+        bfloat16: bool = False,
+    ) -> "ImplicitPRM":
+        """A saved PRM and its reference, '' for the one that it was saved with, from folders or hub ids.
+
+        With a reference any causal language model will do, such as the published EurusPRM; beta is then .05.
+        Raises ValueError where no reference is known, and where the two do not share a vocabulary.
+        """
+        device = pick_device(device) if isinstance(device, str) else device
+        beta, saved = read_settings(prm) if not reference or is_prm(prm) else (PUBLISHED_BETA, "")
+        if not (reference or saved):
+            raise ValueError(f"{prm}: the PRM was saved without a reference model: name it (--reference)")
+        tokenizer = load_tokenizer(prm)
+        same_vocabulary(tokenizer, prm, load_tokenizer(reference or saved), reference or saved)
+        models = load_model(prm, device).eval(), load_model(reference or saved, device)
+        return cls(*models, beta, tokenizer, tokens_per_microbatch, bfloat16)
+
+    def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
+        """Write the PRM as a Hugging Face model, with beta and the name of its reference beside it."""
+        save_model(self.model, tokenizer, folder)
+        settings = {"beta": self.beta, "reference": reference}
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """log ref of the response tokens, [B, T]."""
+        if self.reference is None:
+            return batch.logprobs
+        return batch_logprobs(self.reference, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
+
+    def token_rewards(self, batch: Batch, reference: Tensor) -> Tensor:
+        """Token rewards [B, T] under the present weights; `reference` from `reference_logprobs`."""
+        logprobs = batch_logprobs(self.model, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
+        return token_rewards(logprobs, reference, batch.response_mask, self.beta)
+
+    def score(
+        self,
+        prompts: Sequence[str | Messages],
+        responses: Sequence[str],
+        step_split: StepSplit | Sequence[Sequence[str]] = "newline",
+        form: PromptFormat | None = None,
+    ) -> list[Score]:
+        """Token, step and response rewards of responses, one to each prompt; the same in any company.
+
+        Prompts are texts or chat messages, `form` says how they are put to the model (the tokenizer's chat
+        template). `step_split` may be the steps of each response instead, which must join to the response.
+        A response ends with the end-of-sequence token, which has its reward in the last step. Raises
+        ValueError for what cannot be encoded.
+        """
+        if len(prompts) != len(responses):
+            raise ValueError(
+                f"score: {len(prompts)} prompts, but {len(responses)} responses: give one to each"
+            )
+        assert self.tokenizer is not None
+        names = [f"prompt {i}" for i in range(len(prompts))]
+        messages = [read_messages(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
+        form = form or PromptFormat(chat_template="auto" if self.tokenizer.chat_template else "none")
+        prompt_ids = encode_prompts(messages, names, form, self.tokenizer)
+        response_ids = encode_responses(responses, self.tokenizer)
+        texts = [
+            text_of_tokens(self.tokenizer, r, ids) for r, ids in zip(responses, response_ids, strict=True)
+        ]
+        return self._score(prompt_ids, response_ids, texts, step_split)
+
+    def score_sampled(self, groups: Sequence[Group], step_split: StepSplit = "newline") -> list[list[Score]]:
+        """`score` of sampled responses by their own token ids (trap 13), group by group."""
+        assert self.tokenizer is not None
+        prompt_ids = [group.prompt.token_ids for group in groups for _ in group.responses]
+        response_ids = [response.token_ids for group in groups for response in group.responses]
+        texts = [token_texts(self.tokenizer, ids) for ids in response_ids]
+        scores = iter(self._score(prompt_ids, response_ids, texts, step_split))
+        return [[next(scores) for _ in group.responses] for group in groups]
+
+    def _score(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        response_ids: Sequence[Sequence[int]],
+        texts: Sequence[list[str]],
+        step_split: StepSplit | Sequence[Sequence[str]],
+    ) -> list[Score]:
+        """Scores in order, in batches of rows of about the same length."""
+        order = sorted(range(len(response_ids)), key=lambda i: len(prompt_ids[i]) + len(response_ids[i]))
+        found: dict[int, tuple[list[float], list[float]]] = {}
+        for start in range(0, len(order), ROWS):
+            chosen = order[start : start + ROWS]
+            batch = collate([_group(prompt_ids[i], response_ids[i]) for i in chosen], frozenset(), 0)
+            batch = batch.to(self.model.device)
+            reference = self.reference_logprobs(batch)
+            rewards = self.token_rewards(batch, reference)
+            for row, i in enumerate(chosen):
+                mask = batch.response_mask[row]
+                found[i] = rewards[row][mask].tolist(), reference[row][mask].tolist()
+        scores = []
+        for i, pieces in enumerate(texts):
+            steps = (
+                split_steps("".join(pieces), step_split)
+                if isinstance(step_split, str)
+                else list(step_split[i])
+            )
+            if sum(map(len, steps)) != sum(map(len, pieces)):
+                raise ValueError(f"score: the steps of response {i} do not join to the response")
+            scores.append(Score(pieces, *found[i], steps, steps_of_tokens(pieces, steps)))
+        return scores
+
+
+def is_prm(name: str) -> bool:
+    """Whether a folder or hub id holds an implicit PRM with its settings."""
+    return find_file(name, SETTINGS_FILE) is not None
+
+
+def read_settings(prm: str) -> tuple[float, str]:
+    """(beta, reference) that a PRM was saved with."""
+    path = find_file(prm, SETTINGS_FILE)
+    if path is None:
+        raise ValueError(
+            f"{prm}: not an implicit PRM: it has no {SETTINGS_FILE} (a run's `prm` folder has one)"
+        )
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    return float(settings["beta"]), str(settings["reference"])
+
+
+def _group(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Group:
+    response = Response(tuple(response_ids), (0.0,) * len(response_ids), "", False, 0.0)
+    return Group(Prompt("", tuple(prompt_ids), "", None), (response,), 0)
