@@ -1,13 +1,18 @@
 """The judge of programs: extraction, comparison, tests as data, hostile programs, real references."""
 
 import ast
+import base64
 import json
 import math
+import os
+import pickle
 import random
 import runpy
 import subprocess
 import sys
 import time
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openprime.types import Prompt
-from openprime.verifiers import code
+from openprime.verifiers import cases, code
 from openprime.verifiers.cases import Check, read_tests
 from openprime.verifiers.code import (
     CodeOptions,
@@ -659,7 +664,8 @@ def test_asserts_convert(source, arguments, right, reason, wrong):
         "assert f(1) == g(1)",
         "assert f(f(1)) == 1",
         "assert f(x) == 1",
-        "assert f(x=1) == 1",
+        "assert f(x=g()) == 1",
+        "assert f(x=1, **{'y': 1}) == 1",
         "assert f(*[1]) == 1",
         "assert f(**{'x': 1}) == 1",
         "assert f([*[1]]) == 1",
@@ -1015,6 +1021,307 @@ def test_a_value_that_cannot_travel_is_true_or_not(sandbox):
     assert judge(row, "def f(text): return text != 'b' and f", sandbox) == "right"
     assert judge(row, "def f(text): return 3 if text == 'a' else 2 * f('a') - 6", sandbox) == "right"
     assert judge(row, "import re\ndef f(text): return re.match('b', text)", sandbox) == "wrong"
+
+
+# LeetCode's rows
+
+HELPERS = """import math
+from typing import *
+from itertools import *
+
+inf = float('inf')
+
+class ListNode:
+    def __init__(self, val=0, next=None):
+        self.val, self.next = val, next
+
+def list_node(values):
+    return ListNode(values[0], list_node(values[1:])) if values else None
+"""
+TAKE = {
+    "prompt": HELPERS,
+    "query": "Take b from a.",
+    "starter_code": "class Solution:\n    def take(self, a: int, b: int) -> int:\n        ",
+    "entry_point": "Solution().take",
+    "test": "def check(candidate):\n    assert candidate(a = 5, b = 3) == 2\n    assert candidate(b=1,a=1) == 0\n",
+}
+TAKEN = {
+    **{name: value for name, value in TAKE.items() if name != "test"},
+    "input_output": [{"input": "a = 5, b = 3", "output": "2"}, {"input": "a = 1, b = 1", "output": "0"}],
+}
+
+
+@pytest.mark.parametrize("row", [TAKE, TAKEN, {**TAKEN, "input_output": json.dumps(TAKEN["input_output"])}])
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("class Solution:\n    def take(self, a: int, b: int) -> int:\n        return a - b", "right"),
+        ("class Solution:\n    def take(self, b, a):\n        return a - b", "right"),
+        ("def take(b, a): return a - b", "right"),
+        ("dir, bool, globals = [], [], []\ndef take(a, b): return a - b", "right"),
+        ("class Solution:\n    def take(self, b, a):\n        return b - a", "wrong"),
+        ("class Solution:\n    def take(self, a, b):\n        return b - a", "wrong"),
+        ("class Solution:\n    def take(self, x, y):\n        return x - y", "crash"),
+        ("class Solution:\n    def other(self, a, b):\n        return a - b", "crash"),
+    ],
+)
+def test_arguments_by_name_reach_the_function_by_name(sandbox, row, program, reason):
+    assert judge(row, program, sandbox) == reason
+
+
+def test_some_arguments_may_have_names_and_drawn_cases_keep_theirs(sandbox):
+    row = {"test_list": ["assert f(5, b=3) == 2", "assert f(1, b=1) == 0", "assert f(4, 1) == 3"]}
+    tests = read_tests(row, None)
+    assert (tests.inputs, tests.keywords) == (([5], [1], [4, 1]), ({"b": 3}, {"b": 1}, {}))
+    assert judge(row, "def f(a, b): return a - b", sandbox) == "right"
+    assert judge(row, "def f(b, a): return a - b", sandbox) == "crash"
+    row = {"test_list": [f"assert f(x={i}) == {i}" for i in range(50)]}
+    drawn = CodeOptions(max_cases=5, limits=ALL.limits)
+    assert judge(row, "def f(x): return x", sandbox, drawn) == "right"
+    assert judge(row, "def f(x): return x + 1", sandbox, drawn) == "wrong"
+
+
+def test_a_method_may_be_true_or_not(sandbox):
+    row = {**TAKE, "test": "def check(f):\n    assert f(a = 5, b = 3)\n    assert not f(a = 1, b = 1)"}
+    program = "class Solution:\n    def take(self, a, b): return (lambda: 1) if a > b else None"
+    assert judge(row, program, sandbox) == "right"
+    assert judge(row, program.replace(">", "<"), sandbox) == "wrong"
+    row["test"] = row["test"].replace("a = ", "").replace("b = ", "")
+    assert judge(row, program, sandbox) == "right"
+
+
+def test_helpers_in_the_prompt_are_there(sandbox):
+    chain = "    node = list_node([a, b])\n        return min(node.val - node.next.val, inf)"
+    program = f"class Solution:\n    def take(self, a: int, b: int):\n    {chain}"
+    assert judge(TAKE, program, sandbox) == "right"
+    assert judge(TAKEN, program, sandbox) == "right"
+    assert judge({**TAKE, "prompt": "Take b from a."}, program, sandbox) == "crash"
+    assert judge({**TAKE, "prompt": "Take b from a."}, "def take(a, b): return a - b", sandbox) == "right"
+
+
+@pytest.mark.parametrize("entry", ["f", "Solution().f"])
+@pytest.mark.parametrize(
+    ("prompt", "put"),
+    [
+        (HELPERS, True),
+        ("import math\n", True),
+        ('"""Helpers."""\nclass Node: pass\nlimit: int = 3', True),
+        ("def f(x):\n    'Same.'\n", True),
+        ("def g(x): return x", True),
+        ("Write f, please.", False),
+        ("Sort", False),
+        ("'Write f.'", False),
+        ("x = y", False),
+        ("", False),
+        ("import math\nprint(3)", False),
+        ("import math\nn = 3\nwhile n: pass", False),
+        ("Import math, then:\nimport math\n", False),
+        ("class Solution:\n    def f(self, x):\n        ", False),
+        ("import math\0", False),
+        ("(" * 10_000, False),
+        ([{"role": "user", "content": "import math"}], False),
+        (None, False),
+    ],
+)
+def test_a_prompt_is_put_before_the_program_where_it_is_code(entry, prompt, put):
+    row = {"test": "assert f(1) == 1", "entry_point": entry, "prompt": prompt}
+    assert read_tests(row, None).prompt == (prompt if put else "")
+
+
+def test_a_method_goes_before_what_the_prompt_imports(sandbox):
+    row = {
+        "prompt": "from math import *\n",
+        "entry_point": "Solution().gcd",
+        "test": "def check(candidate):\n    assert candidate(4, 6) == 2\n",
+    }
+    program = "class Solution:\n    def gcd(self, a, b): return gcd(a, b)"
+    assert judge(row, program, sandbox) == "right"
+    assert judge(row, program.replace("gcd(a", "a + gcd(a"), sandbox) == "wrong"
+
+
+def test_cases_with_helpers_are_refused_or_left_out():
+    one = "    assert is_same_list(candidate(head = list_node([1, 2])), list_node([1]))\n"
+    other = "    assert candidate(head = list_node([1])) == None\n"
+    row = {**TAKE, "test": f"def check(candidate):\n{one}{other}"}
+    with pytest.raises(
+        ValueError, match="2 of 2 tests do not convert: no comparison of the function's value"
+    ):
+        read_tests(row, None)
+    assert verify_code(ask(row), [fenced("x")], Canned(), ALL)[0].reason == "no_verdict"
+    assert len(read_tests({**TAKE, "test": TAKE["test"] + one + other}, None).inputs) == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        ({"input": "a = 1, b = 2"}, "without an output"),
+        ({"input": "a = 1, b = 2", "output": " "}, "without an output"),
+        ({"input": "a = 1, b = 2", "output": 3}, "without an output"),
+        ({"input": "a = 1, b =", "output": "3"}, "do not parse"),
+        ({"input": "a = 1, b = open('x')", "output": "3"}, "1 of 1 tests do not convert: no constant"),
+        ({"input": "a = 1, b = 2", "output": "open('x')"}, "1 of 1 tests do not convert: no constant"),
+        ({"input": "a = 1, b = 2", "output": "1) == (1"}, "1 of 1 tests do not convert"),
+    ],
+)
+def test_cases_by_name_that_are_no_values_are_refused(case, why):
+    with pytest.raises(ValueError, match=why):
+        read_tests({**TAKEN, "input_output": [case]}, None)
+
+
+def test_cases_with_an_entry_point_may_be_texts_or_two_values():
+    row = {"entry_point": "main", "test_cases": [{"input": "3\n", "output": "4"}]}
+    assert read_tests(row, None).fn_name is None
+    row = {"entry_point": "main", "test_cases": [{"input": "a == 3", "output": "4"}]}
+    assert read_tests(row, None).fn_name is None
+    row = {"entry_point": "f", "test_cases": [{"input": " a1 = [1],\n b = {'x': 2}", "output": "1, 2"}]}
+    tests = read_tests(row, None)
+    assert (tests.keywords, tests.outputs) == (({"a1": [1], "b": {"x": 2}},), ((1, 2),))
+
+
+# LiveCodeBench's rows
+
+
+def packed(text, protocol=4):
+    """As in its repository."""
+    return base64.b64encode(zlib.compress(pickle.dumps(text, protocol))).decode()
+
+
+def bench_row(public, private, name=None):
+    return {
+        "question_content": "Add them.",
+        "starter_code": "",
+        "public_test_cases": json.dumps(public),
+        "private_test_cases": private,
+        "metadata": json.dumps({"func_name": name} if name else {}),
+    }
+
+
+READ = [
+    {"input": "1 2\n", "output": "3", "testtype": "stdin"},
+    {"input": "4 5", "output": "9\n", "testtype": "stdin"},
+]
+CALLED = [
+    {"input": "[1, 2]\n3", "output": "[3]", "testtype": "functional"},
+    {"input": "[]\n4", "output": "[]", "testtype": "functional"},
+]
+
+
+@pytest.mark.parametrize(
+    "pack", [json.dumps, list, *(lambda cases, p=p: packed(json.dumps(cases), p) for p in range(6))]
+)
+def test_public_and_private_cases_are_the_tests(sandbox, pack):
+    row = bench_row(READ[:1], pack(READ[1:]))
+    assert (
+        read_tests(row, None).inputs == read_tests(row, row["public_test_cases"]).inputs == ("1 2\n", "4 5")
+    )
+    assert judge(row, "print(sum(map(int, input().split())))", sandbox) == "right"
+    assert judge(row, "print(3)", sandbox) == "wrong"
+    assert judge(row, "print(9)", sandbox) == "wrong"
+    row = bench_row(CALLED[:1], pack(CALLED[1:]), "over")
+    program = "class Solution:\n    def over(self, xs: List[int], n: int): return [sum(xs)] if xs else []"
+    assert judge(row, program, sandbox) == "right"
+    assert judge(row, "def over(n, xs): return [sum(xs)] if xs else []", sandbox) == "crash"
+    assert judge(row, "def over(xs, n): return [3]", sandbox) == "wrong"
+    assert judge(row, "def over(xs, n): return []", sandbox) == "wrong"
+
+
+def test_public_or_private_cases_may_be_missing():
+    both = read_tests(bench_row(READ, "[]"), None)
+    assert both == read_tests(bench_row([], packed(json.dumps(READ))), None)
+    assert both == read_tests({"private_test_cases": json.dumps(READ)}, None)
+    assert both == read_tests(bench_row(READ, ""), None)
+    assert len(both.inputs) == 2
+
+
+class Hostile:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_no_code_of_a_pickle_is_run(tmp_path, protocol):
+    mark = tmp_path / "mark"
+    for hostile in (Hostile(mark), [json.dumps(READ), Hostile(mark)]):
+        pickle.loads(pickle.dumps(hostile, protocol))
+        mark.rmdir()  # it does what it says
+        row = bench_row(READ, packed(hostile, protocol))
+        with pytest.raises(ValueError, match=r"private_test_cases: .*asks for posix\.mkdir"):
+            read_tests(row, None)
+        assert verify_code(ask(row), [fenced("print(3)")], Canned(), ALL)[0].reason == "no_verdict"
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (bytes(100_000_000), "more than 1000000 bytes"),
+        (pickle.dumps("1" * 1_000_000), "more than 1000000 bytes"),
+        (b"\x80\x04" + b"]" * 900_000 + b".", "more than a text"),
+        (b"\x80\x04\x8c\x01ar\x00\x00\x40\x00.", "more than a text"),
+        (b"Va\np4000000\n.", "more than a text"),
+        (b"\x80\x04\x8d\x00\x00\x00\x00\x10\x00\x00\x00a.", "but only"),
+        (b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00a.", "but only"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused(monkeypatch, data, why):
+    monkeypatch.setattr(cases, "UNPACKED", 1_000_000)
+    row = bench_row(READ, base64.b64encode(zlib.compress(data)).decode())
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=why):
+            read_tests(row, None)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_large_tests_are_within_the_bound(monkeypatch):
+    text = json.dumps(READ)
+    monkeypatch.setattr(cases, "UNPACKED", len(pickle.dumps(text)))
+    assert len(read_tests(bench_row([], packed(text)), None).inputs) == 2
+
+
+@pytest.mark.parametrize(
+    ("private", "why"),
+    [
+        ("no base64!", "private_test_cases: no JSON, nor base64"),
+        ("ab", "private_test_cases: no JSON, nor base64"),
+        ("!" + packed(json.dumps(READ)), "Only base64"),
+        ("\ud800", "private_test_cases: no JSON, nor base64"),
+        (base64.b64encode(b"plain").decode(), "header"),
+        (packed(json.dumps(READ))[:40], "cut off"),
+        (base64.b64encode(zlib.compress(b"")).decode(), "pickle exhausted"),
+        (base64.b64encode(zlib.compress(b"[]")).decode(), "opcode|exhausted"),
+        (base64.b64encode(zlib.compress(b"\x80\x04N")).decode(), "exhausted"),
+        (base64.b64encode(zlib.compress(b"\x80\x04.")).decode(), "underflow|empty"),
+        (base64.b64encode(zlib.compress(b"\x80\x04h\x07.")).decode(), "Memo"),
+        (packed(READ), "a pickled list"),
+        (packed(b"[]"), "asks for|bytes"),
+        (packed("no json"), "private_test_cases.*not JSON"),
+        (packed("[" * 100_000), "not JSON"),
+        (packed('{"input": "1"}'), "private_test_cases: a dict"),
+        (packed("3"), "private_test_cases: a int"),
+        (packed("[3]"), "not inputs and outputs"),
+        ({"input": "1"}, "private_test_cases: a dict"),
+        (b"[]", "private_test_cases: a bytes"),
+        ("[", "not JSON"),
+    ],
+)
+def test_private_cases_that_cannot_be_read(private, why):
+    with pytest.raises(ValueError, match=why):
+        read_tests(bench_row(READ, private), None)
+
+
+def test_cases_of_a_function_without_a_name_are_refused():
+    row = bench_row(CALLED, packed(json.dumps(CALLED)))
+    with pytest.raises(ValueError, match="no name of a function"):
+        read_tests(row, None)
+    assert read_tests({**row, "entry_point": "Solution().over"}, None).fn_name == "over"
 
 
 # Real tasks

@@ -27,7 +27,7 @@ TOLERANCE = 1e-6
 """Relative or absolute, where a decimal number is expected."""
 UNPACKED = 1 << 28
 """Bytes of a row's private tests, decompressed."""
-OPCODES = 20
+OPCODES = 100
 """Of the pickle around them; a text has six."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -185,12 +185,12 @@ def _json(source: Any) -> Any:
 def _cases(row: Mapping[str, Any], column: str) -> list[Any]:
     """LiveCodeBench's cases in a column: a list, or JSON, or JSON in a packed pickle."""
     found = row.get(column) or []
-    if isinstance(found, str) and found.lstrip()[:1] not in ("[", "{", '"'):
-        try:
+    try:
+        if isinstance(found, str) and found.lstrip()[:1] not in ("[", "{", '"'):
             found = _unpack(found)
-        except ValueError as error:
-            raise ValueError(f"{column}: neither JSON nor base64 of zlib of a pickle: {error}") from None
-    found = _json(_json(found))
+        found = _json(_json(found))
+    except ValueError as error:
+        raise ValueError(f"{column}: no JSON, nor base64 of zlib of a pickle of it: {error}") from None
     if not isinstance(found, list):
         raise ValueError(f"{column}: a {type(found).__name__}, no list of cases")
     return found
@@ -212,8 +212,9 @@ def _unpack(text: str) -> str:
         raise ValueError(str(error)) from None
     if len(data) > UNPACKED or not stream.eof:
         raise ValueError(f"more than {UNPACKED} bytes" if len(data) > UNPACKED else "it is cut off")
-    for count, (opcode, _, _) in enumerate(pickletools.genops(data), 1):  # some ask for 32 GiB in six bytes
-        if count > OPCODES or opcode.name in ("PUT", "LONG_BINPUT"):
+    for count, (opcode, place, _) in enumerate(pickletools.genops(data), 1):
+        far = opcode.name in ("PUT", "LONG_BINPUT") and (place or 0) > OPCODES  # five bytes ask for 32 GiB
+        if far or count > OPCODES:
             raise ValueError("a pickle of more than a text")
     try:
         found = _Unpickler(io.BytesIO(data)).load()
