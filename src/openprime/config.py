@@ -59,6 +59,8 @@ class DataConfig(PromptFormat):
     prompt_field: str = ""
     """Field with the prompt (text or chat messages), dots reach inside. Empty: found from the row's shape
     (`prompt`, `messages`, `question`, `problem`)."""
+    prompt_template: str = ""
+    """The prompt as a text with {fields} of the row, instead of one field; a list's entries go on lines of their own."""
     answer_field: str = ""
     """Field with the reference answer. Empty: `reward_model.ground_truth` or `answer`, where there is one."""
     response_field: str = ""
@@ -88,10 +90,11 @@ class JudgedDataConfig(DataConfig):
     outcome_field: str = ""
     """Field with the outcome of a response in [0, 1]. Empty: `outcome`, `correct` or `label`."""
     steps_field: str = "steps"
-    """Field with the steps of a response, a list of texts, for loss=steps."""
+    """Field with the steps of a response, a list of texts, for loss=steps; joined by blank lines they are the
+    response."""
     labels_field: str = ""
-    """Field with a label in [0, 1] for each step, or the index of the first wrong step (-1: none), for loss=steps.
-    Empty: `labels` or `label`."""
+    """Field with a label for each step (in [0, 1], or +1 and -1), or the index of the first wrong step (-1: none), from
+    which on all count as wrong; for loss=steps. Empty: `labels` or `label`."""
 
 
 class OptimizerConfig(Section):
@@ -443,9 +446,14 @@ class OfflinePRMConfig(RunConfig):
     """Where the steps of a response end, for the held-out measures."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=5e-7, clip_grad=10.0)
 
-    def check(self) -> None:
-        """Cross-field checks."""
+    def check(self) -> list[str]:
+        """Cross-field checks; returns notes on settings that have no effect."""
         require(self, "model", "out", "data.source")
+        of_outcomes = ("data.outcome_field", "data.response_field", "step_split")
+        other = of_outcomes if self.loss == "steps" else ("data.steps_field", "data.labels_field")
+        keys = [key.strip(".") for key in changed(self.data, "data") + changed(self, "")]
+        unused = [key for key in keys if key in other]
+        return [f"no effect with loss={self.loss}: {', '.join(unused)}"] if unused else []
 
 
 class GenerateConfig(FolderConfig):
@@ -549,7 +557,7 @@ class EvaluateConfig(FolderConfig):
             files = getattr(self, name)
             if files and len(files) != len(self.benchmark):
                 raise ValueError(
-                    f"{name}: {len(files)} files for {len(self.benchmark)} benchmarks: name one for each, in their order"
+                    f"{name}: {len(files)} files for {len(self.benchmark)} benchmarks: name one for each, in order"
                 )
 
 
@@ -646,6 +654,12 @@ def require(config: BaseModel, *paths: str) -> None:
             raise ValueError(
                 f"{path} is not set: put it into the YAML file or give --{path.replace('_', '-')}"
             )
+
+
+def package_configs() -> Path:
+    """The folder with the configurations that come with the package."""
+    here = Path(__file__).resolve().parent
+    return next(place for place in (here / "configs", here.parent.parent / "configs") if place.is_dir())
 
 
 def find_config(name: str) -> Path:

@@ -1,6 +1,7 @@
 """Rows of data sets, and what training makes of them: prompts with a reference answer, demonstrations."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,15 @@ from openprime.config import DataConfig
 from openprime.data.chat import encode_prompts, encode_responses, read_messages
 from openprime.types import Prompt
 
-PROMPT_FIELDS = ("prompt", "messages", "question", "problem")
-ANSWER_FIELDS = ("reward_model.ground_truth", "answer", "expected_answer", "input_output")
+PROMPT_FIELDS = ("prompt", "messages", "question", "problem", "query", "question_content")
+ANSWER_FIELDS = (
+    "reward_model.ground_truth",
+    "answer",
+    "expected_answer",
+    "final_answer",
+    "input_output",
+    "solution",
+)
 RESPONSE_FIELDS = ("completion", "response")
 FILES = (".jsonl", ".json", ".parquet")
 
@@ -63,12 +71,13 @@ def read_questions(config: DataConfig) -> list[Prompt]:
     """
     rows = load_rows(config)
     names = _names(config, len(rows))
-    prompt_field = _find(config, rows, "prompt_field", PROMPT_FIELDS)
-    answer_field = _find(config, rows, "answer_field", ANSWER_FIELDS)
-    messages = [
-        read_messages(_without_answer(_get(row, prompt_field), prompt_field), name)
-        for row, name in zip(rows, names, strict=True)
-    ]
+    if config.prompt_template:
+        values = [_filled(config, row, name, rows) for row, name in zip(rows, names, strict=True)]
+    else:
+        prompt_field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
+        values = [_without_answer(_get(row, prompt_field), prompt_field) for row in rows]
+    messages = [read_messages(value, name) for value, name in zip(values, names, strict=True)]
+    answer_field = field_of(config, rows, "answer_field", ANSWER_FIELDS)
     answers = [as_answer(_get(row, answer_field)) for row in rows]
     verifiers = _verifiers(config, rows)
     _require_answers(config, rows, answers, verifiers)
@@ -102,8 +111,8 @@ def read_demonstrations(
     """
     rows = load_rows(config)
     names = _names(config, len(rows))
-    prompt_field = _find(config, rows, "prompt_field", PROMPT_FIELDS)
-    response_field = _find(config, rows, "response_field", RESPONSE_FIELDS)
+    prompt_field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
+    response_field = field_of(config, rows, "response_field", RESPONSE_FIELDS)
     messages, texts = [], []
     for row, name in zip(rows, names, strict=True):
         prompt = _get(row, prompt_field)
@@ -134,8 +143,8 @@ def read_texts(config: DataConfig) -> list[str]:
     """All prompts and responses of a data set as plain text, to train a tokenizer on."""
     rows = load_rows(config)
     fields = [
-        _find(config, rows, "prompt_field", PROMPT_FIELDS),
-        _find(config, rows, "response_field", RESPONSE_FIELDS),
+        field_of(config, rows, "prompt_field", PROMPT_FIELDS),
+        field_of(config, rows, "response_field", RESPONSE_FIELDS),
     ]
     values = [value for row in rows for field in fields if field and (value := _get(row, field))]
     chats = [[{"content": value}] if isinstance(value, str) else value for value in values]
@@ -186,12 +195,14 @@ def as_answer(value: object) -> str | None:
         return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
 
 
-def _find(config: DataConfig, rows: list[Row], key: str, usual: tuple[str, ...]) -> str:
+def field_of(config: DataConfig, rows: list[Row], key: str, usual: tuple[str, ...]) -> str:
     """The field that `data.KEY` names, or the first usual one that a row has; '' for none."""
     named = getattr(config, key)
     fields = (named,) if named else usual
@@ -202,6 +213,20 @@ def _find(config: DataConfig, rows: list[Row], key: str, usual: tuple[str, ...])
             f"Name the right one in data.{key}"
         )
     return found
+
+
+def _filled(config: DataConfig, row: Row, name: str, rows: list[Row]) -> str:
+    """The prompt that `data.prompt_template` makes of a row."""
+
+    def text(match: re.Match[str]) -> str:
+        value = _get(row, match[1])
+        if value is None and all(_get(other, match[1]) is None for other in rows):
+            raise ValueError(
+                f"{name}: no row has a field {match[1]} (data.prompt_template); there are: {_known(rows)}"
+            )
+        return "\n".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+    return re.sub(r"\{([\w.]+)\}", text, config.prompt_template).strip()
 
 
 def _get(row: Row, path: str) -> Any:

@@ -60,10 +60,8 @@ def summarise(out: Path) -> dict:
         curve = [(row["rollout/rollouts"], row["eval/greedy"]) for row in rows]
         final = {key: value for key, value in rows[-1].items() if key.startswith("eval/")}
         runs[name] = {"start": rows[0]["eval/greedy"], "final": final, "curve": curve}
-    return {
-        "runs": runs,
-        "best_of_n": json.loads((out / "best-of-n" / "results.json").read_text(encoding="utf-8")),
-    }
+    results = json.loads((out / "best-of-n" / "results.json").read_text(encoding="utf-8"))
+    return {"runs": runs, "best_of_n": results["benchmarks"]["clock"]}
 
 
 def verdict(summary: dict) -> str:
@@ -75,7 +73,8 @@ def verdict(summary: dict) -> str:
     faster = "PRIME" if areas["prime"] > areas["outcome-only"] else "outcome rewards alone"
     choice = {name: row[max(row, key=int)][0] for name, row in summary["best_of_n"]["best_of_n"].items()}
     n = summary["best_of_n"]["samples"]
-    best = max((name for name in choice if name != "oracle"), key=lambda name: choice[name])
+    shown = ("PRM", "majority vote", "reference log-probability", "PRM-weighted vote")
+    best = max(shown, key=lambda name: choice[name])
     start = summary["runs"]["prime"]["start"]
     return (
         f"Held-out greedy accuracy from {start:.3f} to {prime:.3f} by PRIME, "

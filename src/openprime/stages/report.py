@@ -46,18 +46,26 @@ def report(config: ReportConfig) -> None:
     ]
     if config.evaluation:
         folder = Path(config.evaluation)
-        for name in ("results.json", "responses.jsonl"):
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder}: not an evaluation's folder: it has no {name}")
+        if not (folder / "results.json").is_file():
+            raise ValueError(f"{folder}: not an evaluation's folder: it has no results.json")
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        parts += [best_of_n(results), token_rewards(read_jsonl(folder / "responses.jsonl"))]
-    body = "\n".join(part for part in parts if part)
-    out = Path(config.out)
+        for name, result in results["benchmarks"].items():
+            if "best_of_n" in result:
+                parts += [
+                    best_of_n(name, result),
+                    token_rewards(read_jsonl(folder / name / "responses.jsonl")),
+                ]
+    write_html(Path(config.out), config.title, parts)
+    Console().print(f"written: {config.out}")
+
+
+def write_html(out: Path, title: str, parts: list[str]) -> None:
+    """One page with everything that it needs inside."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    head = f"<meta charset=utf-8><title>{escape(config.title)}</title><style>{STYLE}</style>"
+    body = "\n".join(part for part in parts if part)
+    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
     page = f"<!doctype html><html lang=en>{head}<script>{get_plotlyjs()}</script><body>{body}</body></html>\n"
     out.write_text(page, encoding="utf-8")
-    Console().print(f"written: {out}")
 
 
 def overview(runs: dict[str, list[dict]]) -> str:
@@ -113,8 +121,8 @@ def times(runs: dict[str, list[dict]]) -> str:
     return draw(figure, "Seconds a step", "seconds", "", height=150 + 45 * len(runs))
 
 
-def best_of_n(results: dict) -> str:
-    """Best-of-N curves and table."""
+def best_of_n(name: str, results: dict) -> str:
+    """Best-of-N curves and table of a benchmark."""
     table = results["best_of_n"]
     sizes = list(next(iter(table.values())))
     figure = go.Figure()
@@ -131,6 +139,7 @@ def best_of_n(results: dict) -> str:
             },
             name=method,
             line={"color": colour, "width": 2, "dash": "dot" if method in ("oracle", "random") else "solid"},
+            visible="legendonly" if method.startswith("PRM, ") else True,
         )
     figure.update_xaxes(type="log", tickvals=[int(n) for n in sizes])
     lines = []
@@ -142,9 +151,9 @@ def best_of_n(results: dict) -> str:
     auc = results.get("step_auc")
     judged = f"<p>Rewards of lines against a perfect checker: area under the ROC curve {auc:.3f} (.5 is chance).</p>"
     steps = judged if auc else ""
-    title = f"{results['prompts']} held-out prompts, {results['samples']} responses each from"
+    title = f"{results['items']} items, {results['samples']} responses each; one is chosen."
     return (
-        f"<h2>Best of N</h2><p>{title} <code>{escape(results['model'])}</code>; one is chosen.</p>"
+        f"<h2>Best of N: {escape(name)}</h2><p>{title}</p>"
         + draw(figure, "Accuracy of the chosen response", "N", "accuracy", height=380)
         + f"<table>{head}{''.join(lines)}</table>{steps}"
     )

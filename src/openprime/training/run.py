@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,8 @@ from openprime.training.checkpoint import checkpoints, load_checkpoint, save_che
 
 MAY_CHANGE = {"resume", "steps", "epochs", "save_every", "keep", "sample_every", "wandb", "out", "sequences"}
 """Settings that a resumed run may change."""
+CHUNK = 128
+"""Items of a file that are made at a time: what a kill can cost."""
 PACKAGES = ("torch", "transformers", "datasets", "math-verify")
 
 
@@ -287,6 +289,32 @@ def resume_jsonl(path: Path) -> list[dict]:
     if path.is_file():
         path.write_text("".join(f"{line}\n" for _, line in lines), encoding="utf-8")
     return [row for row, _ in lines]
+
+
+def fill_jsonl(
+    path: Path,
+    total: int,
+    title: str,
+    console: Console,
+    make: Callable[[range, Callable[[], None]], list[dict]],
+) -> list[dict]:
+    """The rows of items 0..total-1 in a file, a line an item, made in chunks by `make(items, check)`.
+
+    Lines that are there already are kept, so that an interrupted command goes on without repeating or
+    losing an item. A chunk is always the same items, whatever was there: it may be sampled with a seed of
+    its own. `make` calls `check` now and then, which raises Interrupted after a signal.
+    """
+    rows = resume_jsonl(path)
+    with Signals() as signals, Bar(console, title, total, len(rows)) as bar:
+        begun, before = time.perf_counter(), len(rows)
+        for start in range(len(rows) // CHUNK * CHUNK, total, CHUNK):
+            signals.check()
+            for row in make(range(start, min(start + CHUNK, total)), signals.check)[len(rows) - start :]:
+                append_jsonl(path, row)
+                rows.append(row)
+            pace = (len(rows) - before) / (time.perf_counter() - begun)
+            bar.report(len(rows), {"items/s": f"{pace:.2f}"})
+    return rows
 
 
 def _whole_lines(path: Path) -> list[tuple[dict, str]]:

@@ -1,0 +1,51 @@
+"""`openprime generate`: N judged responses to each prompt of a data set."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from rich.console import Console
+
+from openprime.config import GenerateConfig
+from openprime.data.readers import read_prompts
+from openprime.data.responses import group_row, vocabulary_id
+from openprime.engines.transformers import TransformersEngine
+from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
+from openprime.training.collect import derive_seed, sample_and_verify
+from openprime.training.run import fill_jsonl, open_folder
+from openprime.types import Sampling
+from openprime.verifiers.pool import Pool
+
+
+def generate(config: GenerateConfig) -> None:
+    """Sample and judge; leaves responses.jsonl in `config.out`, a line a prompt, in the order of the data."""
+    config.check()
+    with Pool(config.verify) as pool:
+        generate_with(pool, config)
+
+
+def generate_with(pool: Pool, config: GenerateConfig) -> None:
+    """`generate` with verifiers at hand."""
+    device, console, bfloat16 = pick_device(config.device), Console(), config.dtype == "bfloat16"
+    pool.prepare([] if config.data.verifier_field else [config.data.verifier])
+    tokenizer = load_tokenizer(config.model)
+    data = read_prompts(config.data, tokenizer)
+    prompts = pool.admit(data.prompts, console.print)
+    if data.dropped_long:
+        limit = config.data.max_prompt_tokens
+        console.print(f"note: {data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
+    path = open_folder(config, "generate") / "responses.jsonl"
+    model = load_model(config.model, device)
+    engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), config.sequences, bfloat16)
+    sampling = Sampling(config.responses, config.max_response_tokens, config.temperature)
+    vocabulary = vocabulary_id(tokenizer)
+
+    def make(items: range, check: Callable[[], None]) -> list[dict]:
+        seed = derive_seed(config.seed, "generate", items.start)
+        groups = sample_and_verify(engine, pool, prompts[items.start : items.stop], sampling, seed, check)
+        return [group_row(item, g, config.data, vocabulary) for item, g in zip(items, groups, strict=True)]
+
+    console.print(f"{len(prompts)} prompts, {config.responses} responses each", highlight=False)
+    rows = fill_jsonl(path, len(prompts), "generate", console, make)
+    reasons = Counter(response["reason"] for row in rows for response in row["responses"])
+    said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    console.print(f"{sum(reasons.values())} responses: {said}\nwritten: {path}", highlight=False)
