@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,7 +12,7 @@ from openprime.data.chat import ACTIONS
 
 ENDS = {
     "newline": re.compile(r"\n+"),
-    "blank_line": re.compile(r"\n(?:[ \t]*\n)+"),
+    "blank_line": re.compile(r"\n(?:[ \t\r]*\n)+"),
     "numbered": re.compile(r"(?=^[ \t]*(?:#+ *)?(?:\*\*)?Step \d+\b)", re.MULTILINE),
     "actions": re.compile(rf"(?=^[ \t]*\[(?:{'|'.join(ACTIONS)})\])", re.MULTILINE),
 }
@@ -22,15 +22,13 @@ ENDS = {
 def split_steps(text: str, how: StepSplit) -> list[str]:
     """The steps of a text; joined they are the text. A step is never blank, unless the whole text is."""
     cuts = [0, *(match.end() for match in ENDS[how].finditer(text)), len(text)]
-    steps: list[str] = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    steps = [""]
+    for start, end in pairwise(cuts):
         piece = text[start:end]
-        if steps and not piece.strip():
-            steps[-1] += piece
-        elif steps and not steps[-1].strip():  # a blank beginning belongs to the first step
-            steps[-1] += piece
-        elif piece or not steps:
+        if steps[-1].strip() and piece.strip():
             steps.append(piece)
+        else:  # blank lines belong to the step before them, a blank beginning to the first step
+            steps[-1] += piece
     return steps
 
 
@@ -40,18 +38,26 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
     A token that ends inside a character has no text of its own: the character goes to the token that
     completes it.
     """
-    whole = str(tokenizer.decode(token_ids, skip_special_tokens=True))
-    alone = [str(tokenizer.decode([token], skip_special_tokens=True)) for token in token_ids]
+
+    def decode(start: int, end: int) -> str:
+        return str(tokenizer.decode(list(token_ids[start:end]), skip_special_tokens=True))
+
+    whole = decode(0, len(token_ids))
+    alone = [decode(t, t + 1) for t in range(len(token_ids))]
     if "".join(alone) == whole:
         return alone
-    texts, done = [], ""
-    for t in range(len(token_ids)):  # some tokenizers write a token differently at a text's beginning
-        prefix = str(tokenizer.decode(token_ids[: t + 1], skip_special_tokens=True))
-        complete = whole if t + 1 == len(token_ids) else prefix.rstrip("\ufffd")
-        if not whole.startswith(complete) or len(complete) < len(done):
-            complete = done
-        texts.append(complete[len(done) :])
-        done = complete
+    # Some tokenizers write a token differently at a text's beginning: decode each behind those before it.
+    texts: list[str] = []
+    done = start = end = 0  # characters that have a token; the tokens that made the last of them
+    for t in range(len(token_ids)):
+        piece = decode(start, t + 1)[len(decode(start, end)) :]
+        if t + 1 == len(token_ids):
+            piece = whole[done:]
+        elif piece.endswith("\ufffd") or not whole.startswith(piece, done):  # inside a character
+            piece = ""
+        if piece:
+            start, end, done = end, t + 1, done + len(piece)
+        texts.append(piece)
     return texts
 
 
@@ -63,18 +69,17 @@ def text_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str, token_ids: Seq
     if not tokenizer.is_fast:
         return token_texts(tokenizer, token_ids)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    cuts = [0, *(start for start, _ in offsets[1:]), len(text), len(text)] if offsets else [0, len(text)]
-    return [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    starts = [0, *(start for start, _ in offsets[1:])] if offsets else []
+    cuts = [*accumulate(starts, max), len(text), len(text)]
+    return [text[start:end] for start, end in pairwise(cuts)]
 
 
 def steps_of_tokens(texts: Sequence[str], steps: Sequence[str]) -> list[int]:
-    """For each token the step in which it begins; what has no text belongs to the last step that has begun.
+    """For each token the step in which it begins; what has no text goes with the text behind it.
 
-    `texts` from `token_texts`, `steps` such that both join to the same text.
+    `texts` from `token_texts`, `steps` such that both join to the same text. What stands behind all text,
+    such as the end-of-sequence token, belongs to the last step.
     """
     ends = list(accumulate(map(len, steps)))
     starts = [0, *accumulate(map(len, texts))][: len(texts)]
-    return [
-        min(bisect_right(ends, start if text else start - 1), len(steps) - 1)
-        for start, text in zip(starts, texts, strict=True)
-    ]
+    return [min(bisect_right(ends, start), len(steps) - 1) for start in starts]
