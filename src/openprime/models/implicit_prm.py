@@ -146,7 +146,7 @@ class ImplicitPRM:
         texts = [
             text_of_tokens(self.tokenizer, r, ids) for r, ids in zip(responses, response_ids, strict=True)
         ]
-        return self._score(prompt_ids, response_ids, texts, step_split)
+        return self.score_tokens(prompt_ids, response_ids, texts, step_split)
 
     def score_sampled(self, groups: Sequence[Group], step_split: StepSplit = "newline") -> list[list[Score]]:
         """`score` of sampled responses by their own token ids (trap 13), group by group."""
@@ -154,17 +154,17 @@ class ImplicitPRM:
         prompt_ids = [group.prompt.token_ids for group in groups for _ in group.responses]
         response_ids = [response.token_ids for group in groups for response in group.responses]
         texts = [token_texts(self.tokenizer, ids) for ids in response_ids]
-        scores = iter(self._score(prompt_ids, response_ids, texts, step_split))
+        scores = iter(self.score_tokens(prompt_ids, response_ids, texts, step_split))
         return [[next(scores) for _ in group.responses] for group in groups]
 
-    def _score(
+    def score_tokens(
         self,
         prompt_ids: Sequence[Sequence[int]],
         response_ids: Sequence[Sequence[int]],
         texts: Sequence[list[str]],
         step_split: StepSplit | Sequence[Sequence[str]],
     ) -> list[Score]:
-        """Scores in order, in batches of rows of about the same length."""
+        """`score` of token ids, in order; `texts` are those of each response's tokens (`data.steps`)."""
         order = sorted(range(len(response_ids)), key=lambda i: len(prompt_ids[i]) + len(response_ids[i]))
         found: dict[int, tuple[list[float], list[float]]] = {}
         for start in range(0, len(order), ROWS):

@@ -1,17 +1,22 @@
 """What trains an implicit PRM: on outcomes, online beside the policy or offline; on step labels."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from openprime.algorithm.losses import prm_ce_loss, prm_dpo_loss
-from openprime.algorithm.rewards import response_scores, token_rewards
+from openprime.algorithm.losses import prm_ce_loss, prm_dpo_loss, prm_kto_loss, prm_nca_loss, prm_step_loss
+from openprime.algorithm.rewards import prefix_values, response_scores, token_rewards
 from openprime.config import PRMConfig
+from openprime.data.judged import Judged, collate_judged
 from openprime.models.implicit_prm import ImplicitPRM
-from openprime.training.learner import Learner
+from openprime.training.learner import Learner, Loss
 from openprime.types import Batch
+
+PAIRS = ("dpo", "nca")
+"""Losses on pairs of a prompt's responses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +59,10 @@ class PRMTrainer:
         for rows in _minibatches(batch.group, self.config.minibatch):
             part = batch.select(rows)
             ref = reference[rows, : part.token_ids.shape[1]]
-            loss, count = self._loss(part, ref)
+            loss, count, together = prm_loss(self.config.loss, part, ref, self.config.beta)
             if count == 0:  # DPO without a right and a wrong response
                 continue
-            done = self.learner.update(part, loss, count, part.group if self.config.loss == "dpo" else None)
+            done = self.learner.update(part, loss, count, together)
             fresh = token_rewards(done.logprobs, ref, part.response_mask, self.config.beta)
             rewards[rows, : fresh.shape[1]] = fresh
             losses.append(done.loss)
@@ -87,24 +92,70 @@ class PRMTrainer:
 
     def _one_update(self, batch: Batch) -> bool:
         whole = self.config.minibatch == 0 or self.config.minibatch >= len(batch)
-        return whole and self._loss(batch, batch.logprobs)[1] > 0
+        return whole and _count(self.config.loss, batch) > 0
 
-    def _loss(self, batch: Batch, reference: Tensor):
-        """The loss of a (mini)batch as the learner calls it, and the count that divides it."""
-        beta = self.config.beta
 
-        def ce(logprobs: Tensor, micro: Batch, rows: Tensor) -> Tensor:
-            rewards = token_rewards(logprobs, reference[rows, : logprobs.shape[1]], micro.response_mask, beta)
-            return prm_ce_loss(response_scores(rewards), micro.outcome)
+def prm_loss(
+    name: str,
+    batch: Batch,
+    reference: Tensor,
+    beta: float,
+    labels: Tensor | None = None,
+    reference_point: float = 0.0,
+) -> tuple[Loss, int, Tensor | None]:
+    """The loss of a batch as the learner calls it, the count that divides its sum, and the rows that stay together.
 
-        def dpo(logprobs: Tensor, micro: Batch, rows: Tensor) -> Tensor:
-            rewards = token_rewards(logprobs, reference[rows, : logprobs.shape[1]], micro.response_mask, beta)
-            return prm_dpo_loss(response_scores(rewards), micro.outcome, micro.group)[0]
+    `name` is ce, dpo, nca, kto or steps; `reference` [B, T] log ref of the response tokens. steps needs
+    `labels` [B, T] where the batch's `step_end` is True; kto its `reference_point` z0. The count is the
+    responses, pairs or labelled steps, and may be 0 for pairs.
+    """
 
-        if self.config.loss == "ce":
-            return ce, len(batch)
-        pairs = prm_dpo_loss(torch.zeros_like(batch.outcome), batch.outcome, batch.group)[1]
-        return dpo, int(pairs)
+    def loss(logprobs: Tensor, micro: Batch, rows: Tensor) -> Tensor:
+        width = logprobs.shape[1]
+        rewards = token_rewards(logprobs, reference[rows, :width], micro.response_mask, beta)
+        if name == "steps":
+            assert labels is not None
+            return prm_step_loss(prefix_values(rewards), labels[rows, :width], micro.step_end)[0]
+        return outcome_loss(name, response_scores(rewards), micro.outcome, micro.group, reference_point)[0]
+
+    return loss, _count(name, batch), batch.group if name in PAIRS else None
+
+
+def outcome_loss(
+    name: str, scores: Tensor, outcomes: Tensor, group: Tensor, reference_point: float = 0.0
+) -> tuple[Tensor, int]:
+    """Sum of a loss over responses or pairs, and their number. scores, outcomes, group [B]; whole groups for pairs."""
+    if name == "ce":
+        return prm_ce_loss(scores, outcomes), len(scores)
+    if name == "kto":
+        return prm_kto_loss(scores, outcomes, reference_point), len(scores)
+    total, pairs = (prm_dpo_loss if name == "dpo" else prm_nca_loss)(scores, outcomes, group)
+    return total, int(pairs)
+
+
+def kto_reference_point(prm: ImplicitPRM, rows: Sequence[Judged], max_tokens: int) -> float:
+    """z0 of KTO: the mean score of the responses, each set beside the prompt of the next group, at least 0.
+
+    An estimate of beta KL(phi || ref) under the present PRM (arXiv 2402.01306, section 4.1). Pairs of more than
+    `max_tokens` are left out; 0 where the rows answer one prompt only.
+    """
+    prompts = {row.group: row.prompt for row in rows}
+    groups = list(prompts)
+    after = dict(zip(groups, [*groups[1:], groups[0]], strict=True))
+    moved = [replace(row, prompt=prompts[after[row.group]]) for row in rows if after[row.group] != row.group]
+    moved = [row for row in moved if len(row.prompt.token_ids) + len(row.response.token_ids) <= max_tokens]
+    if not moved:
+        return 0.0
+    batch = collate_judged(moved, 0)[0].to(prm.model.device)
+    scores = response_scores(prm.token_rewards(batch, prm.reference_logprobs(batch)))
+    return max(0.0, float(scores.mean()))
+
+
+def _count(name: str, batch: Batch) -> int:
+    """What divides the summed loss of a batch."""
+    if name == "steps":
+        return int(batch.step_end.sum())
+    return outcome_loss(name, torch.zeros_like(batch.outcome), batch.outcome, batch.group)[1]
 
 
 def _minibatches(group: Tensor, size: int) -> list[Tensor]:
