@@ -546,7 +546,7 @@ class EvaluateConfig(FolderConfig):
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
     tokens_per_microbatch: Positive = 16384
     """Padded tokens in one scoring pass."""
-    verify: VerifyConfig = VerifyConfig(code=CodeConfig(score="all"))
+    verify: VerifyConfig = VerifyConfig(code=CodeConfig(score="all", seconds=10.0, total_seconds=60.0))
 
     def check(self) -> None:
         """Cross-field checks."""
