@@ -65,6 +65,7 @@ def test_roc_auc_sees_ranks_alone(rows: list[tuple[float, bool]]):
     assert roc_auc(scores[::-1], labels[::-1]) == pytest.approx(area, nan_ok=True)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("labels", [[True, True], [False, False]])
 def test_roc_auc_of_one_class_is_nan(labels: list[bool]):
     assert math.isnan(roc_auc([1.0, 2.0], labels))
@@ -241,16 +242,15 @@ def test_best_threshold_by_hand():
     """The second step of the first errs; between 0.2 and 0.6 all three are judged rightly."""
     scores, labels = [[0.9, 0.2, 0.1], [0.6, 0.8], [0.7]], [1, -1, -1]
     assert best_threshold(scores, labels) == pytest.approx(0.4)
-    # Two plateaus of one F1: below 0.25 the first is right, above 0.75 the second is.
     scores, labels = [[0.0, 1.0], [1.0, 0.5], [2.0, 2.0]], [0, 1, -1]
-    assert best_threshold(scores, labels) == pytest.approx(1.25 - 0.5), "both right in (0.5, 1]"
+    assert best_threshold(scores, labels) == pytest.approx(0.75), "all right in (0.5, 1]"
     scores, labels = [[0.5, 0.0], [0.9, 0.8], [2.0]], [1, 1, -1]
     assert best_threshold(scores, labels) == pytest.approx(0.25), "one right in (0, 0.5], one in (0.8, 0.9]"
 
 
-def test_best_threshold_between_neighbouring_floats():
+def test_best_threshold_between_extreme_floats():
     one = math.nextafter(1.0, 0)
-    for low, high in ((one, 1.0), (1.0, math.nextafter(1.0, 2)), (0.0, 5e-324), (-1.7e308, 1.7e308)):
+    for low, high in ((one, 1.0), (1.0, math.nextafter(1.0, 2)), (0.0, 5e-324), (1.6e308, 1.7e308)):
         threshold = best_threshold([[low], [high]], [0, -1])
         assert low < threshold <= high
 
@@ -260,7 +260,14 @@ def test_best_threshold_where_every_one_is_as_bad():
     assert math.isfinite(best_threshold([[0.0, 1.0], [0.5]], [1, -1]))
     assert math.isfinite(best_threshold([[0.5], [0.5]], [0, -1]))
     assert math.isfinite(best_threshold([[0.5, 0.1], [0.5]], [7, -1])), "a label beyond the scores"
-    assert math.isfinite(best_threshold([[], [0.5, 0.1], [0.3]], [-1, 1, -1])), "a response without scores"
+
+
+def test_best_threshold_of_a_response_without_scores():
+    """It blames nobody at any threshold; where nothing else depends on the threshold, there is none to choose."""
+    threshold = best_threshold([[], [0.5]], [-1, 0])
+    assert math.isfinite(threshold)
+    assert first_error([0.5], threshold) == 0
+    assert math.isnan(best_threshold([[], [0.5, 0.9]], [-1, 1]))
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [-1, -1]])

@@ -165,18 +165,13 @@ def test_vote_subsets_draws_where_there_are_too_many():
     assert len({vote_subsets(said, weights, outcomes, 6, draws=50, seed=seed) for seed in range(5)}) > 1
 
 
-def test_drawn_choices_hold_every_response_once_and_in_order():
-    """Of 15 votes, each for an answer of its own, the one seen first wins: k-th in rank with its exact share."""
+def test_drawn_choices_hold_a_response_once_and_in_order():
+    """Of 15 votes for 15 answers the one seen first wins; one that stood twice in a choice would."""
     said, ones = list(range(20)), [1.0] * 20
     for k in range(6):  # C(19 - k, 14) of the C(20, 15) choices begin with response k
         share = vote_subsets(said, ones, [float(i == k) for i in said], 15, draws=4000)
         wanted = math.comb(19 - k, 14) / math.comb(20, 15)
         assert share == pytest.approx(wanted, abs=4 * math.sqrt(wanted / 4000))
-    # A response that stood twice in a choice would outweigh the other 14.
-    pairs = [i // 2 for i in said]
-    firsts = [float(i % 2 == 0) for i in said]
-    heavy = vote_subsets(pairs, ones, firsts, 20, draws=1)
-    assert heavy == 1.0
 
 
 @pytest.mark.parametrize("n", [0, -1, 4])

@@ -105,9 +105,9 @@ def best_threshold(step_scores: Sequence[Sequence[float]], labels: Sequence[int]
     """The threshold of `first_error` with the largest F1 over these responses; the lowest of equals.
 
     step_scores: for each of m responses one finite number a step; labels [m] as in `first_error_f1`. A label
-    beyond a response's scores is never predicted. As the threshold rises, the predictions change where it
-    passes a lowest score so far; it is put half-way between two such values. nan when the responses are all
-    erroneous or all correct.
+    beyond a response's scores is never predicted. A prediction changes only where the threshold passes a
+    lowest score so far; it is put half-way between two of them where a prediction turns right or wrong. nan
+    when the responses are all erroneous or all correct, or no threshold makes a difference.
     """
     _check_labels(step_scores, labels)
     # With a threshold t an erroneous response is judged rightly for low < t <= high, a correct one for t <= least.
