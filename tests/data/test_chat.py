@@ -3,7 +3,8 @@
 import pytest
 
 from openprime.config import DataConfig
-from openprime.data.chat import encode_prompts, encode_responses
+from openprime.data.chat import ACTIONS, SUFFIXES, complete, encode_prompts, encode_responses, suitable
+from openprime.data.chat import SYSTEM as PUBLISHED
 
 CHAT = [
     {"role": "user", "content": "one"},
@@ -61,7 +62,7 @@ def test_suffix_goes_behind_the_last_user_message(tokenizer):
         "<|user|>one Box it.<|end|><|assistant|>two<|end|><|assistant|>",
     ]
     assert CHAT[2]["content"] == "three"  # what the user wrote stays
-    with pytest.raises(ValueError, match=r"row:0: data\.suffix.* user message"):
+    with pytest.raises(ValueError, match=r"row:0: the suffix .* user message.*data\.suffix"):
         texts([SYSTEM[:1]], tokenizer, suffix="x")
 
 
@@ -102,3 +103,85 @@ def test_responses_end_and_never_begin(tokenizer):
     assert ids[0] == [*tokenizer("two", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     assert encode_responses([], tokenizer) == []
     assert encode_prompts([], [], DataConfig(), tokenizer) == []
+
+
+# The published templates
+
+MATH = "\n\nPresent the answer in LaTex format: \\boxed{Your answer}"
+CODE = (
+    "\n\nWrite Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end."
+)
+
+
+def test_the_texts_are_those_of_the_eurus_2_model_cards():
+    """Word for word, from huggingface.co/PRIME-RL/Eurus-2-7B-SFT and Eurus-2-7B-PRIME."""
+    assert PUBLISHED == (
+        "\nWhen tackling complex reasoning tasks, you have access to the following actions. Use them as needed to "
+        "progress through your thought process.\n\n[ASSESS]\n\n[ADVANCE]\n\n[VERIFY]\n\n[SIMPLIFY]\n\n[SYNTHESIZE]\n\n"
+        "[PIVOT]\n\n[OUTPUT]\n\nYou should strictly follow the format below:\n\n[ACTION NAME]\n\n"
+        "# Your action step 1\n\n# Your action step 2\n\n# Your action step 3\n\n...\n\nNext action: [NEXT ACTION NAME]\n"
+    )
+    assert SUFFIXES == {"math": MATH, "code": CODE}
+    assert ACTIONS == ("ASSESS", "ADVANCE", "VERIFY", "SIMPLIFY", "SYNTHESIZE", "PIVOT", "OUTPUT")
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def system(text: str) -> dict[str, str]:
+    return {"role": "system", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("settings", "verifier", "expected"),
+    [
+        ({}, "math", [user("q")]),
+        ({"template": "eurus"}, "math", [user("q" + MATH)]),
+        ({"template": "eurus"}, "code", [user("q" + CODE)]),
+        ({"template": "eurus"}, "my_module:score", [user("q")]),
+        ({"template": "eurus-actions"}, "math", [system(PUBLISHED), user("q" + MATH)]),
+        ({"template": "eurus-actions"}, "code", [system(PUBLISHED), user("q" + CODE)]),
+        ({"template": "eurus", "system": "s"}, "math", [system("s"), user("q" + MATH)]),
+        ({"template": "eurus-actions", "system": "s"}, "math", [system("s"), user("q" + MATH)]),
+        ({"template": "eurus-actions", "suffix": "!"}, "code", [system(PUBLISHED), user("q!")]),
+    ],
+)
+def test_the_template_by_verifier_and_what_goes_over_it(tokenizer, settings, verifier, expected):
+    form = DataConfig(**settings)
+    assert complete("q", "row:0", form, verifier) == expected
+    (ids,) = encode_prompts(["q"], ["row:0"], form, tokenizer, [verifier])
+    assert ids == tokenizer.apply_chat_template(
+        expected, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+
+
+def test_rows_of_a_mixture_have_each_their_own_template(tokenizer):
+    ids = encode_prompts(["q", "r"], ["a", "b"], DataConfig(template="eurus"), tokenizer, ["code", "math"])
+    assert [tokenizer.decode(row) for row in ids] == [
+        f"<|user|>q{CODE}<|end|><|assistant|>",
+        f"<|user|>r{MATH}<|end|><|assistant|>",
+    ]
+
+
+def test_a_system_message_of_the_row_stays_in_front_of_the_template():
+    form = DataConfig(template="eurus-actions")
+    assert complete(SYSTEM, "row:0", form, "math") == [system("own"), user("q" + MATH)]
+    with pytest.raises(ValueError, match=r"row:0: the suffix .*data\.template"):
+        complete(SYSTEM[:1], "row:0", form, "math")
+
+
+def test_a_prompt_without_a_token_is_refused(tokenizer):
+    """No token would stand before the response, so its first one would have no probability."""
+    tokenizer.backend_tokenizer.post_processor = None
+    empty = [{"role": "user", "content": ""}]
+    with pytest.raises(ValueError, match="row:1: the prompt is empty"):
+        texts(["q", empty], tokenizer, chat_template="none")
+    assert texts([empty], tokenizer) == ["<|user|><|end|><|assistant|>"]
+
+
+def test_suitable_leaves_the_template_out_where_there_is_none(tokenizer):
+    form = DataConfig(template="eurus", limit=3)
+    assert suitable(form, tokenizer) is form
+    tokenizer.chat_template = None
+    assert suitable(form, tokenizer) == DataConfig(template="eurus", limit=3, chat_template="none")

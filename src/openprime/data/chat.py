@@ -64,9 +64,17 @@ def complete(prompt: str | Messages, name: str, form: PromptFormat, verifier: st
     if suffix:
         users = [message for message in chat if message["role"] == "user"]
         if not users:
-            raise ValueError(f"{name}: data.suffix goes behind the last user message, but there is none")
+            raise ValueError(
+                f"{name}: the suffix goes behind the last user message, but there is none: leave data.suffix and "
+                "data.template out, or add a message of the user"
+            )
         users[-1]["content"] += suffix
     return chat
+
+
+def suitable(form: PromptFormat, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+    """`form`, without a chat template where the tokenizer has none."""
+    return form if tokenizer.chat_template else form.model_copy(update={"chat_template": "none"})
 
 
 def encode_prompts(
@@ -79,12 +87,17 @@ def encode_prompts(
     """Token ids of each prompt with the system message, the suffix and the generation prompt.
 
     `names` are the prompts' ids, for messages; `verifiers` (math if not given) choose the template's suffix. Raises
-    ValueError where `chat_template` does not suit the tokenizer, or its template refuses a prompt.
+    ValueError where `chat_template` does not suit the tokenizer, its template refuses a prompt, or a prompt is empty.
     """
     judges = verifiers or ["math"] * len(prompts)
     chats = [complete(p, name, form, judge) for p, name, judge in zip(prompts, names, judges, strict=True)]
     if form.chat_template == "none":
-        return _encode_texts(["\n".join(message["content"] for message in chat) for chat in chats], tokenizer)
+        texts = ["\n".join(message["content"] for message in chat) for chat in chats]
+        encoded = _encode_texts(texts, tokenizer)
+        for name, ids in zip(names, encoded, strict=True):
+            if not ids:
+                raise ValueError(f"{name}: the prompt is empty")
+        return encoded
     if not tokenizer.chat_template:
         raise ValueError(
             "data.chat_template=auto, but the tokenizer has no chat template: set data.chat_template: none, "

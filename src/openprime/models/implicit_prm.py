@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from openprime.algorithm.rewards import token_rewards
 from openprime.config import PromptFormat, StepSplit
-from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages
+from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages, suitable
 from openprime.data.collate import collate
-from openprime.data.steps import split_steps, steps_of_tokens, text_of_tokens, token_texts
+from openprime.data.steps import ENDS, split_steps, steps_of_tokens, text_of_tokens, token_texts
 from openprime.models.hub import (
     find_file,
     load_model,
@@ -94,17 +94,15 @@ class ImplicitPRM:
         Raises ValueError where no reference is known, and where the two do not share a vocabulary.
         """
         device = pick_device(device) if isinstance(device, str) else device
-        beta, saved = read_settings(prm) if not reference or is_prm(prm) else (PUBLISHED_BETA, "")
-        if not (reference or saved):
-            raise ValueError(f"{prm}: the PRM was saved without a reference model: name it (--reference)")
-        tokenizer = load_tokenizer(prm)
-        same_vocabulary(tokenizer, prm, load_tokenizer(reference or saved), reference or saved)
-        models = load_model(prm, device).eval(), load_model(reference or saved, device)
+        beta, reference, tokenizer = find_parts(prm, reference)
+        models = load_model(prm, device).eval(), load_model(reference, device)
         return cls(*models, beta, tokenizer, tokens_per_microbatch, bfloat16)
 
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
         """Write the PRM as a Hugging Face model, with beta and the name of its reference beside it."""
         save_model(self.model, tokenizer, folder)
+        if reference and Path(reference).is_dir():
+            reference = str(Path(reference).absolute())  # to be found from other working directories too
         settings = {"beta": self.beta, "reference": reference}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -128,10 +126,10 @@ class ImplicitPRM:
     ) -> list[Score]:
         """Token, step and response rewards of responses, one to each prompt; the same in any company.
 
-        Prompts are texts or chat messages, `form` says how they are put to the model (the tokenizer's chat
-        template). `step_split` may be the steps of each response instead, which must join to the response.
-        A response ends with the end-of-sequence token, which has its reward in the last step. Raises
-        ValueError for what cannot be encoded.
+        Prompts are texts or chat messages, `form` says how they are put to the model (if not given: by the
+        tokenizer's chat template, where it has one). `step_split` may be the steps of each response instead,
+        which must join to the response. A response ends with the end-of-sequence token, which has its reward
+        in the last step. Raises ValueError for what cannot be encoded.
         """
         if len(prompts) != len(responses):
             raise ValueError(
@@ -140,7 +138,7 @@ class ImplicitPRM:
         assert self.tokenizer is not None
         names = [f"prompt {i}" for i in range(len(prompts))]
         messages = [read_messages(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
-        form = form or PromptFormat(chat_template="auto" if self.tokenizer.chat_template else "none")
+        form = suitable(form or PromptFormat(), self.tokenizer)
         prompt_ids = encode_prompts(messages, names, form, self.tokenizer)
         response_ids = encode_responses(responses, self.tokenizer)
         texts = [
@@ -162,9 +160,11 @@ class ImplicitPRM:
         prompt_ids: Sequence[Sequence[int]],
         response_ids: Sequence[Sequence[int]],
         texts: Sequence[list[str]],
-        step_split: StepSplit | Sequence[Sequence[str]],
+        step_split: StepSplit | Sequence[Sequence[str]] = "newline",
     ) -> list[Score]:
         """`score` of token ids, in order; `texts` are those of each response's tokens (`data.steps`)."""
+        assert self.reference is not None
+        steps = _all_steps(["".join(pieces) for pieces in texts], step_split)
         order = sorted(range(len(response_ids)), key=lambda i: len(prompt_ids[i]) + len(response_ids[i]))
         found: dict[int, tuple[list[float], list[float]]] = {}
         for start in range(0, len(order), ROWS):
@@ -176,17 +176,29 @@ class ImplicitPRM:
             for row, i in enumerate(chosen):
                 mask = batch.response_mask[row]
                 found[i] = rewards[row][mask].tolist(), reference[row][mask].tolist()
-        scores = []
-        for i, pieces in enumerate(texts):
-            steps = (
-                split_steps("".join(pieces), step_split)
-                if isinstance(step_split, str)
-                else list(step_split[i])
-            )
-            if sum(map(len, steps)) != sum(map(len, pieces)):
-                raise ValueError(f"score: the steps of response {i} do not join to the response")
-            scores.append(Score(pieces, *found[i], steps, steps_of_tokens(pieces, steps)))
-        return scores
+        return [
+            Score(pieces, *found[i], own, steps_of_tokens(pieces, own))
+            for i, (pieces, own) in enumerate(zip(texts, steps, strict=True))
+        ]
+
+
+def find_parts(prm: str, reference: str = "") -> tuple[float, str, PreTrainedTokenizerBase]:
+    """(beta, reference, tokenizer) of a saved PRM; loads no weights.
+
+    Raises ValueError where no reference is known or found, and where the two do not share a vocabulary.
+    """
+    beta, saved = read_settings(prm) if is_prm(prm) or not reference else (PUBLISHED_BETA, "")
+    if not (reference or saved):
+        raise ValueError(f"{prm}: the PRM was saved without a reference model: name it (--reference)")
+    tokenizer = load_tokenizer(prm)
+    try:
+        other = load_tokenizer(reference or saved)
+    except ValueError as error:
+        if reference:
+            raise
+        raise ValueError(f"{prm}: its reference cannot be loaded: name it (--reference): {error}") from error
+    same_vocabulary(tokenizer, prm, other, reference or saved)
+    return beta, reference or saved, tokenizer
 
 
 def is_prm(name: str) -> bool:
@@ -199,10 +211,28 @@ def read_settings(prm: str) -> tuple[float, str]:
     path = find_file(prm, SETTINGS_FILE)
     if path is None:
         raise ValueError(
-            f"{prm}: not an implicit PRM: it has no {SETTINGS_FILE} (a run's `prm` folder has one)"
+            f"{prm}: not an implicit PRM: it has no {SETTINGS_FILE} (a run's `prm` folder has one); "
+            "any other model needs a reference (--reference)"
         )
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    return float(settings["beta"]), str(settings["reference"])
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return float(settings["beta"]), str(settings["reference"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected an object with beta and reference: {error!r}") from error
+
+
+def _all_steps(texts: Sequence[str], how: StepSplit | Sequence[Sequence[str]]) -> list[list[str]]:
+    """The steps of each text, found or given."""
+    if isinstance(how, str):
+        if how not in ENDS:
+            raise ValueError(f"step_split: no {how!r}; there are: {', '.join(ENDS)}")
+        return [split_steps(text, how) for text in texts]
+    if len(how) != len(texts):
+        raise ValueError(f"step_split: the steps of {len(how)} responses, but there are {len(texts)}")
+    for i, (steps, text) in enumerate(zip(how, texts, strict=True)):
+        if not steps or "".join(steps) != text:
+            raise ValueError(f"step_split: the steps of response {i} do not join to the response")
+    return [list(steps) for steps in how]
 
 
 def _group(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Group:
