@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from openprime.config import PRMConfig
+from openprime.config import OptimizerConfig, PRMConfig
+from openprime.data.judged import Judged
 from openprime.models.hub import load_model
+from openprime.models.implicit_prm import ImplicitPRM, read_settings
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.training import learner as learner_module
-from openprime.models.implicit_prm import read_settings
 from openprime.training.learner import Learner
-from openprime.training.prm import PRMTrainer
-from openprime.types import Batch
+from openprime.training.prm import PRMTrainer, kto_reference_point, prm_loss
+from openprime.types import Batch, Prompt, Response
 
 BETA = 0.3
 GROUP, OUTCOMES = [0, 0, 0, 1, 1, 2, 2, 2], [1, 0, 1, 0, 0.5, 1, 1, 0]
@@ -327,3 +330,116 @@ def test_a_saved_prm_is_a_model_with_its_settings_beside_it(reference: str, tmp_
 def test_a_folder_that_is_no_prm_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"not an implicit PRM.*implicit_prm\.json"):
         read_settings(str(tmp_path))
+
+
+# Offline: every loss through the learner's micro-batches, and KTO's reference point
+
+
+LABELS = torch.tensor([1.0, 0.0, 0.25, 1.0, 0.0])
+"""Dealt out to the labelled steps in turn."""
+
+
+def labelled(batch: Batch) -> tuple[Batch, Tensor]:
+    """The batch with the last token of each response and every third one before it as labelled steps."""
+    step_end, labels = torch.zeros_like(batch.step_end), torch.zeros_like(batch.logprobs)
+    count = 0
+    for b in range(len(batch)):
+        for t in batch.response_mask[b].nonzero()[:, 0].tolist()[::-3]:
+            step_end[b, t], labels[b, t] = True, LABELS[count % len(LABELS)]
+            count += 1
+    assert count > len(batch)
+    return replace(batch, step_end=step_end), labels
+
+
+def naive_loss(name: str, rewards: Tensor, batch: Batch, labels: Tensor, z0: float) -> Tensor:
+    """The mean loss as the papers write it, pair by pair, response by response, step by step."""
+    s, o, terms = rewards.sum(-1), batch.outcome.double(), []
+
+    def sigma(x: Tensor) -> Tensor:
+        return 1 / (1 + torch.exp(-x))
+
+    for i in range(len(batch)):
+        if name == "ce":
+            terms.append(-(o[i] * sigma(s[i]).log() + (1 - o[i]) * (1 - sigma(s[i])).log()))
+        if name == "kto":
+            terms.append(1 - (sigma(s[i] - z0) if o[i] > 0.5 else sigma(z0 - s[i])))
+        for t in range(rewards.shape[1]):
+            if name == "steps" and batch.step_end[i, t]:
+                q, label = rewards[i, : t + 1].sum(), float(labels[i, t])
+                terms.append(-(label * sigma(q).log() + (1 - label) * (1 - sigma(q)).log()))
+        for j in range(len(batch)):
+            if batch.group[i] == batch.group[j] and o[i] > o[j]:
+                if name == "dpo":
+                    terms.append(-sigma(s[i] - s[j]).log())
+                if name == "nca":
+                    terms.append(-sigma(s[i]).log() - 0.5 * sigma(-s[i]).log() - 0.5 * sigma(-s[j]).log())
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("name", ["ce", "dpo", "nca", "kto", "steps"])
+@pytest.mark.parametrize("tokens", [1, 30, 1000])
+def test_gradients_of_the_offline_losses(
+    tokens: int, name: str, batch: Batch, make_model, naive_logprobs, catch_gradients
+):
+    """Against autograd through the whole batch in float64, whatever the micro-batches."""
+    batch, labels = labelled(batch)
+    model, z0 = make_model(1), 0.2
+    twin, other = copy.deepcopy(model).double(), make_model(2).double()
+    with torch.no_grad():
+        reference = naive_logprobs(other, batch)
+    mask = batch.response_mask
+    rewards = torch.where(mask, BETA * (naive_logprobs(twin, batch) - reference), 0.0)
+    expected = naive_loss(name, rewards, batch, labels, z0)
+    expected.backward()
+
+    config = OptimizerConfig(lr=0.01, clip_grad=1e9, tokens_per_microbatch=tokens)
+    learner = Learner(model, config, 1)
+    caught = catch_gradients(learner.optimizer)
+    done = learner.update(batch, *prm_loss(name, batch, reference.float(), BETA, labels, z0))
+    assert done.loss == pytest.approx(expected.item(), rel=1e-4)
+    for mine, theirs in zip(caught[0], twin.parameters(), strict=True):
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine.double(), theirs.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture
+def judged() -> list[Judged]:
+    """Two, one and three responses to three prompts; tokens at random."""
+    rng = random.Random("judged")
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(40) for _ in range(count))
+
+    prompts = [Prompt(str(g), tokens(g + 1), "", None) for g in range(3)]
+    return [
+        Judged(g, prompts[g], Response(ids := tokens(length), (0.0,) * len(ids), "", False, 1.0))
+        for g, length in ((0, 3), (2, 5), (1, 4), (0, 2), (2, 6), (2, 1))
+    ]
+
+
+def test_the_reference_point_of_kto_is_the_mean_score_beside_the_next_prompt(judged, make_model):
+    """By hand: groups appear in the order 0, 2, 1, so 0 goes beside 2, 2 beside 1 and 1 beside 0."""
+    model, reference, nxt = make_model(1), make_model(2), {0: 2, 2: 1, 1: 0}
+    prompts = {row.group: row.prompt.token_ids for row in judged}
+    scores = []
+    for row in judged:
+        ids, start = prompts[nxt[row.group]] + row.response.token_ids, len(prompts[nxt[row.group]])
+        with torch.no_grad():
+            logs = [m(torch.tensor([ids])).logits[0].log_softmax(-1) for m in (model, reference)]
+        ratios = [logs[0][t - 1, ids[t]] - logs[1][t - 1, ids[t]] for t in range(start, len(ids))]
+        scores.append(BETA * sum(float(r) for r in ratios))
+    mean = sum(scores) / len(scores)
+    there = kto_reference_point(ImplicitPRM(model, reference, BETA), judged, 100)
+    back = kto_reference_point(ImplicitPRM(reference, model, BETA), judged, 100)
+    assert sorted([there, back]) == pytest.approx([0.0, abs(mean)], abs=1e-5)  # never below 0
+    assert abs(mean) > 0.01
+
+    # Pairs of more than seven tokens are left out.
+    lengths = [len(prompts[nxt[row.group]]) + len(row.response.token_ids) for row in judged]
+    short = [score for score, length in zip(scores, lengths, strict=True) if length <= 7]
+    assert 0 < len(short) < len(scores)
+    sign = 1 if sum(short) > 0 else -1
+    prm = ImplicitPRM(model, reference, BETA) if sign > 0 else ImplicitPRM(reference, model, BETA)
+    assert kto_reference_point(prm, judged, 7) == pytest.approx(sign * sum(short) / len(short), abs=1e-5)
+    assert kto_reference_point(prm, [row for row in judged if row.group == 2], 100) == 0.0
+    assert model.base_model.embed_tokens.weight.grad is None

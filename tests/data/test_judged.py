@@ -1,0 +1,404 @@
+"""Judged responses from the shapes in which they come, and what is refused."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from openprime.config import JudgedDataConfig, PromptFormat
+from openprime.data.judged import Judged, JudgedSet, collate_judged, read_judged, split_prompts
+from openprime.data.responses import group_row, vocabulary_id
+from openprime.types import Group, Prompt, Response
+
+END = 2
+"""Id of <|end|>."""
+
+
+def ask(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def flat(question: object, response: object = "yes", outcome: object = 1) -> dict:
+    return {"prompt": question, "response": response, "outcome": outcome}
+
+
+def steps(labels: object, *texts: str, question: str = "how") -> dict:
+    return {"problem": question, "steps": list(texts) or ["a b", "c", "d"], "label": labels}
+
+
+@pytest.fixture
+def read(tmp_path: Path, tokenizer) -> Callable[..., JudgedSet]:
+    """(*rows, steps, max_tokens, **settings of the data) -> what is read of a JSONL file of these rows."""
+
+    def go(*rows: dict, steps: bool = False, max_tokens: int = 4096, **options) -> JudgedSet:
+        path = tmp_path / "judged.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return read_judged(JudgedDataConfig(source=str(path), **options), tokenizer, max_tokens, steps)
+
+    return go
+
+
+@pytest.fixture
+def generated(tokenizer) -> Callable[..., dict]:
+    """(question, *(token_ids, outcome)) -> a line as `openprime generate` writes it."""
+
+    def row(question: str, *responses: tuple[tuple[int, ...], float | None], truncated: bool = False) -> dict:
+        made = [
+            Response(
+                ids, (-1.0,) * len(ids), tokenizer.decode(ids, skip_special_tokens=True), truncated, outcome
+            )
+            for ids, outcome in responses
+        ]
+        group = Group(Prompt("p", (), question, "7"), tuple(made), 3)
+        return group_row(0, group, PromptFormat(suffix=" Box it."), vocabulary_id(tokenizer))
+
+    return row
+
+
+# The file of `openprime generate`
+
+
+def test_trap_13_sampled_token_ids_are_taken_as_they_are(read, generated, tokenizer):
+    """The ids spell the text another way than the tokenizer would."""
+    whole = tokenizer("the", add_special_tokens=False)["input_ids"]
+    apart = tuple(tokenizer.convert_tokens_to_ids(list("the")))
+    assert whole != list(apart)
+    row = generated("q", ((*apart, END), 1.0), ((*whole, END), 0.0))
+    one, two = read(row).rows
+    assert one.response.token_ids == (*apart, END)
+    assert two.response.token_ids == (*whole, END)
+    assert (one.response.outcome, two.response.outcome) == (1.0, 0.0)
+    asked = tokenizer.apply_chat_template(ask("q Box it."), add_generation_prompt=True)["input_ids"]
+    assert list(one.prompt.token_ids) == asked
+    assert one.prompt is two.prompt
+    assert one.group == two.group
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+def test_token_ids_of_another_vocabulary_are_made_anew_from_the_text(
+    read, generated, tokenizer, truncated: bool
+):
+    """With an end of sequence, but for what was cut off before it."""
+    apart = tuple(tokenizer.convert_tokens_to_ids(list("the")))
+    row = generated("q", ((*apart, END), 1.0), truncated=truncated) | {"vocabulary": "00000000"}
+    data = read(row)
+    expected = tokenizer("the", add_special_tokens=False)["input_ids"] + [END] * (not truncated)
+    assert list(data.rows[0].response.token_ids) == expected
+    assert data.notes[0].startswith("1 of 1 responses have no token ids of this model's vocabulary")
+
+
+def test_a_prompt_on_several_lines_is_one_prompt(read, generated):
+    lines = [
+        generated("a", ((40, END), 1.0)),
+        generated("b", ((41, END), 0.0)),
+        generated("a", ((42, END), 0.0)),
+    ]
+    data = read(*lines)
+    assert data.prompts == 2
+    assert [(row.group, row.response.token_ids[0]) for row in data.rows] == [(0, 40), (0, 42), (1, 41)]
+    assert "1 of 3 lines repeat a prompt: merged with the first" in data.notes
+
+
+def test_equal_responses_of_a_prompt_are_kept(read, generated):
+    data = read(generated("a", ((40, END), 1.0), ((40, END), 1.0), ((41, END), 0.0)))
+    assert [row.response.token_ids[0] for row in data.rows] == [40, 40, 41]
+
+
+def test_responses_without_an_outcome_are_left_out_and_counted(read, generated):
+    data = read(generated("a", ((40, END), None), ((41, END), 0.5)), generated("b", ((42, END), None)))
+    assert [row.response.token_ids[0] for row in data.rows] == [41]
+    assert "2 of 3 responses have no outcome: left out" in data.notes
+
+
+def test_what_was_added_to_the_prompts_is_not_added_twice(read, generated):
+    for name, value in {"suffix": "x", "system": "x", "template": "eurus"}.items():
+        with pytest.raises(ValueError, match=rf"its prompts are as the model was asked.*data\.{name} out"):
+            read(generated("a", ((40, END), 1.0)), **{name: value})
+
+
+# A prompt, a response and an outcome a row
+
+
+def test_rows_with_an_outcome(read, tokenizer):
+    data = read(flat("one", "yes", True), flat("two", "no", 0), flat("three", "part", 0.25), suffix="!")
+    assert [row.response.outcome for row in data.rows] == [1.0, 0.0, 0.25]
+    for row, question, text in zip(data.rows, ("one", "two", "three"), ("yes", "no", "part"), strict=True):
+        asked = tokenizer.apply_chat_template(ask(f"{question}!"), add_generation_prompt=True)["input_ids"]
+        assert list(row.prompt.token_ids) == asked
+        assert list(row.response.token_ids) == [*tokenizer(text, add_special_tokens=False)["input_ids"], END]
+    assert data.notes == []
+
+
+def test_fields_by_other_names(read):
+    rows = [{"q": {"text": "one"}, "a": "yes", "good": 1, "label": 0}]
+    data = read(*rows, prompt_field="q.text", response_field="a", outcome_field="good")
+    assert data.rows[0].prompt.messages == ask("one")
+    assert (data.rows[0].response.text, data.rows[0].response.outcome) == ("yes", 1.0)
+    for name in ("outcome", "correct", "label"):
+        assert read({"question": "one", "completion": "yes", name: False}).rows[0].response.outcome == 0.0
+
+
+def test_a_conversation_whose_last_message_is_the_response(read):
+    """The shape of the published EurusPRM data: `response` and `label`."""
+    talk = [*ask("one"), {"role": "assistant", "content": "Step 1: yes"}]
+    data = read(
+        {"response": talk, "label": True}, {"response": talk, "label": False}, prompt_field="response"
+    )
+    assert data.prompts == 1
+    assert [row.response.text for row in data.rows] == ["Step 1: yes"] * 2
+    assert data.rows[0].prompt.messages == ask("one")
+    assert [row.response.outcome for row in data.rows] == [1.0, 0.0]
+
+
+def test_rows_of_a_prompt_are_a_group_wherever_they_stand(read):
+    """The complete messages count, whether they were written as text or as messages."""
+    data = read(flat("one", "a"), flat("two", "b"), flat(ask("one"), "c"), flat("one ", "d"))
+    assert [(row.group, row.response.text) for row in data.rows] == [(0, "a"), (0, "c"), (1, "b"), (2, "d")]
+    assert data.prompts == 3
+
+
+def test_what_is_too_long_is_dropped_and_counted(read, tokenizer):
+    rows = [flat("one", "yes " * 40), flat("one", "no", 0), flat("long " * 40, "no")]
+    prompt = len(tokenizer.apply_chat_template(ask("one"), add_generation_prompt=True)["input_ids"])
+    limit = prompt + len(tokenizer("no", add_special_tokens=False)["input_ids"]) + 1
+    data = read(*rows, max_tokens=limit, max_prompt_tokens=60)
+    assert [row.response.text for row in data.rows] == ["no"]
+    assert "1 of 2 prompts are over 60 tokens: dropped" in data.notes
+    assert f"1 of 2 responses are over max_tokens={limit}: dropped" in data.notes
+    with pytest.raises(
+        ValueError, match=rf"all 3 responses are longer than max_tokens={limit - 1} .*raise it"
+    ):
+        read(*rows, max_tokens=limit - 1)
+
+
+def test_one_outcome_for_all_is_noted(read):
+    assert "every outcome is 1: there is nothing to tell apart" in read(flat("a"), flat("b")).notes
+
+
+# Steps
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (-1, [1, 1, 1]),
+        (0, [0, 0, 0]),
+        (1, [1, 0, 0]),
+        (2, [1, 1, 0]),
+        ([True, False, True], [1, 0, 1]),
+        ([1, 0.25, 0], [1, 0.25, 0]),
+        ([1, -1, 1], [1, 0, 1]),
+    ],
+)
+def test_labels_of_steps(read, value: object, expected: list[float]):
+    """An index of the first wrong step makes it and all after it wrong."""
+    row = read(steps(value), steps(-1, question="other"), steps=True).rows[0]
+    assert list(row.labels) == expected
+    assert row.response.outcome == expected[-1]
+    assert row.steps == ("a b\n\n", "c\n\n", "d")
+    assert row.response.text == "a b\n\nc\n\nd"
+
+
+def test_signs_are_a_matter_of_the_whole_data(read):
+    data = read(steps([1, 1, -1]), steps([1, 1, 1]), steps([-1, -1, -1]), steps=True)
+    assert [row.labels for row in data.rows] == [(1, 1, 0), (1, 1, 1), (0, 0, 0)]
+    with pytest.raises(
+        ValueError, match=r"judged\.jsonl:1, label: the data has labels of -1, so that 0 is neither"
+    ):
+        read(steps([1, 1, -1]), steps([1, 0, 1]), steps=True)
+
+
+def test_fields_of_steps_by_other_names(read):
+    """TRL's shape of stepwise supervision."""
+    row = {"prompt": "how", "completions": ["one", "two"], "labels": [True, False]}
+    assert read(row, steps=True, steps_field="completions").rows[0].labels == (1, 0)
+
+
+def test_rows_without_labels_are_left_out_and_counted(read):
+    data = read(steps(None), steps(math.nan), steps(1), steps=True)
+    assert [row.labels for row in data.rows] == [(1, 0, 0)]
+    assert "2 of 3 responses have no outcome: left out" in data.notes
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("what is the answer", "to the question?", "the end"),
+        ("the\nanswer\n", " is  the", "\nquestion\n\n"),
+        ("täglich", "日本 語", "the 🙂"),
+        ("a", "b", "c", "d"),
+    ],
+)
+def test_a_step_is_labelled_at_its_last_token(read, tokenizer, texts: tuple[str, ...]):
+    """Found by decoding ever longer beginnings of the response: the last token before which the step has not
+    ended. The end of sequence belongs to the last step."""
+    row = read(steps([0.25 * k for k in range(len(texts))], *texts), steps=True).rows[0]
+    ids = row.response.token_ids
+    text = "\n\n".join(texts)
+    expected = []
+    for k in range(len(texts)):
+        step_ends = len(text) if k + 1 == len(texts) else len("\n\n".join(texts[: k + 1])) + 2
+        inside = [
+            t for t in range(len(ids) - 1) if len(tokenizer.decode(ids[:t]).replace("\ufffd", "")) < step_ends
+        ]
+        expected.append(inside[-1])
+    expected[-1] = len(ids) - 1
+    assert list(row.ends) == expected
+    assert ids[-1] == END
+
+    batch, labels = collate_judged([row, row], 0)
+    start = len(row.prompt.token_ids)
+    for b in (0, 1):
+        assert batch.step_end[b].nonzero()[:, 0].tolist() == [start + end for end in expected]
+        assert labels[b][batch.step_end[b]].tolist() == [0.25 * k for k in range(len(texts))]
+        assert float(labels[b][~batch.step_end[b]].abs().sum()) == 0
+
+
+def test_collating_keeps_prompts_responses_and_groups(read):
+    rows = read(flat("one", "a"), flat("a longer two", "bcd", 0.5), flat("one", "efghij", 0)).rows
+    batch, _ = collate_judged(rows, 0)
+    assert batch.group.tolist() == [0, 0, 1]
+    assert batch.outcome.tolist() == [1.0, 0.0, 0.5]
+    for b, row in enumerate(rows):
+        ids = row.prompt.token_ids + row.response.token_ids
+        assert batch.token_ids[b, : len(ids)].tolist() == list(ids)
+        assert batch.token_ids[b][batch.response_mask[b]].tolist() == list(row.response.token_ids)
+    assert not bool(batch.step_end.any())
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            [{"prompt": "a", "response": "b", "good": 1}],
+            ("no row has an outcome", "good", "data.outcome_field"),
+        ),
+        ([flat("a", "b", None)], ("no row has an outcome", "there are: prompt, response, outcome")),
+        (
+            [flat("a"), flat("a", "b", "yes")],
+            ("judged.jsonl:1: its outcome (outcome)", "from 0 to 1", "'yes'"),
+        ),
+        ([flat("a", "b", -1)], ("judged.jsonl:0: its outcome", "-1")),
+        ([flat("a", "b", 1.5)], ("judged.jsonl:0: its outcome", "1.5")),
+        ([flat("a", "b", "1")], ("judged.jsonl:0: its outcome", "'1'")),
+        ([flat("a", " ")], ("judged.jsonl:0: the response is empty",)),
+        ([flat("", "b")], ("judged.jsonl:0: expected text or a list of messages",)),
+        ([{"prompt": "a", "outcome": 1}], ("judged.jsonl:0: no response to judge", "data.response_field")),
+        ([{"response": "b", "outcome": 1}], ("no row has a field prompt", "data.prompt_field")),
+        (
+            [{"prompt": "a", "responses": []}],
+            ("judged.jsonl:0: expected a list of responses, and one at least",),
+        ),
+        (
+            [{"prompt": "a", "responses": [{"text": "b", "outcome": 1}]}, flat("a")],
+            ("judged.jsonl:1", "None"),
+        ),
+        (
+            [{"prompt": "a", "responses": ["b"]}],
+            ("judged.jsonl:0, response 0: expected an object with a `text`",),
+        ),
+        (
+            [{"prompt": "a", "responses": [{"text": "b", "outcome": 2}]}],
+            ("response 0: its outcome", "found 2"),
+        ),
+        ([{"prompt": "a", "responses": [{"text": "b"}]}], ("none of 1 responses has an outcome",)),
+    ],
+)
+def test_outcomes_that_cannot_be_read_are_refused(read, rows: list[dict], words: tuple[str, ...]):
+    with pytest.raises(ValueError) as error:
+        read(*rows)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("ids", [[], [1, -2], "abc", [1.5], [True]])
+def test_token_ids_that_are_none_are_refused(read, generated, ids: object):
+    row = generated("a", ((40, END), 1.0))
+    row["responses"][0]["token_ids"] = ids
+    with pytest.raises(
+        ValueError, match=r"judged\.jsonl:0, response 0: expected token_ids as a list of numbers"
+    ):
+        read(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (flat("a"), ("loss=steps needs steps and their labels", "labels or label", "data.labels_field")),
+        ({"prompt": "a", "label": 1}, ("no row has a field steps", "data.steps_field")),
+        (steps(3), ("judged.jsonl:0, label: 3 is not the index of the first wrong of 3 steps",)),
+        (steps(-2), ("judged.jsonl:0, label: -2 is not the index",)),
+        (steps(True), ("judged.jsonl:0, label: expected a label for each of 3 steps", "True")),
+        (steps(1.0), ("expected a label for each of 3 steps", "1.0")),
+        (steps("1"), ("expected a label for each of 3 steps", "'1'")),
+        (steps([1, 0]), ("expected a label for each of 3 steps", "[1, 0]")),
+        (steps([1, 0, 2]), ("judged.jsonl:0, label: the label of step 2", "found 2")),
+        (steps([1, "good", 1]), ("the label of step 1", "'good'")),
+        (steps([1, None, 1]), ("judged.jsonl:0, label: step 1 has no label",)),
+        (steps([1, -1, True]), ("the data has labels of -1, so that True is neither",)),
+        (steps(1, "a", " ", "c"), ("judged.jsonl:0: step 1 must be a text that is not empty",)),
+        ({"prompt": "a", "steps": "abc", "label": 1}, ("judged.jsonl:0: expected a list of steps", "'abc'")),
+        (
+            {"prompt": "a", "steps": [], "label": -1},
+            ("judged.jsonl:0: expected a list of steps, and one at least",),
+        ),
+    ],
+)
+def test_steps_that_cannot_be_read_are_refused(read, row: dict, words: tuple[str, ...]):
+    with pytest.raises(ValueError) as error:
+        read(row, steps=True)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_line_that_is_half_written_is_named(tmp_path: Path, tokenizer):
+    path = tmp_path / "judged.jsonl"
+    path.write_text(json.dumps(flat("a")) + '\n{"prompt": "b", "resp')
+    with pytest.raises(ValueError, match=r"judged\.jsonl:2: not valid JSON.*its writing was interrupted"):
+        read_judged(JudgedDataConfig(source=str(path)), tokenizer, 100)
+
+
+# Held out
+
+
+def judged(questions: list[str]) -> list[Judged]:
+    """Three responses to each question."""
+    response = Response((5,), (0.0,), "x", False, 1.0)
+    return [
+        Judged(g, Prompt(f"p{g}", (1, 2), ask(question), None), response)
+        for g, question in enumerate(questions)
+        for _ in range(3)
+    ]
+
+
+def questions_of(rows: list[Judged]) -> set[str]:
+    return {row.prompt.messages[0]["content"] for row in rows}  # type: ignore[index]
+
+
+def test_prompts_are_held_out_whole_and_about_the_share():
+    rows = judged([f"q{i}" for i in range(400)])
+    training, held = split_prompts(rows, 0.25, seed=3)
+    assert not questions_of(training) & questions_of(held)
+    assert sorted(map(id, training + held)) == sorted(map(id, rows))
+    deviation = math.sqrt(400 * 0.25 * 0.75)
+    assert abs(len(questions_of(held)) - 100) < 4 * deviation
+    assert questions_of(held) != questions_of(split_prompts(rows, 0.25, seed=4)[1])
+    assert split_prompts(rows, 0, seed=3) == (rows, [])
+
+
+def test_who_is_held_out_does_not_depend_on_the_other_prompts():
+    """So a second stage on more data never trains on what the first held out."""
+    some, more = [f"q{i}" for i in range(100)], [f"q{i}" for i in range(99, -1, -3)] + ["new", "newer"]
+    first, second = (questions_of(split_prompts(judged(qs), 0.3, seed=0)[1]) for qs in (some, more))
+    assert first & set(more) == second & set(some)
+    assert second & set(some)
+
+
+def test_one_prompt_at_least_is_held_out_and_one_is_left():
+    assert len(questions_of(split_prompts(judged(["a", "b", "c"]), 1e-9, seed=0)[1])) == 1
+    for rows, share in ((judged(["a"]), 0.1), (judged(["a", "b"]), 1.0)):
+        with pytest.raises(ValueError, match=r"held_out=.* keeps all . prompts from training: lower it"):
+            split_prompts(rows, share, seed=0)
