@@ -119,7 +119,8 @@ def test_the_texts_are_those_of_the_eurus_2_model_cards():
         "\nWhen tackling complex reasoning tasks, you have access to the following actions. Use them as needed to "
         "progress through your thought process.\n\n[ASSESS]\n\n[ADVANCE]\n\n[VERIFY]\n\n[SIMPLIFY]\n\n[SYNTHESIZE]\n\n"
         "[PIVOT]\n\n[OUTPUT]\n\nYou should strictly follow the format below:\n\n[ACTION NAME]\n\n"
-        "# Your action step 1\n\n# Your action step 2\n\n# Your action step 3\n\n...\n\nNext action: [NEXT ACTION NAME]\n"
+        "# Your action step 1\n\n# Your action step 2\n\n# Your action step 3\n\n...\n\n"
+        "Next action: [NEXT ACTION NAME]\n"
     )
     assert SUFFIXES == {"math": MATH, "code": CODE}
     assert ACTIONS == ("ASSESS", "ADVANCE", "VERIFY", "SIMPLIFY", "SYNTHESIZE", "PIVOT", "OUTPUT")

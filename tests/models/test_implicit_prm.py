@@ -199,6 +199,11 @@ def test_steps_that_are_not_the_responses_are_refused(prm: ImplicitPRM, split, m
         prm.score([QUESTION], ["ab"], split)
 
 
+def test_an_empty_response_has_one_step_all_the_same(prm: ImplicitPRM):
+    with pytest.raises(ValueError, match="steps of response 0 do not join"):
+        prm.score([QUESTION], [""], [[]])
+
+
 # Prompts
 
 

@@ -70,7 +70,7 @@ def text_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str, token_ids: Seq
         return token_texts(tokenizer, token_ids)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     starts = [0, *(start for start, _ in offsets[1:])] if offsets else []
-    cuts = [*accumulate(starts, max), len(text), len(text)]
+    cuts = [*starts, len(text), len(text)]
     return [text[start:end] for start, end in pairwise(cuts)]
 
 
