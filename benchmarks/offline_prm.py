@@ -63,7 +63,7 @@ def one(folder: Path, seed: int, loss: str) -> dict:
     run(*choose, *recorded, "--out", judged)
     table = read(judged / "results.json")["benchmarks"]["clock"]["best_of_n"]
     choices = {name: {n: row[n][0] for n in row} for name, row in table.items()}
-    return {"seed": seed, "best_of_n": choices, "held_out": read(prm / "held_out.json")}
+    return {"seed": seed, "best_of_n": choices, "held_out": read(prm / "held_out.json")["end"]}
 
 
 def run(*command: object) -> None:
