@@ -86,7 +86,7 @@ def test_steps_are_the_text_and_none_is_blank(how, text):
         ("blank_line", ["a\r\n\r\n", "b\n"]),
         ("numbered", ["So:\n", "Step 1: a\nb\n\n", "Step 2: c, as in Step 1: d\n", "### Step 3 e\n", "**Step 10**"]),
         ("numbered", ["Step 1: a\n", " Step 2: b"]),
-        ("numbered", ["Steps 1 and 2\nMisstep 3:"]),
+        ("numbered", ["Steps 1 and 2\nMisstep 3:\nStep by step"]),
         ("actions", ["[ASSESS]\n\n# a\n\nNext action: [ADVANCE]\n\n", "[ADVANCE]\n\n# b\n", "[OUTPUT] [PIVOT]"]),
         ("actions", ["so [VERIFY]\n[WAIT]\n[verify]"]),
         *((how, [""]) for how in ENDS),

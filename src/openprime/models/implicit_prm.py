@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -57,8 +58,13 @@ class Score:
 
     @property
     def reward(self) -> float:
-        """s(y) = sum_t r_t; the PRM's probability of a right response is sigmoid(s)."""
+        """s(y) = sum_t r_t."""
         return sum(self.token_rewards)
+
+    @property
+    def probability(self) -> float:
+        """The PRM's probability that the response is right, sigmoid(s(y))."""
+        return float(torch.tensor(self.reward, dtype=torch.float64).sigmoid())
 
 
 class ImplicitPRM:
@@ -226,7 +232,7 @@ def _all_steps(texts: Sequence[str], how: StepSplit | Sequence[Sequence[str]]) -
     if isinstance(how, str):
         if how not in ENDS:
             raise ValueError(f"step_split: no {how!r}; there are: {', '.join(ENDS)}")
-        return [split_steps(text, how) for text in texts]
+        return [split_steps(text, cast(StepSplit, how)) for text in texts]
     if len(how) != len(texts):
         raise ValueError(f"step_split: the steps of {len(how)} responses, but there are {len(texts)}")
     for i, (steps, text) in enumerate(zip(how, texts, strict=True)):
