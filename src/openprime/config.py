@@ -58,11 +58,13 @@ class DataConfig(PromptFormat):
     """Use the first so many rows; 0 is all. For the embedded task: how many rows to make."""
     prompt_field: str = ""
     """Field with the prompt (text or chat messages), dots reach inside. Empty: found from the row's shape
-    (`prompt`, `messages`, `question`, `problem`)."""
+    (`prompt`, `messages`, `question`, `problem`, `query`, `question_content`)."""
     prompt_template: str = ""
-    """The prompt as a text with {fields} of the row, instead of one field; a list's entries go on lines of their own."""
+    """The prompt as a text with {fields} of the row, instead of one field. A list's entries stand on lines of their
+    own."""
     answer_field: str = ""
-    """Field with the reference answer. Empty: `reward_model.ground_truth` or `answer`, where there is one."""
+    """Field with the reference answer. Empty: the first there is of `reward_model.ground_truth`, `answer`,
+    `expected_answer`, `final_answer`, `input_output` and `solution`."""
     response_field: str = ""
     """Field with the demonstration, for SFT. Empty: `completion`, `response`, or the last of `messages`."""
     where: dict[str, str] = Field(default={}, validate_default=False)
@@ -483,14 +485,16 @@ class ScoreConfig(FolderConfig):
 
     positional = ("file",)
     file: str = ""
-    """JSONL with `prompt` and `response`, or `prompt` and `responses` (the file of `openprime generate`)."""
+    """JSONL with `prompt` (or `question`, `problem`) and `response`, `responses` (texts, or the file of `openprime
+    generate`) or `steps` (a list of texts, joined by blank lines)."""
     prm: str = ""
     """Directory or hub id of an implicit PRM."""
     reference: str = ""
     """Its reference. Empty: the one that the PRM was saved with."""
     prompt: PromptFormat = PromptFormat()
+    """How prompts are put to the PRM. The row's `verifier` (math if it has none) chooses the template's request."""
     step_split: StepSplit = "newline"
-    """Where a step ends."""
+    """Where a step of a response ends."""
     tokens_per_microbatch: Positive = 16384
     """Padded tokens in one forward pass; bounds memory, changes no result."""
 
@@ -522,10 +526,10 @@ class EvaluateConfig(FolderConfig):
     benchmark: tuple[str, ...] = ()
     """Names of benchmarks (configs/benchmarks) or YAML files of your own."""
     data: tuple[str, ...] = ()
-    """A local file for each benchmark, in the same order, instead of the hub."""
+    """A local file for each benchmark, in the same order, instead of the hub; '' for one that has none."""
     responses: tuple[str, ...] = ()
-    """A file of recorded responses for each benchmark, judged instead of sampling: line i is {"responses": [...]} for
-    item i."""
+    """A file of recorded responses for each benchmark, in the same order ('' for none), judged instead of sampling:
+    line i is {"responses": [...]} for item i. Without `samples` all of them."""
     limit: Count = 0
     """Use the first so many items; 0 is all."""
     samples: Count = 0
@@ -593,6 +597,8 @@ class AskConfig(Section):
     def check(self) -> None:
         """Cross-field checks."""
         require(self, "model")
+        if self.reference and not self.prm:
+            raise ValueError("reference is the PRM's, but no PRM is named: give --prm as well")
 
 
 class VerifyStageConfig(Section):
