@@ -78,8 +78,8 @@ def read_questions(config: DataConfig) -> list[Prompt]:
         values = [_without_answer(_get(row, prompt_field), prompt_field) for row in rows]
     messages = [read_messages(value, name) for value, name in zip(values, names, strict=True)]
     answer_field = field_of(config, rows, "answer_field", ANSWER_FIELDS)
-    answers = [as_answer(_get(row, answer_field)) for row in rows]
     verifiers = _verifiers(config, rows)
+    answers = [as_answer(_get(row, answer_field), v) for row, v in zip(rows, verifiers, strict=True)]
     _require_answers(config, rows, answers, verifiers)
     return [
         Prompt(*values)
@@ -189,14 +189,19 @@ def keeps(config: DataConfig, row: Row) -> bool:
     return all(text in str(_get(row, field)) for field, text in config.where.items())
 
 
-def as_answer(value: object) -> str | None:
-    """A reference answer as text: 142.0 is "142"; None where there is nothing, NaN included."""
+def as_answer(value: object, verifier: str = "") -> str | None:
+    """A reference answer as text: 142.0 is "142"; None where there is nothing, NaN included.
+
+    Several answers are one list for the verifier `math`, with commas between them, and JSON for others.
+    """
     if value is None or value != value:
         return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         return value[0]
+    if isinstance(value, list) and verifier == "math" and not any(isinstance(v, list | dict) for v in value):
+        return ", ".join(filter(None, map(as_answer, value)))
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
@@ -224,7 +229,7 @@ def _filled(config: DataConfig, row: Row, name: str, rows: list[Row]) -> str:
             raise ValueError(
                 f"{name}: no row has a field {match[1]} (data.prompt_template); there are: {_known(rows)}"
             )
-        return "\n".join(map(str, value)) if isinstance(value, list) else str(value or "")
+        return "\n".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
     return re.sub(r"\{([\w.]+)\}", text, config.prompt_template).strip()
 
@@ -383,7 +388,7 @@ def _read_hub(config: DataConfig) -> list[Row]:
 
     try:
         data = datasets.load_dataset(config.source, config.subset or None, split=config.split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "
             f"that can be reached on the hub and has a split {config.split} (data.split) and a subset "

@@ -7,13 +7,13 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.config import PromptFormat
 from openprime.data.chat import complete
-from openprime.types import Group, Response
+from openprime.types import Group, Prompt, Response
 
 
 def group_row(item: int, group: Group, form: PromptFormat, vocabulary: str) -> dict[str, Any]:
     """What is written of a group: the whole prompt as the model was asked, and each response.
 
-    `item` is the prompt's place in the data; `vocabulary` from `vocabulary_id` says whose the token ids are.
+    `item` is the row's number in the data; `vocabulary` from `vocabulary_id` says whose the token ids are.
     """
     prompt = group.prompt
     return {
@@ -24,6 +24,11 @@ def group_row(item: int, group: Group, form: PromptFormat, vocabulary: str) -> d
         "vocabulary": vocabulary,
         "responses": [response_row(response) for response in group.responses],
     }
+
+
+def row_number(prompt: Prompt) -> int:
+    """Which row of the data a prompt is, those counted that were left out."""
+    return int(prompt.id.rpartition(":")[2])
 
 
 def response_row(response: Response) -> dict[str, Any]:

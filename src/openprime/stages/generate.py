@@ -7,11 +7,11 @@ from rich.console import Console
 
 from openprime.config import GenerateConfig
 from openprime.data.readers import read_prompts
-from openprime.data.responses import group_row, vocabulary_id
+from openprime.data.responses import group_row, row_number, vocabulary_id
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
 from openprime.training.collect import derive_seed, sample_and_verify
-from openprime.training.run import fill_jsonl, open_folder
+from openprime.training.run import check_folder, fill_jsonl, open_folder
 from openprime.types import Sampling
 from openprime.verifiers.pool import Pool
 
@@ -25,24 +25,30 @@ def generate(config: GenerateConfig) -> None:
 
 def generate_with(pool: Pool, config: GenerateConfig) -> None:
     """`generate` with verifiers at hand."""
+    check_folder(config, "generate")
     device, console, bfloat16 = pick_device(config.device), Console(), config.dtype == "bfloat16"
+
+    def say(note: str) -> None:
+        console.print(f"note: {note}", markup=False, highlight=False)
+
     pool.prepare([] if config.data.verifier_field else [config.data.verifier])
     tokenizer = load_tokenizer(config.model)
     data = read_prompts(config.data, tokenizer)
-    prompts = pool.admit(data.prompts, console.print)
+    prompts = pool.admit(data.prompts, say)
     if data.dropped_long:
         limit = config.data.max_prompt_tokens
-        console.print(f"note: {data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
-    path = open_folder(config, "generate") / "responses.jsonl"
+        say(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
     model = load_model(config.model, device)
     engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), config.sequences, bfloat16)
     sampling = Sampling(config.responses, config.max_response_tokens, config.temperature)
     vocabulary = vocabulary_id(tokenizer)
+    path = open_folder(config, "generate") / "responses.jsonl"
 
     def make(items: range, check: Callable[[], None]) -> list[dict]:
         seed = derive_seed(config.seed, "generate", items.start)
-        groups = sample_and_verify(engine, pool, prompts[items.start : items.stop], sampling, seed, check)
-        return [group_row(item, g, config.data, vocabulary) for item, g in zip(items, groups, strict=True)]
+        chosen = prompts[items.start : items.stop]
+        groups = sample_and_verify(engine, pool, chosen, sampling, seed, check)
+        return [group_row(row_number(g.prompt), g, config.data, vocabulary) for g in groups]
 
     console.print(f"{len(prompts)} prompts, {config.responses} responses each", highlight=False)
     rows = fill_jsonl(path, len(prompts), "generate", console, make)

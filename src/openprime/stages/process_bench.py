@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from openprime.algorithm.metrics import cross_fitted_f1, first_error, first_error_f1
+from openprime.algorithm.metrics import cross_fitted_f1, first_error, first_error_f1, lowest_is_last
 from openprime.config import DataConfig, EvaluateConfig
 from openprime.data.chat import complete, read_messages
 from openprime.data.readers import PROMPT_FIELDS, field_of, load_rows
@@ -16,7 +16,8 @@ from openprime.training.run import fill_jsonl
 from openprime.types import Prompt
 
 if TYPE_CHECKING:
-    from openprime.stages.evaluate import Benchmark, Models
+    from openprime.stages.evaluate import Models
+    from openprime.stages.items import Benchmark
 
 SEPARATOR = "\n\n"
 
@@ -55,9 +56,6 @@ def first_errors(
     """
     prm, items, form = models.prm, benchmark.items, benchmark.config.data
     assert prm is not None
-    if form.chat_template == "auto" and prm.tokenizer and not prm.tokenizer.chat_template:
-        form = form.model_copy(update={"chat_template": "none"})
-    console.print(f"[bold]{benchmark.name}[/]: {benchmark.config.about}; {len(items)} items", highlight=False)
 
     def make(chunk: range, check: Callable[[], None]) -> list[dict]:
         chosen = [items[i] for i in chunk]
@@ -82,15 +80,18 @@ def first_errors(
         "threshold 0": first_error_f1([first_error(r, 0.0) for r in rewards], labels),
         "threshold from the other half": cross_fitted_f1(rewards, labels, config.seed),
     }
-    last = [min(range(len(r)), key=r.__getitem__) == len(r) - 1 for r in rewards if len(r) > 1]
     return {
         "items": len(rows),
         "first_error": {
-            name: {key: None if math.isnan(value) else value for key, value in asdict(f1).items()}
-            for name, f1 in measured.items()
+            name: {key: or_none(value) for key, value in asdict(f1).items()} for name, f1 in measured.items()
         },
-        "lowest_step_last": sum(last) / len(last) if last else None,
+        "lowest_step_last": or_none(lowest_is_last(rewards)),
     }
+
+
+def or_none(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(value) else value
 
 
 PLAIN = {"system": "", "suffix": "", "template": "none"}

@@ -6,12 +6,12 @@ from itertools import cycle
 from pathlib import Path
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from openprime.config import ReportConfig
+from openprime.stages import scoreboard
+from openprime.stages.page import COLOURS, draw, write_html
 
-COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#475569")
 CURVES = (
     ("sft/loss", "Loss on demonstrations", "nats a token"),
     ("eval/greedy", "Held-out accuracy, greedy", "accuracy"),
@@ -23,7 +23,6 @@ CURVES = (
 )
 """(metric or its beginning, title, unit)."""
 PHASES = ("rollout", "verify", "reference", "prm", "policy")
-STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 
 
 def report(config: ReportConfig) -> None:
@@ -49,23 +48,17 @@ def report(config: ReportConfig) -> None:
         if not (folder / "results.json").is_file():
             raise ValueError(f"{folder}: not an evaluation's folder: it has no results.json")
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        parts += [
+            f"<h2>Evaluation: {escape(scoreboard.title(results))}</h2>",
+            *scoreboard.overview(results),
+            scoreboard.accuracies(results),
+        ]
         for name, result in results["benchmarks"].items():
+            responses = folder / name / "responses.jsonl"
             if "best_of_n" in result:
-                parts += [
-                    best_of_n(name, result),
-                    token_rewards(read_jsonl(folder / name / "responses.jsonl")),
-                ]
+                parts += [scoreboard.best_of_n(name, result), token_rewards(name, read_jsonl(responses))]
     write_html(Path(config.out), config.title, parts)
     Console().print(f"written: {config.out}")
-
-
-def write_html(out: Path, title: str, parts: list[str]) -> None:
-    """One page with everything that it needs inside."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    body = "\n".join(part for part in parts if part)
-    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-    page = f"<!doctype html><html lang=en>{head}<script>{get_plotlyjs()}</script><body>{body}</body></html>\n"
-    out.write_text(page, encoding="utf-8")
 
 
 def overview(runs: dict[str, list[dict]]) -> str:
@@ -121,45 +114,7 @@ def times(runs: dict[str, list[dict]]) -> str:
     return draw(figure, "Seconds a step", "seconds", "", height=150 + 45 * len(runs))
 
 
-def best_of_n(name: str, results: dict) -> str:
-    """Best-of-N curves and table of a benchmark."""
-    table = results["best_of_n"]
-    sizes = list(next(iter(table.values())))
-    figure = go.Figure()
-    for (method, row), colour in zip(table.items(), COLOURS * 2, strict=False):
-        values = [row[n] for n in sizes]
-        figure.add_scatter(
-            x=[int(n) for n in sizes],
-            y=[v[0] for v in values],
-            error_y={
-                "type": "data",
-                "array": [v[2] - v[0] for v in values],
-                "arrayminus": [v[0] - v[1] for v in values],
-                "thickness": 1,
-            },
-            name=method,
-            line={"color": colour, "width": 2, "dash": "dot" if method in ("oracle", "random") else "solid"},
-            visible="legendonly" if method.startswith("PRM, ") else True,
-        )
-    figure.update_xaxes(type="log", tickvals=[int(n) for n in sizes])
-    lines = []
-    for method, row in table.items():
-        cells = "".join(f"<td>{row[n][0]:.3f}" for n in sizes)
-        _, low, high = row[sizes[-1]]
-        lines.append(f"<tr><td>{escape(method)}{cells}<td>{low:.3f} to {high:.3f}</tr>")
-    head = f"<tr><th>method{''.join(f'<th>N={n}' for n in sizes)}<th>95 % at N={sizes[-1]}</tr>"
-    auc = results.get("step_auc")
-    judged = f"<p>Rewards of lines against a perfect checker: area under the ROC curve {auc:.3f} (.5 is chance).</p>"
-    steps = judged if auc else ""
-    title = f"{results['items']} items, {results['samples']} responses each; one is chosen."
-    return (
-        f"<h2>Best of N: {escape(name)}</h2><p>{title}</p>"
-        + draw(figure, "Accuracy of the chosen response", "N", "accuracy", height=380)
-        + f"<table>{head}{''.join(lines)}</table>{steps}"
-    )
-
-
-def token_rewards(rows: list[dict], prompts: int = 6) -> str:
+def token_rewards(name: str, rows: list[dict], prompts: int = 6) -> str:
     """Some responses, each token coloured by its process reward: one right and one wrong to a prompt."""
     chosen = []
     for row in rows:
@@ -188,7 +143,7 @@ def token_rewards(rows: list[dict], prompts: int = 6) -> str:
         f"{-largest:.2f} to {largest:.2f} and beyond (point at a token for its number). "
         "A wavy line marks a step that a perfect checker calls wrong; the checker took no part in training.</p>"
     )
-    return f"<h2>The reward of every token</h2>{legend}{''.join(cards)}"
+    return f"<h2>The reward of every token: {escape(name)}</h2>{legend}{''.join(cards)}"
 
 
 def response_card(response: dict, largest: float) -> str:
@@ -207,23 +162,6 @@ def response_card(response: dict, largest: float) -> str:
     verdict = escape(response["reason"])
     total = sum(response["rewards"])
     return f"<div class=card><span class=tag>{verdict}, score {total:+.3f}</span><pre>{''.join(spans)}</pre></div>"
-
-
-def draw(figure: go.Figure, title: str, x: str, y: str, height: int = 300) -> str:
-    """A figure as HTML without its own copy of the library."""
-    figure.update_layout(
-        title={"text": title, "font": {"size": 15}},
-        template="plotly_white",
-        height=height,
-        margin={"l": 60, "r": 20, "t": 45, "b": 45},
-        xaxis_title=x,
-        yaxis_title=y,
-        legend={"orientation": "h", "y": -0.25},
-        font={"family": "system-ui, sans-serif", "size": 12},
-    )
-    return figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
-    )
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -95,4 +95,4 @@ def _prompt(row: Row, where: str, verifier: str) -> Prompt:
         raise ValueError(f"{where}: no field answer, nor tests for code; there are: {', '.join(row)}")
     question = row.get("prompt") or row.get("question") or row.get("problem") or ""
     messages = question if isinstance(question, str | list) else str(question)
-    return Prompt(where, (), messages, as_answer(row.get("answer")), row, str(name))
+    return Prompt(where, (), messages, as_answer(row.get("answer"), str(name)), row, str(name))

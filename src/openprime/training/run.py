@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import importlib.util
+import io
 import json
 import math
+import os
 import platform
 import shutil
 import signal
@@ -160,22 +162,36 @@ class Run:
 def open_folder(config: FolderConfig, stage: str) -> Path:
     """Make a command's folder with config.yaml and versions.json, or open it where `config.resume` is set.
 
-    Raises ValueError when there is one already and it is not to be resumed, or when it was begun with
-    other settings.
+    Raises ValueError as `check_folder` does.
     """
-    folder, settings = Path(config.out), json.loads(config.model_dump_json())
-    path = folder / "config.yaml"
-    if path.is_file() and not config.resume:
-        raise ValueError(f"{folder} holds a run already: go on with --resume, or choose another --out")
-    if path.is_file():
-        _compare(folder, yaml.safe_load(path.read_text(encoding="utf-8")), settings)
+    check_folder(config, stage)
+    folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    settings = json.loads(config.model_dump_json())
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(versions(stage), indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def _compare(folder: Path, before: dict, now: dict) -> None:
+def check_folder(config: FolderConfig, stage: str) -> None:
+    """Before any work: raises ValueError when there is already a run in the folder that cannot go on.
+
+    That is one which is not to be resumed, or which was begun by another command or with other settings.
+    """
+    folder, path = Path(config.out), Path(config.out) / "config.yaml"
+    if not path.is_file():
+        return
+    if not config.resume:
+        raise ValueError(f"{folder} holds a run already: go on with --resume, or choose another --out")
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    made = folder / "versions.json"
+    command = json.loads(made.read_text(encoding="utf-8"))["stage"] if made.is_file() else stage
+    now = json.loads(config.model_dump_json())
+    refuse_changes(folder, {"command": command} | before, {"command": stage} | now)
+
+
+def refuse_changes(folder: Path, before: dict, now: dict) -> None:
+    """Raises ValueError, with every changed setting, for a folder that was begun with other ones."""
     old, new = dict(flatten(before)), dict(flatten(now))
     changed = [
         f"{key}: {old[key]!r} -> {value!r}"
@@ -278,16 +294,13 @@ def append_jsonl(path: Path, row: dict) -> None:
 
 def keep_until(path: Path, step: int) -> None:
     """Drop the records after `step`, and a last line that a kill left half-written."""
-    rows = [line for row, line in _whole_lines(path) if row["step"] <= step]
-    if path.is_file():
-        path.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
+    _cut(path, [end for row, end in _whole_lines(path) if row["step"] <= step])
 
 
 def resume_jsonl(path: Path) -> list[dict]:
     """The rows of a file that goes on; a last line that a kill left half-written is cut off."""
     lines = _whole_lines(path)
-    if path.is_file():
-        path.write_text("".join(f"{line}\n" for _, line in lines), encoding="utf-8")
+    _cut(path, [end for _, end in lines])
     return [row for row, _ in lines]
 
 
@@ -317,16 +330,26 @@ def fill_jsonl(
     return rows
 
 
-def _whole_lines(path: Path) -> list[tuple[dict, str]]:
-    """Rows of a JSONL file with their lines, up to the first that is not whole."""
-    whole = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.split("\n")[:-1]:  # splitlines would split at U+2028 too
-        try:
-            whole.append((json.loads(line), line))
-        except json.JSONDecodeError:
-            break
+def _whole_lines(path: Path) -> list[tuple[dict, int]]:
+    """Rows of a JSONL file and where each ends, in bytes, up to the first line that is not whole."""
+    whole, end = [], 0
+    with path.open("rb") if path.is_file() else io.BytesIO() as file:
+        for line in file:  # in bytes: only a line feed ends a line
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            end += len(line)
+            whole.append((row, end))
     return whole
+
+
+def _cut(path: Path, ends: list[int]) -> None:
+    """Shorten a file to the last of these ends, in one step: a kill meanwhile loses nothing."""
+    if path.is_file():
+        os.truncate(path, max(ends, default=0))
 
 
 def flatten(settings: dict, prefix: str = "") -> list[tuple[str, Any]]:

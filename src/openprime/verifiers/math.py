@@ -100,9 +100,9 @@ def extract_answer(text: str, answers: Answers = "auto") -> str | None:
     return found[-1] if found else None
 
 
-def canonical_answer(text: str) -> str | None:
+def canonical_answer(text: str, answers: Answers = "auto") -> str | None:
     """The final answer in a normal form, for voting: 0.50 and 1/2 are one answer. None without an answer."""
-    answer = extract_answer(text)
+    answer = extract_answer(text, answers)
     if answer is None:
         return None
     if len(answer) > LONGEST:
