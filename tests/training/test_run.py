@@ -4,14 +4,30 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
-from openprime.config import RLConfig, SFTConfig
+from openprime.config import EvaluateConfig, GenerateConfig, PromptFormat, RLConfig, SFTConfig
+from openprime.models.hub import read_format
+from openprime.models.tiny import build_model, build_tokenizer
 from openprime.training import run as run_module
-from openprime.training.run import Clock, Interrupted, Run, Signals, append_jsonl, flatten, keep_until
+from openprime.training.run import (
+    Clock,
+    Interrupted,
+    Run,
+    Signals,
+    append_jsonl,
+    check_folder,
+    fill_jsonl,
+    flatten,
+    keep_until,
+    open_folder,
+    resume_jsonl,
+)
 
 
 def config(folder: Path, **settings: object) -> RLConfig:
@@ -117,6 +133,116 @@ def test_another_stage_cannot_go_on_with_a_run(tmp_path: Path):
     Run(sft, "sft")
     with pytest.raises(ValueError, match="begun with other settings"):
         Run(config(tmp_path, resume=True), "rl")
+
+
+def test_another_command_cannot_go_on_with_a_folder_whatever_their_settings_have_in_common(tmp_path: Path):
+    shared = {"model": "m", "out": str(tmp_path), "max_response_tokens": 8}
+    open_folder(GenerateConfig.model_validate(shared | {"data": {"source": "d"}}), "generate")
+    config = EvaluateConfig.model_validate(shared | {"benchmark": ("clock",), "resume": True})
+    with pytest.raises(ValueError, match=r"other settings: command: 'generate' -> 'evaluate'"):
+        check_folder(config, "evaluate")
+
+
+def test_looking_at_a_folder_makes_nothing(tmp_path: Path):
+    check_folder(config(tmp_path / "new"), "rl")
+    assert not (tmp_path / "new").exists()
+    open_folder(config(tmp_path / "new"), "rl")
+    with pytest.raises(ValueError, match="holds a run already"):
+        check_folder(config(tmp_path / "new"), "rl")
+    check_folder(config(tmp_path / "new", resume=True), "rl")
+
+
+# Files of items
+
+
+class Maker:
+    """Makes rows that tell of their chunk, and remembers which it was asked for; stops at an item."""
+
+    def __init__(self, stop: int = 1000) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.stop = stop
+
+    def __call__(self, items: range, check: Callable[[], None]) -> list[dict]:
+        self.asked.append((items.start, items.stop))
+        if self.stop in items:
+            os.kill(os.getpid(), signal.SIGTERM)
+        check()
+        return [{"item": i, "chunk": items.start, "text": "é\u2028\x85"} for i in items]
+
+
+def fill(path: Path, make: Maker, total: int = 10) -> list[dict]:
+    """The rows of ten items, four at a time."""
+    return fill_jsonl(path, total, "items", Console(quiet=True), make)
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A file that was filled without a break."""
+    monkeypatch.setattr(run_module, "CHUNK", 4)
+    rows = fill(tmp_path / "whole.jsonl", Maker())
+    assert [row["item"] for row in rows] == list(range(10))
+    return (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_items_are_made_in_chunks(whole: bytes, tmp_path: Path):
+    make = Maker()
+    assert fill(tmp_path / "a.jsonl", make) == [json.loads(line) for line in whole.splitlines()]
+    assert make.asked == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_a_file_that_was_cut_anywhere_is_filled_to_the_same_bytes(whole: bytes, tmp_path: Path):
+    """Whatever of it a kill has left, in the middle of a character too; whole lines are not made again."""
+    path = tmp_path / "cut.jsonl"
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        make = Maker()
+        rows = fill(path, make)
+        assert path.read_bytes() == whole
+        assert [row["item"] for row in rows] == list(range(10))
+        lines = whole[:length].count(b"\n")
+        assert make.asked == [chunk for chunk in [(0, 4), (4, 8), (8, 10)] if chunk[1] > lines]
+
+
+def test_a_line_that_is_no_json_ends_what_is_kept(whole: bytes, tmp_path: Path):
+    lines = whole.splitlines(keepends=True)
+    path = tmp_path / "torn.jsonl"
+    path.write_bytes(b"".join([*lines[:3], b'{"item": \xff}\n', *lines[4:]]))
+    fill(path, Maker())
+    assert path.read_bytes() == whole
+
+
+def test_a_signal_stops_between_chunks_and_nothing_is_lost(whole: bytes, tmp_path: Path):
+    path = tmp_path / "stopped.jsonl"
+    with pytest.raises(Interrupted) as stop:
+        fill(path, Maker(stop=5))
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:4])
+    make = Maker()
+    fill(path, make)
+    assert make.asked == [(4, 8), (8, 10)]
+    assert path.read_bytes() == whole
+
+
+def test_more_lines_than_items_are_refused(whole: bytes, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"whole\.jsonl: 10 lines for 9 items: the data have changed"):
+        fill(tmp_path / "whole.jsonl", Maker(), 9)
+    assert (tmp_path / "whole.jsonl").read_bytes() == whole
+
+
+def test_shortening_a_file_never_holds_it_empty(
+    whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A kill in that moment would lose all that was done."""
+    path = tmp_path / "kept.jsonl"
+    path.write_bytes(whole + b'{"item": 1')
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("written anew")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    assert len(resume_jsonl(path)) == 10
+    assert path.read_bytes() == whole
 
 
 # Records
@@ -229,6 +355,20 @@ def test_an_export_is_whole_or_absent(tmp_path: Path):
     run.export("model", write)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["a"]
     assert not (tmp_path / ".partial-model").exists()
+
+
+def test_a_model_remembers_how_it_was_asked(tmp_path: Path):
+    """prompt_format.json: what evaluation needs to ask it in the same way."""
+    tokenizer = build_tokenizer(["one two three"], 300)
+    model = build_model(tokenizer, 8, 1, 2, 32, 0)
+    asked = {"source": "d", "suffix": " Box it.", "system": "Be brief.", "template": "eurus", "limit": 3}
+    run = Run(config(tmp_path, data=asked), "rl")
+    folder = run.export_model("model", model, tokenizer, run.config.data)  # pyright: ignore
+    form = {"system": "Be brief.", "suffix": " Box it.", "template": "eurus", "chat_template": "auto"}
+    assert json.loads((folder / "prompt_format.json").read_text()) == form
+    assert read_format(str(folder)) == PromptFormat.model_validate(form)
+    (folder / "prompt_format.json").unlink()
+    assert read_format(str(folder)) is None
 
 
 # Signals

@@ -318,11 +318,19 @@ def fill_jsonl(
     its own. `make` calls `check` now and then, which raises Interrupted after a signal.
     """
     rows = resume_jsonl(path)
+    if len(rows) > total:
+        raise ValueError(
+            f"{path}: {len(rows)} lines for {total} items: the data have changed; choose another --out"
+        )
     with Signals() as signals, Bar(console, title, total, len(rows)) as bar:
         begun, before = time.perf_counter(), len(rows)
-        for start in range(len(rows) // CHUNK * CHUNK, total, CHUNK):
+        while len(rows) < total:
             signals.check()
-            for row in make(range(start, min(start + CHUNK, total)), signals.check)[len(rows) - start :]:
+            start = len(rows) // CHUNK * CHUNK
+            chunk = range(start, min(start + CHUNK, total))
+            made = make(chunk, signals.check)
+            assert len(made) == len(chunk)
+            for row in made[len(rows) - start :]:
                 append_jsonl(path, row)
                 rows.append(row)
             pace = (len(rows) - before) / (time.perf_counter() - begun)
