@@ -1,7 +1,6 @@
 """Benchmarks by name: small YAML files in configs/benchmarks, or a file of the user's own."""
 
 import difflib
-from pathlib import Path
 
 from openprime.config import BenchmarkConfig, find_config, package_configs, read_config
 
@@ -14,7 +13,8 @@ def find_benchmark(name: str) -> tuple[str, BenchmarkConfig]:
     if name.endswith((".yaml", ".yml")):
         path = find_config(name)
         return path.stem, read_config(BenchmarkConfig, path)
-    entries = {path.stem: path for path in sorted((package_configs() / "benchmarks").glob("*.yaml"))}
+    paths = (package_configs() / "benchmarks").glob("*.yaml")
+    entries = {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
     alike = {_plain(entry): entry for entry in entries}
     found = alike.get(_plain(name))
     if found is None:
@@ -23,7 +23,7 @@ def find_benchmark(name: str) -> tuple[str, BenchmarkConfig]:
         raise ValueError(
             f"no benchmark {name!r}; {hint}: {', '.join(entries)}; or name a YAML file of your own"
         )
-    return found, read_config(BenchmarkConfig, Path(entries[found]))
+    return found, read_config(BenchmarkConfig, entries[found])
 
 
 def _plain(name: str) -> str:
