@@ -110,6 +110,11 @@ def test_responses_without_an_outcome_are_left_out_and_counted(read, generated):
     data = read(generated("a", ((40, END), None), ((41, END), 0.5)), generated("b", ((42, END), None)))
     assert [row.response.token_ids[0] for row in data.rows] == [41]
     assert "2 of 3 responses have no outcome: left out" in data.notes
+    data = read(
+        flat("a", "b", None), flat("a", "c", math.nan), flat("a", "d", 0.5)
+    )  # tables say nothing by NaN
+    assert [row.response.text for row in data.rows] == ["d"]
+    assert "2 of 3 responses have no outcome: left out" in data.notes
 
 
 def test_what_was_added_to_the_prompts_is_not_added_twice(read, generated):

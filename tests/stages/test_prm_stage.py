@@ -25,6 +25,7 @@ from openprime.models.tiny import build_model, build_tokenizer
 from openprime.stages import prm as stage
 from openprime.training.checkpoint import checkpoints
 from openprime.training.run import Run
+from openprime.types import Batch
 
 WORDS = ("one", "two", "six", "ten", "add", "sub")
 LOSSES = ("ce", "dpo", "nca", "kto", "steps")
@@ -269,6 +270,53 @@ def test_how_a_batch_is_cut_changes_nothing(loss: str, start: str, data: dict[st
         torch.testing.assert_close(value, theirs[name], rtol=1e-2, atol=1e-3)
 
 
+def test_a_reference_kept_in_memory_is_that_of_each_batch(
+    start: str, data: dict[str, str], trained, tmp_path
+):
+    """One epoch computes it batch by batch, three epochs begin with the same steps."""
+    once = metrics(train(start, data["steps"], tmp_path / "run", "--loss", "steps"))
+    for row, other in zip(once[:-1], metrics(trained("steps")), strict=False):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+def test_kto_takes_its_reference_point_from_the_batch(
+    start: str, data: dict[str, str], tmp_path: Path, monkeypatch
+):
+    batches, collate, loss = [], stage.collate_judged, stage.prm_loss
+    given, taken = [], []
+    monkeypatch.setattr(stage, "collate_judged", lambda rows, pad: batches.append(rows) or collate(rows, pad))
+    monkeypatch.setattr(
+        stage, "kto_reference_point", lambda prm, rows, longest: given.append((rows, longest)) or 0.37
+    )
+    monkeypatch.setattr(stage, "prm_loss", lambda *a: taken.append((batches[-1], a[-1])) or loss(*a))
+    flags = ("--loss", "kto", "--held-out", "0", "--max-tokens", "90", "--epochs", "0.3")
+    out = train(start, data["kto"], tmp_path / "run", *flags)
+    assert given == [(rows, 90) for rows, _ in taken]
+    assert [z0 for _, z0 in taken] == [0.37] * 3
+    assert [row["prm/reference_point"] for row in metrics(out)] == [0.37] * 3
+
+
+def test_the_accuracy_of_a_batch_by_hand():
+    """Scores 0.3, -0.1, 0.2, -0.4 of two prompts; labelled steps at the second and the last token."""
+    rewards = torch.tensor([[0.0, -0.2, 0.5], [0.0, 0.3, -0.4], [0.0, 0.3, -0.1], [0.0, -0.1, -0.3]])
+    where = torch.tensor([[False, True, True]] * 4)
+    batch = Batch(
+        token_ids=torch.zeros(4, 3, dtype=torch.long),
+        response_mask=where,
+        lengths=torch.full((4,), 3),
+        outcome=torch.tensor([1.0, 1.0, 0.25, 0.0]),
+        group=torch.tensor([5, 5, 5, 7]),
+        logprobs=torch.zeros(4, 3),
+        step_end=where,
+    )
+    labels = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    right = {"ce": 2 / 4, "kto": 2 / 4, "steps": 5 / 8}  # prefix values -.2 .3, .3 -.1, .3 .2, -.1 -.4
+    for loss, share in right.items():
+        assert stage.batch_accuracy(loss, rewards, batch, labels) == {"prm/accuracy": share}
+    for loss in ("dpo", "nca"):  # of the pairs (0.3 over 0.2) and (-0.1 over 0.2)
+        assert stage.batch_accuracy(loss, rewards, batch, labels) == {"prm/pairwise_accuracy": 0.5}
+
+
 @pytest.mark.parametrize(("sizes", "batch"), [([1] * 10, 3), ([1] * 4, 9), ([4, 1, 3, 2, 5], 6), ([7, 7], 3)])
 @pytest.mark.parametrize("epochs", [0.5, 1, 3])
 def test_every_unit_is_taken_once_an_epoch(sizes: list[int], batch: int, epochs: float):
@@ -416,10 +464,10 @@ def nats_by_hand(model: str, rows: list[dict]) -> float:
 
 
 def short_rows() -> list[dict]:
-    """One word or two a response, so that responses have few nats."""
+    """A letter or two a response, so that responses have few nats."""
     rng = random.Random("short")
     return [
-        {"prompt": f"say {p}", "response": " ".join(rng.choices(WORDS, k=1 + i % 2)), "outcome": i % 2}
+        {"prompt": f"say {p}", "response": "".join(rng.choices("abcdef", k=1 + (i > 2))), "outcome": i % 2}
         for p in range(9)
         for i in range(5)
     ]
@@ -535,7 +583,9 @@ def test_losses_on_pairs_need_a_pair(loss: str, refused, start: str, tmp_path: P
         in said
     )
     assert not (out / "held_out.json").exists()
-    assert len(metrics(out)) > 2
+    rows = metrics(out)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))  # no measure before the first step
+    assert len(rows) > 1
 
 
 def test_models_with_different_vocabularies_are_refused(refused, start: str, tmp_path: Path):

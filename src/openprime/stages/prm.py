@@ -28,8 +28,8 @@ from openprime.training.prm import PAIRS, kto_reference_point, outcome_loss, prm
 from openprime.training.run import Bar, Run, Signals
 from openprime.types import Batch, NonFiniteError
 
-REACH = 2.0
-"""What beta=auto makes of beta S, where S is -log ref of the median response: its P(right) stays below sigmoid(2)."""
+REACH = 0.75
+"""What beta=auto makes of beta S, where S is -log ref of the median response."""
 SAMPLE = 256
 """Responses that S is measured on."""
 ROWS = 1024
@@ -48,7 +48,9 @@ def train(config: OfflinePRMConfig) -> None:
     data = read_judged(config.data, tokenizer, config.max_tokens, config.loss == "steps")
     training, held_out = split_prompts(data.rows, config.held_out, config.seed)
     notes += data.notes
-    units = units_of(training, config, notes)
+    if config.loss in PAIRS:
+        training = with_pairs(training, config, notes)
+    units = units_of(training, config.loss)
     plan = plan_steps([len(unit) for unit in units], config.batch, config.epochs, config.seed)
     steps = len(plan)
     model, frozen = load_model(config.model, device), load_model(reference_name, device)
@@ -74,30 +76,31 @@ def train(config: OfflinePRMConfig) -> None:
         beta, measured = restored["beta"], restored["held_out"]
         notes.append(f"beta {beta:.3g}, as before")
     else:
-        nats = median_nats(frozen, [training[i] for unit in units for i in unit], config)
-        beta = choose_beta(config.beta, own_beta, nats, notes)
+        beta = choose_beta(config.beta, own_beta, median_nats(frozen, training, config), notes)
     for note in notes:
         run.console.print(f"note: {note}", highlight=False)
     prm = ImplicitPRM(model, frozen, beta, tokenizer, config.optimizer.tokens_per_microbatch, bfloat16)
 
     with Signals() as signals, closing(run):
-        known = reference_values(prm, training, run, signals) if config.epochs > 1 else None
+        again = config.epochs > 1 and run.step < steps  # every response more than once
+        known = reference_values(prm, training, run, signals) if again else []
         with Bar(run.console, "prm", steps, run.step) as bar:
-            if restored is None:
+            if held_out and restored is None:
                 with run.clock.phase("held_out"):
-                    measured["start"] = measure(prm, held_out, config) if held_out else {}
+                    measured["start"] = measure(prm, held_out, config)
                 run.log(0, measured["start"] | run.clock.take())
+                bar.say(f"step 0: {said(measured['start'])}")
             for step in range(run.step + 1, steps + 1):
                 numbers = [i for unit in plan[step - 1] for i in units[unit]]
                 rows = [training[i] for i in numbers]
                 with run.clock.phase("step"):
                     batch, labels = collate_judged(rows, pad_token(tokenizer))
                     batch, labels = batch.to(device), labels.to(device)
-                    if known is None:
-                        reference = prm.reference_logprobs(batch)
-                    else:
+                    if known:
                         reference = torch.zeros_like(batch.logprobs)
                         reference[batch.response_mask] = torch.cat([known[i] for i in numbers]).to(device)
+                    else:
+                        reference = prm.reference_logprobs(batch)
                     z0 = kto_reference_point(prm, rows, config.max_tokens) if config.loss == "kto" else 0.0
                     try:
                         loss = prm_loss(config.loss, batch, reference, beta, labels, z0)
@@ -117,6 +120,8 @@ def train(config: OfflinePRMConfig) -> None:
                     metrics |= measured["end"]
                 metrics |= run.clock.take()
                 run.log(step, metrics)
+                if last and held_out:
+                    bar.say(f"step {step}: {said(measured['end'])}")
                 if bar.console.is_terminal or last or step % max(1, steps // 20) == 0:
                     bar.report(step, headline(metrics, batch))
                 if signals.received or last or (config.save_every and step % config.save_every == 0):
@@ -126,7 +131,6 @@ def train(config: OfflinePRMConfig) -> None:
                     signals.check()
 
     run.export("prm", lambda folder: prm.save_pretrained(folder, tokenizer, reference_name))
-    where = f"{run.folder} holds the PRM in prm/"
     if held_out:
         summary = {
             "prompts": len({row.group for row in held_out}),
@@ -138,8 +142,8 @@ def train(config: OfflinePRMConfig) -> None:
         }
         (run.folder / "held_out.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         run.console.print(table(summary))
-        where += ", what was measured in held_out.json"
-    run.console.print(f"done: {where}", highlight=False)
+    where = ", the figures in held_out.json" if held_out else ""
+    run.console.print(f"done: {run.folder} holds the PRM in prm/{where}", highlight=False)
 
 
 def starting_point(config: OfflinePRMConfig) -> tuple[float | None, str]:
@@ -154,28 +158,31 @@ def starting_point(config: OfflinePRMConfig) -> tuple[float | None, str]:
     return beta, config.reference or saved
 
 
-def units_of(rows: Sequence[Judged], config: OfflinePRMConfig, notes: list[str]) -> list[list[int]]:
-    """Rows that a step takes together: one response, or for losses on pairs all responses of a prompt with a pair.
-
-    Raises ValueError where no prompt has a pair.
-    """
-    if config.loss not in PAIRS:
-        return [[i] for i in range(len(rows))]
-    prompts: dict[int, list[int]] = {}
-    for i, row in enumerate(rows):
-        prompts.setdefault(row.group, []).append(i)
-    paired = [unit for unit in prompts.values() if len({rows[i].response.outcome for i in unit}) > 1]
-    if not paired:
+def with_pairs(rows: Sequence[Judged], config: OfflinePRMConfig, notes: list[str]) -> list[Judged]:
+    """The responses to prompts with a pair, a better and a worse one; raises ValueError where there is none."""
+    outcomes: dict[int, set[float | None]] = {}
+    for row in rows:
+        outcomes.setdefault(row.group, set()).add(row.response.outcome)
+    left = sum(len(found) == 1 for found in outcomes.values())
+    if left == len(outcomes):
         raise ValueError(
-            f"{config.data.source}: none of {len(prompts)} prompts has both a right and a wrong response, so there is "
-            f"no pair for loss={config.loss}: set loss=ce, which learns from single responses"
+            f"{config.data.source}: none of {left} prompts has both a right and a wrong response, so there is no pair "
+            f"for loss={config.loss}: set loss=ce, which learns from single responses"
         )
-    if len(paired) < len(prompts):
+    if left:
         notes.append(
-            f"{len(prompts) - len(paired)} of {len(prompts)} prompts have no right or no wrong response: left out, "
-            f"as loss={config.loss} learns from pairs"
+            f"{left} of {len(outcomes)} prompts have no right or no wrong response: left out, as loss={config.loss} "
+            "learns from pairs"
         )
-    return paired
+    return [row for row in rows if len(outcomes[row.group]) > 1]
+
+
+def units_of(rows: Sequence[Judged], loss: str) -> list[list[int]]:
+    """Rows that a step takes together: single responses, or whole prompts for losses on pairs."""
+    units: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        units.setdefault(row.group if loss in PAIRS else i, []).append(i)
+    return list(units.values())
 
 
 def plan_steps(sizes: Sequence[int], batch: int, epochs: float, seed: int) -> list[list[int]]:
@@ -338,6 +345,17 @@ def headline(metrics: Measures, batch: Batch) -> dict[str, str]:
         name.replace("_", " "): f"{metrics[f'prm/{name}']:.3f}",
         "tok/s": f"{int(batch.lengths.sum()) / metrics['time/step']:,.0f}",
     }
+
+
+def said(measures: Measures) -> str:
+    """What was measured on held-out responses, in short."""
+    shown = ("loss", "pairwise_accuracy", "auc")
+    found = [
+        f"{name.replace('_', ' ')} {measures[key]:.3f}"
+        for name in shown
+        if (key := f"held_out/{name}") in measures
+    ]
+    return f"held out: {', '.join(found)}"
 
 
 def plain(measures: Measures) -> Measures:
