@@ -1,9 +1,11 @@
 """The readers on real benchmark files; skipped where the folder with them is absent."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from openprime.cli import main
 from openprime.config import DataConfig
 from openprime.data.readers import read_demonstrations, read_prompts
 
@@ -36,3 +38,45 @@ def test_gsm8k_as_prompts_and_demonstrations(tokenizer):
     assert len(prompts.prompts) == len(demonstrations.rows) == 1319
     assert tokenizer.decode(demonstrations.rows[0].response_ids).endswith("\n#### 18<|end|>")
     assert demonstrations.rows[0].prompt_ids == prompts.prompts[0].token_ids
+
+
+# benchmark: (file, items, left out, field of the reference)
+JUDGED = {
+    "gsm8k": ("gsm8k-test.jsonl", 1319, 0, "answer"),
+    "math-500": ("math-500.jsonl", 500, 0, "solution"),
+    "aime": ("aime-2022-2024.jsonl", 90, 0, "answer"),
+    "aime-2024": ("aime-2022-2024.jsonl", 30, 0, "answer"),
+    "amc": ("amc-2022-2023.jsonl", 83, 0, "answer"),
+    "humaneval": ("humaneval.jsonl", 161, 3, "canonical_solution"),
+    "mbpp": ("mbpp.jsonl", 398, 1, "code"),
+}
+WRONG = {"humaneval": "    return None\n", "mbpp": "x = 1"}
+"""Instead of a wrong number."""
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each reference and a wrong response, judged by one command."""
+    folder = tmp_path_factory.mktemp("real")
+    for name, (file, _, _, field) in JUDGED.items():
+        rows = [json.loads(line) for line in (FOLDER / file).read_text(encoding="utf-8").splitlines()]
+        pairs = [[str(row[field]), WRONG.get(name, r"\boxed{-98765}")] for row in rows]
+        text = "".join(json.dumps({"responses": pair}) + "\n" for pair in pairs)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    args = ["--data", *(str(FOLDER / file) for file, *_ in JUDGED.values())]
+    args += ["--responses", *(str(folder / f"{name}.jsonl") for name in JUDGED)]
+    assert main(["evaluate", "--benchmark", *JUDGED, *args, "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_all_references_are_right(evaluated, name):
+    """Of every item that can be judged; and a wrong response to none."""
+    _, items, left_out, _ = JUDGED[name]
+    result = json.loads((evaluated / "results.json").read_text())["benchmarks"][name]
+    assert (result["items"], result["left_out"]) == (items, left_out)
+    lines = (evaluated / name / "responses.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    outcomes = [[r["outcome"] for r in json.loads(line)["responses"]] for line in lines]
+    assert outcomes == [[1.0, 0.0]] * items
+    assert result["avg@2"] == [0.5, 0.5, 0.5]
+    assert result["reasons"]["right"] == items
