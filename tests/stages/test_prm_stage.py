@@ -19,7 +19,8 @@ from tiny_runs import assert_same_run, metrics, records, weights
 
 from openprime.cli import main
 from openprime.config import OfflinePRMConfig, read_config
-from openprime.models.hub import load_model, save_model
+from openprime.data.judged import read_judged, split_prompts
+from openprime.models.hub import load_model, load_tokenizer, save_model
 from openprime.models.implicit_prm import ImplicitPRM, read_settings
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.stages import prm as stage
@@ -154,13 +155,10 @@ def test_metrics_have_their_names_and_are_finite(loss: str, trained: Callable[[s
 
 
 @pytest.mark.parametrize("loss", ["ce", "steps"])
-def test_the_held_out_measures_are_those_of_the_saved_prm(
-    loss: str, trained: Callable[[str], Path], monkeypatch
-):
+def test_the_held_out_measures_are_those_of_the_saved_prm(loss: str, trained: Callable[[str], Path]):
     """Texts scored by the PRM as it is loaded from its folder, and every measure counted by hand."""
-    prompts, (out, rows) = {}, (trained(loss), judged_rows(30, loss == "steps"))
-    spied = Path(read_config(OfflinePRMConfig, out / "config.yaml").out)
-    assert spied == out
+    out, rows = trained(loss), judged_rows(30, loss == "steps")
+    prompts: dict[str, list[dict]] = {}
     for row in rows:
         prompts.setdefault(row["prompt"], []).append(row)
     found = held_out(out)
@@ -213,9 +211,6 @@ def test_the_held_out_measures_are_those_of_the_saved_prm(
 
 def held_prompts(out: Path) -> list[str]:
     """The prompts that a run held out, from its configuration."""
-    from openprime.data.judged import read_judged, split_prompts
-    from openprime.models.hub import load_tokenizer
-
     config = read_config(OfflinePRMConfig, out / "config.yaml")
     rows = read_judged(config.data, load_tokenizer(config.model), 4096, config.loss == "steps").rows
     held = split_prompts(rows, config.held_out, config.seed)[1]

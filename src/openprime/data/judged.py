@@ -115,9 +115,8 @@ def split_prompts(rows: Sequence[Judged], share: float, seed: int) -> tuple[list
     Who is held out depends on the seed and the prompt's own messages, not on the other prompts. Raises
     ValueError where none is left to train on.
     """
-    place = {
-        row.group: random.Random(f"held-out-{seed}-{_key(row.prompt.messages)}").random() for row in rows
-    }
+    asked = {row.group: _key(row.prompt.messages) for row in rows}
+    place = {group: random.Random(f"held-out-{seed}-{key}").random() for group, key in asked.items()}
     held = {group for group, at in place.items() if at < share}
     if share and not held:
         held = {min(place, key=lambda group: place[group])}
