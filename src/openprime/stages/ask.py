@@ -55,17 +55,6 @@ STEP_STYLE = """
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A question and its answer."""
-
-    question: str
-    text: str
-    pieces: list["Piece"]
-    score: Score | None
-    """None without a PRM."""
-
-
-@dataclass(frozen=True, slots=True)
 class Piece:
     """A stretch of the answer that is shown in one colour: a token, or the tokens that make one character."""
 
@@ -74,6 +63,17 @@ class Piece:
     step: int
     special: bool = False
     """Whether it is the name of a special token, which is no part of the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A question and its answer."""
+
+    question: str
+    text: str
+    pieces: list[Piece]
+    score: Score | None
+    """None without a PRM."""
 
 
 def ask(config: AskConfig) -> None:
