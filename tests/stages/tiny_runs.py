@@ -115,3 +115,29 @@ def end(process: subprocess.Popen, number: signal.Signals) -> tuple[int, str]:
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
+
+
+SMALL_CHUNKS = """
+import sys
+from openprime.cli import main
+from openprime.training import run
+
+run.CHUNK = 4
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start_in_chunks(args: list[str]) -> subprocess.Popen:
+    """The command in a process of its own, which makes four items of a file at a time."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SMALL_CHUNKS, *args],
+        env=os.environ | PYTHONPATH,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(path: Path) -> int:
+    """Whole lines of a file."""
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
