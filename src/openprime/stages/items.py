@@ -169,7 +169,7 @@ def line_of(path: Path, row: int) -> int:
 def whole(text: str, item: Prompt, answers: Answers = "auto") -> str:
     r"""A recorded response as a model would write it: a bare answer in a box, a bare program in a fence."""
     bare = text.strip()
-    if item.verifier == "math" and is_answer(bare, item, answers):
+    if item.verifier == "math" and is_answer(bare, item):
         return f"#### {bare}" if answers == "hashes" else rf"\boxed{{{bare}}}"
     if item.verifier == "code" and "```" not in text and bare:
         signature = item.columns.get("prompt")
@@ -180,9 +180,9 @@ def whole(text: str, item: Prompt, answers: Answers = "auto") -> str:
     return text
 
 
-def is_answer(bare: str, item: Prompt, answers: Answers) -> bool:
+def is_answer(bare: str, item: Prompt) -> bool:
     """Whether a text is nothing but an answer: a line without words one after the other, or the reference itself."""
-    if not bare or "\n" in bare or extract_answer(bare, answers) is not None:
+    if not bare or "\n" in bare or extract_answer(bare) is not None:
         return False
     return bare == item.answer or not PROSE.search(LATEX.sub(" ", bare))
 
