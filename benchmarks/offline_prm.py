@@ -10,6 +10,7 @@ again to go on.
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,17 @@ HELD_OUT = ("pairwise_accuracy", "auc", "ece", "brier", "lowest_step_last")
 
 def main() -> None:
     """Run what is missing and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="runs/offline-prm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--losses", nargs="+", default=["ce", "dpo", "nca", "kto"])
     parser.add_argument("--json", default="")
     args = parser.parse_args()
-    found = {loss: [one(Path(args.out) / str(seed), seed, loss) for seed in args.seeds] for loss in args.losses}
+    found = {
+        loss: [one(Path(args.out) / str(seed), seed, loss) for seed in args.seeds] for loss in args.losses
+    }
     show(found)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -40,35 +45,33 @@ def main() -> None:
 
 def one(folder: Path, seed: int, loss: str) -> dict:
     """The PRM of one loss on one pupil: accuracies of the choice among 16, and held-out measures."""
-    task = ["--data.task-seed", str(seed)]
-    sft, generated, prm = folder / "sft", folder / "generate", folder / loss
+    sft, generated, prm, first, judged = (
+        folder / name for name in ("sft", "generate", loss, "evaluate", f"evaluate-{loss}")
+    )
+    pupil = f"--data.task-seed {seed} --seed {seed}"
     if not (sft / "model").is_dir():
-        run("sft", "configs/sft/tiny.yaml", *task, "--eval-data.task-seed", str(seed), "--seed", str(seed), "--out", sft)
-    model = ["--model", str(sft / "model")]
-    run("generate", "configs/generate/tiny.yaml", *model, *task, "--seed", str(seed), "--out", generated)
-    source = ["--data.source", str(generated / "responses.jsonl")]
+        run(f"sft configs/sft/tiny.yaml {pupil} --eval-data.task-seed {seed} --out {sft}")
+    run(f"generate configs/generate/tiny.yaml --model {sft}/model {pupil} --out {generated}")
     if not (prm / "prm").is_dir():
-        run("prm", "configs/prm/tiny.yaml", *model, *source, "--loss", loss, "--seed", str(seed), "--out", prm)
+        source = f"--model {sft}/model --data.source {generated}/responses.jsonl"
+        run(f"prm configs/prm/tiny.yaml {source} --loss {loss} --seed {seed} --out {prm}")
     entry = folder / "clock.yaml"
     entry.write_text(
         f"data: {{source: 'task:clock', limit: 200, horizon: 8, task_seed: {seed}}}\nmax_response_tokens: 48\n",
         encoding="utf-8",
     )
     # All losses choose among the same responses: sampled once, then read again.
-    first = folder / "evaluate"
-    choose = ["evaluate", str(sft / "model"), "--benchmark", str(entry), "--samples", "16", "--seed", str(seed)]
-    run(*choose, "--out", first)
-    judged = folder / f"evaluate-{loss}"
-    recorded = ["--responses", str(first / "clock" / "responses.jsonl"), "--prm", str(prm / "prm")]
-    run(*choose, *recorded, "--out", judged)
+    choose = f"evaluate {sft}/model --benchmark {entry} --samples 16 --seed {seed}"
+    run(f"{choose} --out {first}")
+    run(f"{choose} --responses {first}/clock/responses.jsonl --prm {prm}/prm --out {judged}")
     table = read(judged / "results.json")["benchmarks"]["clock"]["best_of_n"]
     choices = {name: {n: row[n][0] for n in row} for name, row in table.items()}
     return {"seed": seed, "best_of_n": choices, "held_out": read(prm / "held_out.json")["end"]}
 
 
-def run(*command: object) -> None:
+def run(command: str) -> None:
     """A command that must succeed; one that was interrupted goes on."""
-    status = openprime([*map(str, command), "--resume"])
+    status = openprime([*shlex.split(command), "--resume"])
     if status:
         raise SystemExit(status)
 
