@@ -59,19 +59,33 @@ def fake_run(folder: Path, evaluated: bool = True) -> Path:
 
 
 def fake_evaluation(folder: Path, prompt: object = EVIL, text: str = "+two four\n#### 4") -> Path:
-    """An evaluation's results and responses."""
-    folder.mkdir(parents=True)
+    """An evaluation's results and responses: one with a PRM, one greedy alone, one of first errors."""
+    (folder / "clock").mkdir(parents=True)
     curve = {n: [0.5, 0.4, 0.6] for n in ("1", "2", "4")}
-    table = dict.fromkeys(("random", "majority vote", "PRM", "oracle"), curve)
+    table = dict.fromkeys(("random", "majority vote", "PRM", "PRM, last step", "oracle"), curve)
+    found = {"error_accuracy": 0.125, "correct_accuracy": None, "f1": None}
     results = {
         "model": "models/<b>evil</b>",
-        "prompts": 3,
-        "samples": 4,
-        "best_of_n": table,
-        "step_auc": 0.625,
+        "prm": "a [PRM]",
+        "benchmarks": {
+            "clock": {
+                "items": 3,
+                "left_out": 2,
+                "samples": 4,
+                "truncated": 0.25,
+                "greedy": [0.375, 0.25, 0.5],
+                "avg@4": [0.5, 0.4, 0.6],
+                "pass@k": curve,
+                "maj@k": curve,
+                "best_of_n": table,
+                "step_auc": 0.625,
+            },
+            "a <i>": {"items": 7, "left_out": 0, "samples": 0, "greedy": [0.75, 0.5, 1.0]},
+            "processbench": {"items": 9, "first_error": {"threshold 0": found}, "lowest_step_last": None},
+        },
     }
     (folder / "results.json").write_text(json.dumps(results))
-    tokens = [*re.findall(r"\n|[^\S\n]*\S+", text), "<|im_end|>"]
+    tokens = [*re.findall(r"\n|[^\S\n]*\S+", text), ""]
 
     def response(outcome: float, reason: str) -> dict:
         return {
@@ -85,7 +99,10 @@ def fake_evaluation(folder: Path, prompt: object = EVIL, text: str = "+two four\
         }
 
     line = {"prompt": prompt, "answer": "4", "responses": [response(1.0, "right"), response(0.0, "wrong")]}
-    (folder / "responses.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(line, ensure_ascii=False) + "\n"
+    for name in results["benchmarks"]:
+        (folder / name).mkdir(exist_ok=True, parents=True)
+        (folder / name / "responses.jsonl").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -123,8 +140,10 @@ def test_what_is_written_is_shown_and_not_run(whole: Page):
     """A prompt, a title and a model's name are text, whatever they look like."""
     assert EVIL in whole.text
     assert "models/<b>evil</b>" in whole.text
+    assert "a [PRM]" in whole.text
+    assert "a <i>" in whole.text
     assert "Runs & <trials>" in whole.text
-    assert not [tag for tag, _ in whole.tags if tag in ("trials", "img")]
+    assert not [tag for tag, _ in whole.tags if tag in ("trials", "img", "i")]
     assert not any("alert('prompt')" in script for script in whole.scripts)
 
 
@@ -140,8 +159,19 @@ def test_runs_are_named_with_their_numbers(whole: Page):
 def test_the_evaluation_is_shown(whole: Page):
     for name in ("random", "majority vote", "PRM", "oracle"):
         assert name in whole.text
-    assert "0.400 to 0.600" in whole.text
+    assert "0.40-0.60" in whole.text
     assert "0.625" in whole.text  # the area under the curve
+    assert "0.750" in whole.text  # greedy alone
+    assert "3-2" in whole.text  # three items and two that were left out
+    assert "items that could not be judged" in whole.text
+    assert "0.125" in whole.text  # first errors
+
+
+def test_what_cannot_be_told_is_a_dash(whole: Page):
+    cells = "".join(whole.texts)
+    assert "0.125--" in cells  # no right solution, so no share of them and no F1
+    assert "None" not in cells
+    assert "nan" not in cells
 
 
 def test_tokens_have_the_colour_of_their_reward(whole: Page):
@@ -162,7 +192,20 @@ def test_tokens_have_the_colour_of_their_reward(whole: Page):
 def test_a_wrong_step_is_marked(whole: Page):
     spans = [a for tag, a in whole.tags if tag == "span" and (a.get("class") or "").startswith("tok")]
     slips = ["slip" in (a["class"] or "") for a in spans]
-    assert slips == [False, False, False, True, True, False] * 2  # the second line, not its end token
+    assert slips == [False, False, False, True, True, False] * 2  # the second line, not the end
+    assert whole.text.count("∎") == 2  # which has a reward without a text
+
+
+def test_the_wavy_line_is_explained_where_there_is_one(tmp_path: Path):
+    evaluation = fake_evaluation(tmp_path / "e")
+    path = evaluation / "clock" / "responses.jsonl"
+    line = json.loads(path.read_text())
+    for response in line["responses"]:
+        del response["steps"]
+    args = ["--runs", str(fake_run(tmp_path / "r")), "--evaluation", str(evaluation)]
+    assert "A wavy line" in page(tmp_path, *args).text
+    path.write_text(json.dumps(line))
+    assert "A wavy line" not in page(tmp_path, *args).text
 
 
 def test_chat_prompts_are_shown(tmp_path: Path):
@@ -221,19 +264,56 @@ def test_real_runs_and_a_real_evaluation(model: Path, tmp_path: Path):
     one = rl(model, tmp_path / "prime")
     two = rl(model, tmp_path / "outcome-only", "--advantage.process-weight", "0", "--eval.samples", "2")
     out = tmp_path / "evaluation"
-    args = ["--data.horizon", "2", "--data.limit", "6", "--samples", "4", "--max-response-tokens", "16"]
-    models = ["--model", str(model), "--prm", str(one / "prm"), "--out", str(out)]
-    assert main(["evaluate", "configs/evaluate/tiny.yaml", *args, *models]) == 0
+    (tmp_path / "mine.yaml").write_text(
+        'data: {source: "task:clock", horizon: 2, limit: 6}\nmax_response_tokens: 16'
+    )
+    models = [str(model), "--prm", str(one / "prm"), "--samples", "4", "--out", str(out)]
+    assert main(["evaluate", *models, "--benchmark", str(tmp_path / "mine.yaml")]) == 0
     made = page(tmp_path, "--runs", str(one), str(two), "--evaluation", str(out))
-    for word in ("prime", "outcome-only", "Best of N", "Held-out accuracy, greedy", "Seconds a step"):
+    for word in ("prime", "outcome-only", "Best of N: mine", "Held-out accuracy, greedy", "Seconds a step"):
         assert word in drawn(made)
+
+
+def test_every_way_to_choose_is_drawn(tmp_path: Path):
+    """Twelve of them, more than colours; those of one PRM but its sum at first only in the legend."""
+    evaluation = fake_evaluation(tmp_path / "e")
+    results = json.loads((evaluation / "results.json").read_text())
+    curve = results["benchmarks"]["clock"]["best_of_n"]["PRM"]
+    names = ["random", "majority vote", *(f"PRM, way {i}" for i in range(8)), "PRM-weighted vote", "oracle"]
+    results["benchmarks"]["clock"]["best_of_n"] = dict.fromkeys(names, curve)
+    (evaluation / "results.json").write_text(json.dumps(results))
+    made = page(tmp_path, "--runs", str(fake_run(tmp_path / "r")), "--evaluation", str(evaluation))
+    figure = next(script for script in made.scripts if "Accuracy of the chosen response" in script)
+    for name in names:
+        assert f'"name":"{name}"' in figure.replace('": "', '":"')
+    assert figure.count("legendonly") == 8
+
+
+def test_figures_of_other_commands_are_no_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "results.json").write_text('{"accuracy": 1}')
+    args = ["--runs", str(fake_run(tmp_path / "r")), "--evaluation", str(tmp_path / "e")]
+    assert main(["report", *args, "--out", str(tmp_path / "page.html")]) == 2
+    assert "not an evaluation's folder: its results.json is of another command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_the_axis_is_what_is_counted(tmp_path: Path, runs: int):
+    """Fine-tuning has no rollouts."""
+    (tmp_path / "tuned").mkdir()
+    rows = [{"step": step, "sft/loss": 1.0 / step, "eval/greedy": 0.5} for step in (1, 2)]
+    (tmp_path / "tuned" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    given = [str(tmp_path / "tuned"), str(fake_run(tmp_path / "prime"))][:runs]
+    made = page(tmp_path, "--runs", *given)
+    figure = next(script for script in made.scripts if "Held-out accuracy, greedy" in script)
+    assert f'"text":"{"step" if runs == 1 else "rollouts"}"' in figure.replace('": "', '":"')
 
 
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "results.json", "responses.jsonl"])
 def test_a_folder_of_the_wrong_kind_is_named(tmp_path: Path, capsys: pytest.CaptureFixture, missing: str):
     run, evaluation = fake_run(tmp_path / "r"), fake_evaluation(tmp_path / "e")
     folder = run if missing == "metrics.jsonl" else evaluation
-    (folder / missing).unlink()
+    (folder / ("clock" if missing == "responses.jsonl" else "") / missing).unlink()
     args = ["--runs", str(run), "--evaluation", str(evaluation), "--out", str(tmp_path / "page.html")]
     assert main(["report", *args]) == 2
     err = capsys.readouterr().err

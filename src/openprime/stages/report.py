@@ -44,21 +44,31 @@ def report(config: ReportConfig) -> None:
         times(runs),
     ]
     if config.evaluation:
-        folder = Path(config.evaluation)
-        if not (folder / "results.json").is_file():
-            raise ValueError(f"{folder}: not an evaluation's folder: it has no results.json")
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        parts += [
-            f"<h2>Evaluation: {escape(scoreboard.title(results))}</h2>",
-            *scoreboard.overview(results),
-            scoreboard.accuracies(results),
-        ]
-        for name, result in results["benchmarks"].items():
-            responses = folder / name / "responses.jsonl"
-            if "best_of_n" in result:
-                parts += [scoreboard.best_of_n(name, result), token_rewards(name, read_jsonl(responses))]
+        parts += evaluated(Path(config.evaluation))
     write_html(Path(config.out), config.title, parts)
     Console().print(f"written: {config.out}")
+
+
+def evaluated(folder: Path) -> list[str]:
+    """What `openprime evaluate` found, and some responses with the rewards of their tokens."""
+    if not (folder / "results.json").is_file():
+        raise ValueError(f"{folder}: not an evaluation's folder: it has no results.json")
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if "benchmarks" not in results:
+        raise ValueError(f"{folder}: not an evaluation's folder: its results.json is of another command")
+    parts = [
+        f"<h2>Evaluation: {escape(scoreboard.title(results))}</h2>",
+        *scoreboard.overview(results),
+        scoreboard.accuracies(results),
+    ]
+    for name, result in results["benchmarks"].items():
+        path = folder / name / "responses.jsonl"
+        if not path.is_file():
+            raise ValueError(f"{folder}: not an evaluation's folder: it has no {name}/responses.jsonl")
+        if "best_of_n" in result:
+            parts.append(scoreboard.best_of_n(name, result))
+            parts.append(token_rewards(name, read_jsonl(path)) if "PRM" in result["best_of_n"] else "")
+    return parts
 
 
 def overview(runs: dict[str, list[dict]]) -> str:
@@ -96,8 +106,9 @@ def curves(runs: dict[str, list[dict]]) -> str:
             if points:
                 x, y = zip(*points, strict=True)
                 figure.add_scatter(x=x, y=y, name=name, mode="lines", line={"color": colour, "width": 2})
+        counted = any("rollout/rollouts" in row for rows in runs.values() for row in rows)
         if figure.data:
-            figures.append(draw(figure, title, "step" if metric == "sft/loss" else "rollouts", unit))
+            figures.append(draw(figure, title, "rollouts" if counted else "step", unit))
     return f"<div class=grid>{''.join(figures)}</div>"
 
 
@@ -140,22 +151,24 @@ def token_rewards(name: str, rows: list[dict], prompts: int = 6) -> str:
         cards.append(f"<div class=pair>{cells}</div>")
     legend = (
         "<p>Every token in the colour of its process reward, <span class=bar></span> from "
-        f"{-largest:.2f} to {largest:.2f} and beyond (point at a token for its number). "
-        "A wavy line marks a step that a perfect checker calls wrong; the checker took no part in training.</p>"
+        f"{-largest:.2f} to {largest:.2f} and beyond (point at a token for its number); the end has one too. "
     )
-    return f"<h2>The reward of every token: {escape(name)}</h2>{legend}{''.join(cards)}"
+    if any("steps" in r for _, *pair in chosen for r in pair):
+        legend += "A wavy line marks a step that a perfect checker calls wrong; the checker took no part in training."
+    return f"<h2>The reward of every token: {escape(name)}</h2>{legend}</p>{''.join(cards)}"
 
 
 def response_card(response: dict, largest: float) -> str:
-    """One response."""
+    """One response; its end has no text, but a reward."""
     line, spans = 0, []
     steps = response.get("steps", [])
-    for token, reward in zip(response["tokens"], response["rewards"], strict=True):
+    for t, (token, reward) in enumerate(zip(response["tokens"], response["rewards"], strict=True), 1):
         colour = "37,99,235" if reward > 0 else "220,38,38"
         wrong_step = line < len(steps) and not steps[line]
-        slip = " slip" if wrong_step and token.strip() and not token.startswith("<|") else ""
-        text = f"<span class=end>{escape(token)}</span>" if token.startswith("<|") else escape(token)
-        text = text.replace("\n", "<span class=end>⏎</span>\n")
+        slip = " slip" if wrong_step and token.strip() else ""
+        text = escape(token).replace("\n", "<span class=end>⏎</span>\n")
+        if not token and t == len(response["tokens"]):
+            text = "<span class=end>∎</span>"
         style = f"background:rgba({colour},{0.75 * min(1.0, abs(reward) / largest):.3f})"
         spans.append(f'<span class="tok{slip}" style="{style}" title="{reward:+.4f}">{text}</span>')
         line += token.count("\n")

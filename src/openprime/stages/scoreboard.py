@@ -132,7 +132,8 @@ def write_page(results: Results, path: Path) -> None:
 def overview(results: Results) -> list[str]:
     """The tables."""
     notes = {
-        "accuracy": "95 % bootstrap intervals over items. cut: responses that reached the token limit.",
+        "accuracy": "95 % bootstrap intervals over items. cut: responses that reached the token limit. Below the "
+        "number of items, where there are any: items that could not be judged.",
         "errors": "A step is called wrong where its reward is below the threshold: 0, or the one with the best F1 "
         "on the other half of the items. F1 of two shares: of wrong solutions whose first wrong step is found, and "
         "of right ones in which no step is blamed.",
