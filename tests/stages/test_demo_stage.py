@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openprime.cli import main
-from openprime.stages.demo import area
+from openprime.stages.demo import area, summarise, verdict
 
 
 def test_the_area_is_the_mean_over_rollouts():
@@ -19,6 +19,60 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "sft").mkdir()
     assert main(["demo", "--out", str(tmp_path)]) == 2
     assert "holds a demo already" in capsys.readouterr().err
+
+
+def fake(out: Path, prime: list[float], control: list[float], **chosen: float) -> Path:
+    """What the demo's commands leave, as far as its summary reads it."""
+    for name, curve in (("prime", prime), ("outcome-only", control)):
+        (out / name).mkdir(parents=True)
+        rows = [{"step": 0, "rollout/rollouts": 0.0, "eval/greedy": curve[0], "eval/avg@4": 0.25}]
+        for step, value in enumerate(curve[1:], 1):
+            rows.append(
+                {"step": 2 * step - 1, "rollout/rollouts": 200.0 * step - 100, "rollout/accuracy": 0.5}
+            )
+            rows.append({"step": 2 * step, "rollout/rollouts": 200.0 * step, "eval/greedy": value})
+        (out / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ways = {"majority vote": 0.5, "reference log-probability": 0.25, "PRM": 0.5, "PRM-weighted vote": 0.25}
+    ways |= {name.replace("_", " "): value for name, value in chosen.items()}
+    table = {name: {"1": [0.1, 0.0, 0.2], "8": [0.2, 0.1, 0.3], "16": [v, 0, 1]} for name, v in ways.items()}
+    (out / "best-of-n").mkdir()
+    results = {"model": "m", "prm": "p", "benchmarks": {"clock": {"samples": 16, "best_of_n": table}}}
+    (out / "best-of-n" / "results.json").write_text(json.dumps(results))
+    return out
+
+
+def test_the_summary_has_the_curves_and_the_choices(tmp_path: Path):
+    summary = summarise(fake(tmp_path, [0.25, 0.5, 0.75], [0.25, 0.25, 0.5]))
+    prime = summary["runs"]["prime"]
+    assert prime["curve"] == [(0.0, 0.25), (200.0, 0.5), (400.0, 0.75)]
+    assert (prime["start"], prime["final"]) == (0.25, {"eval/greedy": 0.75})
+    assert summary["best_of_n"]["samples"] == 16
+    assert json.loads(json.dumps(summary))["runs"]["outcome-only"]["final"] == {"eval/greedy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("prime", "control", "end", "average"),
+    [
+        ([0.25, 0.5, 0.75], [0.25, 0.25, 0.5], "PRIME", "PRIME"),
+        ([0.25, 0.25, 0.75], [0.25, 0.75, 0.5], "PRIME", "outcome rewards alone"),
+        ([0.25, 0.5, 0.5], [0.25, 0.25, 0.75], "outcome rewards alone", "PRIME"),
+        ([0.25, 0.5, 0.5], [0.25, 0.5, 0.5], "neither (a tie)", "neither (a tie)"),
+    ],
+)
+def test_the_winner_is_the_one_with_the_higher_number(
+    tmp_path: Path, prime: list[float], control: list[float], end: str, average: str
+):
+    said = verdict(summarise(fake(tmp_path, prime, control)))
+    assert f"from 0.250 to {prime[-1]:.3f} by PRIME, to {control[-1]:.3f} by outcome rewards alone" in said
+    assert f"Higher at the end: {end}; higher on average over the run: {average}." in said
+
+
+def test_the_best_choice_of_the_largest_n_is_named_and_equals_too(tmp_path: Path):
+    said = verdict(summarise(fake(tmp_path / "a", [0.1, 0.2], [0.1, 0.2])))
+    assert "Best of 16 responses of the SFT model: PRM 0.500, majority vote 0.500" in said
+    assert said.endswith("best was PRM and majority vote.")
+    said = verdict(summarise(fake(tmp_path / "b", [0.1, 0.2], [0.1, 0.2], majority_vote=0.75)))
+    assert said.endswith("best was majority vote.")
 
 
 @pytest.mark.slow

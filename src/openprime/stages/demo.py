@@ -66,15 +66,14 @@ def summarise(out: Path) -> dict:
 
 def verdict(summary: dict) -> str:
     """Which method won, as it is."""
-    finals = {name: run["final"]["eval/greedy"] for name, run in summary["runs"].items()}
-    areas = {name: area(run["curve"]) for name, run in summary["runs"].items()}
-    prime, control = finals["prime"], finals["outcome-only"]
-    winner = "PRIME" if prime > control else "outcome rewards alone" if control > prime else "neither (a tie)"
-    faster = "PRIME" if areas["prime"] > areas["outcome-only"] else "outcome rewards alone"
+    prime, control = (summary["runs"][name]["final"]["eval/greedy"] for name in ("prime", "outcome-only"))
+    areas = (area(summary["runs"][name]["curve"]) for name in ("prime", "outcome-only"))
+    winner, faster = higher(prime, control), higher(*areas)
     choice = {name: row[max(row, key=int)][0] for name, row in summary["best_of_n"]["best_of_n"].items()}
     n = summary["best_of_n"]["samples"]
     shown = ("PRM", "majority vote", "reference log-probability", "PRM-weighted vote")
-    best = max(shown, key=lambda name: choice[name])
+    most = max(choice[name] for name in shown)
+    best = " and ".join(name for name in shown if choice[name] == most)
     start = summary["runs"]["prime"]["start"]
     return (
         f"Held-out greedy accuracy from {start:.3f} to {prime:.3f} by PRIME, "
@@ -84,6 +83,11 @@ def verdict(summary: dict) -> str:
         f"{choice['majority vote']:.3f}, reference log-probability {choice['reference log-probability']:.3f}; "
         f"best was {best}."
     )
+
+
+def higher(prime: float, control: float) -> str:
+    """Whose number is the higher one."""
+    return "PRIME" if prime > control else "outcome rewards alone" if control > prime else "neither (a tie)"
 
 
 def area(curve: list[tuple[float, float]]) -> float:
