@@ -19,16 +19,16 @@ from openprime.data.readers import (
     PROMPT_FIELDS,
     RESPONSE_FIELDS,
     Row,
-    _filled,
-    _get,
-    _known,
-    _names,
-    _response_text,
-    _short_enough,
-    _verifiers,
-    _without_answer,
     field_of,
+    filled,
+    known_fields,
     load_rows,
+    response_text,
+    row_names,
+    short_enough,
+    value_at,
+    verifiers_of,
+    without_answer,
 )
 from openprime.data.responses import vocabulary_id
 from openprime.data.steps import steps_of_tokens, text_of_tokens
@@ -156,8 +156,8 @@ def _read_generated(
         )
     prompt_field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
     own, found, lines, foreign = vocabulary_id(tokenizer), [], [], 0
-    for name, row in zip(_names(config, len(rows)), rows, strict=True):
-        messages = complete(read_messages(_get(row, prompt_field), name), name, PromptFormat(), "math")
+    for name, row in zip(row_names(config, len(rows)), rows, strict=True):
+        messages = complete(read_messages(value_at(row, prompt_field), name), name, PromptFormat(), "math")
         responses = row.get("responses")
         if not isinstance(responses, list) or not responses:
             raise ValueError(
@@ -192,28 +192,28 @@ def _read_outcomes(
     outcome_field = field_of(config, rows, "outcome_field", OUTCOME_FIELDS)
     if not outcome_field:
         raise ValueError(
-            f"{config.source}: no row has an outcome: no field {', '.join(OUTCOME_FIELDS)}; there are: {_known(rows)}. "
+            f"{config.source}: no row has an outcome: no field {', '.join(OUTCOME_FIELDS)}; there are: {known_fields(rows)}. "
             "Name the right one in data.outcome_field"
         )
     response_field = field_of(config, rows, "response_field", RESPONSE_FIELDS)
-    names, verifiers = _names(config, len(rows)), _verifiers(config, rows)
+    names, verifiers = row_names(config, len(rows)), verifiers_of(config, rows)
     prompt_field = "" if config.prompt_template else field_of(config, rows, "prompt_field", PROMPT_FIELDS)
     found = []
     for name, row, verifier in zip(names, rows, verifiers, strict=True):
         if response_field and response_field != prompt_field:
-            prompt, response = _prompt(config, rows, row, name, prompt_field), _get(row, response_field)
+            prompt, response = _prompt(config, rows, row, name, prompt_field), value_at(row, response_field)
         else:
-            chat = _get(row, prompt_field)
+            chat = value_at(row, prompt_field)
             if not isinstance(chat, list) or len(chat) < 2:
                 raise ValueError(
                     f"{name}: no response to judge: {prompt_field or 'the prompt'} is no conversation, and no row has "
-                    f"a field {' or '.join(RESPONSE_FIELDS)}; there are: {_known(rows)}. "
+                    f"a field {' or '.join(RESPONSE_FIELDS)}; there are: {known_fields(rows)}. "
                     "Name it in data.response_field; step labels need loss=steps"
                 )
             prompt, response = chat[:-1], chat[-1:]
         messages = complete(read_messages(prompt, name), name, config, verifier)
-        outcome = _number(_get(row, outcome_field), f"{name}: its outcome ({outcome_field})")
-        found.append(_Found(name, messages, _response_text(response, name), outcome))
+        outcome = _number(value_at(row, outcome_field), f"{name}: its outcome ({outcome_field})")
+        found.append(_Found(name, messages, response_text(response, name), outcome))
     return found, []
 
 
@@ -227,22 +227,22 @@ def _read_steps(
     after it wrong, for what is built on an error cannot lead to a right answer but by luck.
     """
     labels_field = field_of(config, rows, "labels_field", LABELS_FIELDS)
-    if not labels_field or all(_get(row, config.steps_field) is None for row in rows):
+    if not labels_field or all(value_at(row, config.steps_field) is None for row in rows):
         missing = LABELS_FIELDS if not labels_field else (config.steps_field,)
         raise ValueError(
             f"{config.source}: loss=steps needs steps and their labels, but no row has a field "
-            f"{' or '.join(missing)}; there are: {_known(rows)}. "
+            f"{' or '.join(missing)}; there are: {known_fields(rows)}. "
             f"Name the right one in data.{'steps_field' if labels_field else 'labels_field'}"
         )
-    names, verifiers = _names(config, len(rows)), _verifiers(config, rows)
+    names, verifiers = row_names(config, len(rows)), verifiers_of(config, rows)
     prompt_field = "" if config.prompt_template else field_of(config, rows, "prompt_field", PROMPT_FIELDS)
-    values = [_get(row, labels_field) for row in rows]
+    values = [value_at(row, labels_field) for row in rows]
     signed = any(isinstance(value, list) and -1 in value for value in values)
     found = []
     for name, row, verifier, value in zip(names, rows, verifiers, values, strict=True):
         prompt = _prompt(config, rows, row, name, prompt_field)
         messages = complete(read_messages(prompt, name), name, config, verifier)
-        texts = _get(row, config.steps_field)
+        texts = value_at(row, config.steps_field)
         if not isinstance(texts, list) or not texts:
             raise ValueError(f"{name}: expected a list of steps, and one at least, found {texts!r:.80}")
         for k, text in enumerate(texts):
@@ -269,7 +269,7 @@ def _tokenised(
     firsts = [members[0] for members in groups.values()]
     names, chats = [f.name for f in firsts], [f.messages for f in firsts]
     form = PromptFormat(chat_template=config.chat_template)  # the messages are complete
-    short = _short_enough(encode_prompts(chats, names, form, tokenizer), names, config)
+    short = short_enough(encode_prompts(chats, names, form, tokenizer), names, config)
     if len(short) < len(groups):
         limit = config.max_prompt_tokens
         notes.append(f"{len(groups) - len(short)} of {len(groups)} prompts are over {limit} tokens: dropped")
@@ -304,9 +304,9 @@ def _tokenised(
 def _prompt(config: JudgedDataConfig, rows: list[Row], row: Row, name: str, field: str) -> Any:
     """A row's prompt, as `data.prompt_template` or its field has it."""
     return (
-        _filled(config, row, name, rows)
+        filled(config, row, name, rows)
         if config.prompt_template
-        else _without_answer(_get(row, field), field)
+        else without_answer(value_at(row, field), field)
     )
 
 

@@ -70,16 +70,16 @@ def read_questions(config: DataConfig) -> list[Prompt]:
     Raises ValueError for rows that cannot be read, and for rows of the verifier `math` without an answer.
     """
     rows = load_rows(config)
-    names = _names(config, len(rows))
+    names = row_names(config, len(rows))
     if config.prompt_template:
-        values = [_filled(config, row, name, rows) for row, name in zip(rows, names, strict=True)]
+        values = [filled(config, row, name, rows) for row, name in zip(rows, names, strict=True)]
     else:
         prompt_field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
-        values = [_without_answer(_get(row, prompt_field), prompt_field) for row in rows]
+        values = [without_answer(value_at(row, prompt_field), prompt_field) for row in rows]
     messages = [read_messages(value, name) for value, name in zip(values, names, strict=True)]
     answer_field = field_of(config, rows, "answer_field", ANSWER_FIELDS)
-    verifiers = _verifiers(config, rows)
-    answers = [as_answer(_get(row, answer_field), v) for row, v in zip(rows, verifiers, strict=True)]
+    verifiers = verifiers_of(config, rows)
+    answers = [as_answer(value_at(row, answer_field), v) for row, v in zip(rows, verifiers, strict=True)]
     _require_answers(config, rows, answers, verifiers)
     return [
         Prompt(*values)
@@ -95,7 +95,7 @@ def read_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prom
     """
     questions = read_questions(config)
     names, messages, verifiers = zip(*((q.id, q.messages, q.verifier) for q in questions), strict=True)
-    kept = _short_enough(encode_prompts(messages, names, config, tokenizer, verifiers), names, config)
+    kept = short_enough(encode_prompts(messages, names, config, tokenizer, verifiers), names, config)
     prompts = [replace(questions[i], token_ids=tuple(ids)) for i, ids in kept.items()]
     return PromptSet(prompts, len(questions) - len(prompts), len(questions))
 
@@ -110,25 +110,25 @@ def read_demonstrations(
     responses, for prompts that are too long (where `too_long` is error), and where no row is left.
     """
     rows = load_rows(config)
-    names = _names(config, len(rows))
+    names = row_names(config, len(rows))
     prompt_field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
     response_field = field_of(config, rows, "response_field", RESPONSE_FIELDS)
     messages, texts = [], []
     for row, name in zip(rows, names, strict=True):
-        prompt = _get(row, prompt_field)
+        prompt = value_at(row, prompt_field)
         if response_field:
-            prompt, response = _without_answer(prompt, prompt_field), _get(row, response_field)
+            prompt, response = without_answer(prompt, prompt_field), value_at(row, response_field)
         elif isinstance(prompt, list) and len(prompt) > 1:
             prompt, response = prompt[:-1], prompt[-1:]
         else:
             raise ValueError(
                 f"{name}: no response to learn from: {prompt_field} is no conversation, and no row has a "
-                f"field {' or '.join(RESPONSE_FIELDS)}; there are: {_known(rows)}. "
+                f"field {' or '.join(RESPONSE_FIELDS)}; there are: {known_fields(rows)}. "
                 "Name it in data.response_field"
             )
         messages.append(read_messages(prompt, name))
-        texts.append(_response_text(response, name))
-    kept = _short_enough(encode_prompts(messages, names, config, tokenizer), names, config)
+        texts.append(response_text(response, name))
+    kept = short_enough(encode_prompts(messages, names, config, tokenizer), names, config)
     responses = encode_responses([texts[i] for i in kept], tokenizer)
     made = [Demonstration(tuple(p), tuple(r)) for p, r in zip(kept.values(), responses, strict=True)]
     short = [d for d in made if len(d.prompt_ids) + len(d.response_ids) <= max_tokens]
@@ -146,7 +146,7 @@ def read_texts(config: DataConfig) -> list[str]:
         field_of(config, rows, "prompt_field", PROMPT_FIELDS),
         field_of(config, rows, "response_field", RESPONSE_FIELDS),
     ]
-    values = [value for row in rows for field in fields if field and (value := _get(row, field))]
+    values = [value for row in rows for field in fields if field and (value := value_at(row, field))]
     chats = [[{"content": value}] if isinstance(value, str) else value for value in values]
     return [config.suffix, config.system, *(message["content"] for chat in chats for message in chat)]
 
@@ -176,8 +176,10 @@ def load_rows(config: DataConfig) -> list[Row]:
     if not rows:
         raise ValueError(f"{source}: no rows")
     for field in config.where:
-        if all(_get(row, field) is None for row in rows):
-            raise ValueError(f"{source}: no row has a field {field} (data.where); there are: {_known(rows)}")
+        if all(value_at(row, field) is None for row in rows):
+            raise ValueError(
+                f"{source}: no row has a field {field} (data.where); there are: {known_fields(rows)}"
+            )
     kept = [row for row in rows if keeps(config, row)]
     if not kept:
         raise ValueError(f"{source}: none of {len(rows)} rows is kept by data.where {config.where}")
@@ -186,7 +188,7 @@ def load_rows(config: DataConfig) -> list[Row]:
 
 def keeps(config: DataConfig, row: Row) -> bool:
     """Whether `data.where` keeps a row."""
-    return all(text in str(_get(row, field)) for field, text in config.where.items())
+    return all(text in str(value_at(row, field)) for field, text in config.where.items())
 
 
 def as_answer(value: object, verifier: str = "") -> str | None:
@@ -211,30 +213,30 @@ def field_of(config: DataConfig, rows: list[Row], key: str, usual: tuple[str, ..
     """The field that `data.KEY` names, or the first usual one that a row has; '' for none."""
     named = getattr(config, key)
     fields = (named,) if named else usual
-    found = next((field for field in fields if any(_get(row, field) is not None for row in rows)), "")
+    found = next((field for field in fields if any(value_at(row, field) is not None for row in rows)), "")
     if not found and (named or key == "prompt_field"):
         raise ValueError(
-            f"{config.source}: no row has a field {' or '.join(fields)}; there are: {_known(rows)}. "
+            f"{config.source}: no row has a field {' or '.join(fields)}; there are: {known_fields(rows)}. "
             f"Name the right one in data.{key}"
         )
     return found
 
 
-def _filled(config: DataConfig, row: Row, name: str, rows: list[Row]) -> str:
+def filled(config: DataConfig, row: Row, name: str, rows: list[Row]) -> str:
     """The prompt that `data.prompt_template` makes of a row."""
 
     def text(match: re.Match[str]) -> str:
-        value = _get(row, match[1])
-        if value is None and all(_get(other, match[1]) is None for other in rows):
+        value = value_at(row, match[1])
+        if value is None and all(value_at(other, match[1]) is None for other in rows):
             raise ValueError(
-                f"{name}: no row has a field {match[1]} (data.prompt_template); there are: {_known(rows)}"
+                f"{name}: no row has a field {match[1]} (data.prompt_template); there are: {known_fields(rows)}"
             )
         return "\n".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
     return re.sub(r"\{([\w.]+)\}", text, config.prompt_template).strip()
 
 
-def _get(row: Row, path: str) -> Any:
+def value_at(row: Row, path: str) -> Any:
     """The value at a dotted path, None where there is none."""
     value: Any = row
     for part in path.split("."):
@@ -242,7 +244,7 @@ def _get(row: Row, path: str) -> Any:
     return value
 
 
-def _known(rows: list[Row]) -> str:
+def known_fields(rows: list[Row]) -> str:
     """The dotted paths of the fields that rows have."""
 
     def paths(row: Row, prefix: str) -> Iterator[str]:
@@ -255,14 +257,14 @@ def _known(rows: list[Row]) -> str:
     return ", ".join(dict.fromkeys(path for row in rows[:100] for path in paths(row, "")))
 
 
-def _names(config: DataConfig, count: int) -> list[str]:
+def row_names(config: DataConfig, count: int) -> list[str]:
     """The rows' ids."""
     path = Path(config.source)
     name = path.name if path.suffix in FILES else f"{config.source}:{config.split}"
     return [f"{name}:{i}" for i in range(count)]
 
 
-def _without_answer(value: Any, field: str) -> Any:
+def without_answer(value: Any, field: str) -> Any:
     """A prompt's value; of `messages` all before the assistant's answer at the end."""
     is_chat = field.split(".")[-1] == "messages" and isinstance(value, list) and len(value) > 1
     if is_chat and isinstance(value[-1], dict) and value[-1].get("role") == "assistant":
@@ -270,7 +272,7 @@ def _without_answer(value: Any, field: str) -> Any:
     return value
 
 
-def _response_text(value: Any, name: str) -> str:
+def response_text(value: Any, name: str) -> str:
     """A response's text, out of a message of the assistant where it is one."""
     if not isinstance(value, str):
         chat = read_messages(value, f"{name}, its response") if value else []
@@ -284,18 +286,18 @@ def _response_text(value: Any, name: str) -> str:
     return value
 
 
-def _verifiers(config: DataConfig, rows: list[Row]) -> list[str]:
+def verifiers_of(config: DataConfig, rows: list[Row]) -> list[str]:
     """Who judges the responses to each row."""
     if config.source.startswith("gym:") and config.verifier == "math":
         return ["reasoning_gym"] * len(rows)
     if not config.verifier_field:
         return [config.verifier] * len(rows)
-    found = [_get(row, config.verifier_field) for row in rows]
+    found = [value_at(row, config.verifier_field) for row in rows]
     missing = [i for i, name in enumerate(found) if not isinstance(name, str) or not name]
     if missing:
         raise ValueError(
             f"{config.source}: row {missing[0]} has no verifier's name in {config.verifier_field} "
-            f"(data.verifier_field), found {found[missing[0]]!r}; there are: {_known(rows)}"
+            f"(data.verifier_field), found {found[missing[0]]!r}; there are: {known_fields(rows)}"
         )
     return [str(name) for name in found]
 
@@ -308,11 +310,11 @@ def _require_answers(
         which = ", ".join(str(i) for i in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(
             f"{config.source}: {len(missing)} of {len(rows)} rows have no answer (row {which}), which "
-            f"data.verifier=math needs: name its field in data.answer_field; there are: {_known(rows)}"
+            f"data.verifier=math needs: name its field in data.answer_field; there are: {known_fields(rows)}"
         )
 
 
-def _short_enough(encoded: list[list[int]], names: Sequence[str], config: DataConfig) -> dict[int, list[int]]:
+def short_enough(encoded: list[list[int]], names: Sequence[str], config: DataConfig) -> dict[int, list[int]]:
     """Row number -> token ids of the prompts within the limit; others are dropped, or an error."""
     limit = config.max_prompt_tokens
     kept = {i: ids for i, ids in enumerate(encoded) if len(ids) <= limit}
