@@ -569,7 +569,9 @@ def grow(args: argparse.Namespace, task: dict) -> list[dict]:
                 found = measure(base | {"system": "PRIME"})
             value = getattr(shape, AXIS_FIELD[axis])
             rows.append({"axis": axis, "value": value, "work": shape.work(), **found})
-    table = Table(title=f"How a PRIME step grows, {precision}, {args.threads} thread(s)", title_justify="left")
+    table = Table(
+        title=f"How a PRIME step grows, {precision}, {args.threads} thread(s)", title_justify="left"
+    )
     for name in ("axis", "value", "CPU s", "growth", "work's growth", "growth / work's", "MiB over start"):
         table.add_column(name, justify="left" if name == "axis" else "right")
     for row in rows:
@@ -651,9 +653,7 @@ def machine() -> dict[str, str]:
     from importlib.metadata import version
 
     names = [name for name in ("torch", "transformers", "trl") if importlib.util.find_spec(name)]
-    lines = (
-        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     return {"platform": platform.platform(), "cpu": model} | {name: version(name) for name in names}
 
