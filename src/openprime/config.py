@@ -115,7 +115,8 @@ class OptimizerConfig(Section):
     clip_grad: Annotated[float, Field(gt=0)] = 1.0
     """Largest global gradient norm."""
     tokens_per_microbatch: Positive = 16384
-    """Padded tokens in one forward and backward pass; bounds memory, changes no result."""
+    """Padded tokens in one forward and backward pass; bounds memory, changes no result. At most 2,048 on a CPU, where
+    more are slower."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

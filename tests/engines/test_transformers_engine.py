@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.data.collate import collate
 from openprime.engines import transformers as module
-from openprime.engines.transformers import TransformersEngine, sample
+from openprime.engines.transformers import TransformersEngine, sample, shared_heads
 from openprime.models.logprobs import token_logprobs
 from openprime.models.tiny import build_tokenizer
 from openprime.types import Group, Prompt, Sampling
@@ -343,6 +343,13 @@ def test_the_model_comes_back_in_the_mode_it_was_in(training: bool, make_engine)
     assert engine.model.training == training
 
 
+def test_the_models_attention_is_its_own_again_after_sampling(make_engine):
+    engine = make_engine()
+    assert engine.model.config._attn_implementation == "sdpa"
+    engine.generate(prompts_of([3]), Sampling(2, 3), 0)
+    assert engine.model.config._attn_implementation == "sdpa"
+
+
 def test_dropout_is_off_while_sampling(tokenizer: PreTrainedTokenizerBase):
     model = make("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
     engine = TransformersEngine(model, tokenizer, ENDS)
@@ -508,6 +515,39 @@ def test_temperature_zero_takes_the_likeliest_token_and_its_untempered_log_proba
     assert set(tokens.tolist()) == {3}
     expected = math.log(softmax(LOGITS, 1.0)[3])
     torch.testing.assert_close(logprobs, torch.full((50,), expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [255, 256, 257, 1000])
+def test_large_vocabularies_are_sampled_by_inverting_one_cumulative_sum(size: int):
+    g = torch.Generator().manual_seed(size)
+    logits = 3 * torch.randn(400, size, generator=g)
+    logits[:, ::3] = -math.inf
+    uniforms = torch.rand(400, generator=g, dtype=torch.float64)
+    tokens, logprobs = sample(logits, uniforms, 0.7)
+    exact = (logits.double() / 0.7).log_softmax(-1)
+    reached = exact.exp().cumsum(-1) >= (1 - uniforms)[:, None]
+    assert tokens.tolist() == reached.int().argmax(-1).tolist()
+    torch.testing.assert_close(
+        logprobs.double(), exact.gather(-1, tokens[:, None])[:, 0], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_that_share_a_key_head_see_what_they_saw_with_keys_of_their_own(masked: bool):
+    g = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, h, t, 8, generator=g) for h, t in ((6, 1), (2, 5), (2, 5)))
+    mask = (
+        torch.arange(5)[None, None, None] >= torch.tensor([0, 2, 4])[:, None, None, None] if masked else None
+    )
+    found, _ = shared_heads(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    assert found.shape == (3, 1, 6, 8)
+    for row in range(3):
+        for head in range(6):
+            scores = 0.3 * key[row, head // 3] @ query[row, head, 0]  # [5]
+            if mask is not None:
+                scores = scores.masked_fill(~mask[row, 0, 0], -math.inf)
+            expected = scores.softmax(-1) @ value[row, head // 3]
+            torch.testing.assert_close(found[row, 0, head], expected)
 
 
 def test_rows_are_sampled_with_their_own_logits_and_numbers():

@@ -79,27 +79,27 @@ def assert_all_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float)
     st.integers(1, 40),
     st.integers(0, 5),
 )
-def test_values_and_gradients_are_those_of_the_definition_for_any_shape_and_chunk(
-    tokens: int, width: int, vocabulary: int, bias: bool, temperature: float, chunk: int, seed: int
+def test_values_and_gradients_are_those_of_the_definition_for_any_shape_and_block(
+    tokens: int, width: int, vocabulary: int, bias: bool, temperature: float, block: int, seed: int
 ):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+        patch.setattr(logprobs, "BLOCK_ELEMENTS", block)
         ours, theirs = both(tokens, width, vocabulary, bias, temperature, torch.float64, seed)
     assert_all_close(ours, theirs, 1e-10)
 
 
-@pytest.mark.parametrize("chunk", [1, 3 * 50, 7 * 50 + 49, 2**24])
+@pytest.mark.parametrize("block", [1, 3 * 50, 7 * 50 + 49, 2**24])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_float32_values_and_gradients_in_several_chunks(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, temperature: float
+def test_float32_values_and_gradients_in_several_blocks(
+    monkeypatch: pytest.MonkeyPatch, block: int, temperature: float
 ):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", block)
     ours, theirs = both(23, 16, 50, True, temperature, torch.float32)
     assert_all_close(ours, theirs, 2e-5)
 
 
 def test_gradients_pass_the_finite_difference_check(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 10)
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", 10)
     hidden, weight, bias, targets, _ = problem(5, 3, 4, True, torch.float64)
     assert torch.autograd.gradcheck(
         lambda h, w, b: selected_logprobs(h, w, b, targets, 0.7), (hidden, weight, bias)
@@ -143,35 +143,48 @@ def test_incoming_gradients_are_not_changed():
 
 
 class Recorder:
-    """Notes the rows of each block of logits made."""
+    """Notes the shape of each block of logits made."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows: list[int] = []
+        self.blocks: list[tuple[int, int]] = []
         original = logprobs._logits
 
-        def record(hidden: Tensor, *rest) -> Tensor:
-            self.rows.append(hidden.shape[0])
-            return original(hidden, *rest)
+        def record(hidden: Tensor, weight: Tensor, *rest) -> Tensor:
+            self.blocks.append((hidden.shape[0], weight.shape[0]))
+            return original(hidden, weight, *rest)
 
         monkeypatch.setattr(logprobs, "_logits", record)
 
 
-def test_logits_of_more_than_a_chunk_are_never_held(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 7 * 11)
+def test_logits_of_more_than_a_block_are_never_held(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", 4 * 40 + 1)
     recorder = Recorder(monkeypatch)
     hidden, weight, bias, targets, grad = problem(40, 3, 11, True, torch.float32)
     values = selected_logprobs(hidden, weight, bias, targets)
-    assert recorder.rows == [7] * 5 + [5]
+    assert recorder.blocks == [(40, 4), (40, 4), (40, 3)]
     values.backward(grad)
-    assert recorder.rows == ([7] * 5 + [5]) * 2
+    assert recorder.blocks == [(40, 4), (40, 4), (40, 3)] * 2
 
 
-def test_a_vocabulary_larger_than_a_chunk_goes_token_by_token(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 5)
+def test_more_tokens_than_a_block_go_one_entry_of_the_vocabulary_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", 5)
     recorder = Recorder(monkeypatch)
-    hidden, weight, bias, targets, _ = problem(4, 3, 11, True, torch.float32)
+    hidden, weight, bias, targets, _ = problem(6, 3, 4, True, torch.float32)
     selected_logprobs(hidden, weight, bias, targets)
-    assert recorder.rows == [1] * 4
+    assert recorder.blocks == [(6, 1)] * 4
+
+
+def test_gradients_multiplied_in_bfloat16_change_no_value_and_little_of_a_gradient():
+    found = []
+    for narrow in (False, True):
+        hidden, weight, bias, targets, grad = problem(40, 16, 50, True, torch.float32)
+        assert bias is not None
+        values = selected_logprobs(hidden, weight, bias, targets, 0.7, narrow)
+        found.append([values.detach(), *torch.autograd.grad(values, (hidden, weight, bias), grad)])
+    assert torch.equal(found[0][0], found[1][0])
+    for exact, ours in zip(found[0][1:], found[1][1:], strict=True):
+        assert ours.dtype == torch.float32
+        assert float((exact - ours).norm() / exact.norm()) < 1e-2
 
 
 def test_autograd_keeps_no_logits():
@@ -237,7 +250,7 @@ def test_every_architecture_has_the_gradient_of_its_own_logits(
     name: str, ids: Tensor, mask: Tensor, monkeypatch: pytest.MonkeyPatch
 ):
     """Tied embeddings get the gradient of both of their uses."""
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 4 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", 4 * VOCABULARY)
     weights = torch.randn(mask.shape, generator=torch.Generator().manual_seed(2))
     ours, theirs = make(name), make(name)
     (token_logprobs(ours, ids, mask, 0.7) * weights).sum().backward()
@@ -293,7 +306,7 @@ def test_prompt_positions_and_padding_cost_no_work_in_the_head(
     model = make("gpt2 tied")
     recorder = Recorder(monkeypatch)
     token_logprobs(model, ids, mask).sum().backward()
-    assert recorder.rows == [int(mask.sum())] * 2
+    assert recorder.blocks == [(int(mask.sum()), VOCABULARY)] * 2
 
 
 def test_a_frozen_model_gives_the_same_values(ids: Tensor, mask: Tensor):

@@ -175,6 +175,12 @@ def test_micro_batches_are_a_partition_within_the_budget(sizes: list[int], token
     assert sum(len(units) for units in homes) == len(set(unit_of))  # no unit in two micro-batches
 
 
+def test_micro_batches_are_small_on_a_cpu():
+    """Larger ones leave its cache; what is longer by itself still goes through."""
+    sizes = [[len(rows) for rows in micro_batches(torch.tensor(x), 16384)] for x in ([512] * 9, [5000] * 2)]
+    assert sizes == [[4, 4, 1], [1, 1]]
+
+
 def test_micro_batches_fill_the_budget():
     """By hand: widths 9, 9 | 5, 4, 3, 3 | 1, 1 under a budget of 20 padded tokens."""
     cut = micro_batches(torch.tensor([3, 9, 1, 5, 3, 9, 4, 1]), 20)

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from openprime.models.logprobs import float32_head, has_plain_head
 from openprime.types import Group, NonFiniteError, Prompt, Response, Sampling
@@ -20,6 +28,9 @@ COMPACT_AT = 0.9
 
 GROW_BY = 128
 """Positions that the cache makes room for at a time."""
+
+BLOCK = 256
+"""Tokens of the vocabulary whose probabilities are summed first in sampling."""
 
 
 @dataclass(slots=True)
@@ -54,6 +65,47 @@ class _GrowingLayer(DynamicLayer):
             views.append(store[:, :, :end])
         self.keys, self.values = views
         return views[0], views[1]
+
+
+def shared_heads(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs,
+) -> tuple[Tensor, Tensor | None]:
+    """Transformers' `sdpa` attention, without copies of the cache where query heads share a key head.
+
+    For a single position [B, H, 1, D] the heads that share a key head stand as positions of that head:
+    each sees all keys, as it did. Transformers repeats keys and values for every query head instead.
+    """
+    rows, heads, positions, width = query.shape
+    one_mask = attention_mask is None or attention_mask.shape[1] == 1
+    if positions > 1 or heads == key.shape[1] or not one_mask or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    grouped = query.reshape(rows, key.shape[1], -1, width)
+    found = torch.nn.functional.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling")
+    )
+    return found.reshape(rows, 1, heads, -1), None
+
+
+AttentionInterface.register("shared_heads", shared_heads)
+AttentionMaskInterface.register("shared_heads", sdpa_mask)
+
+
+@contextlib.contextmanager
+def decoding_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Put `shared_heads` in the place of `sdpa` for a while."""
+    before = model.config._attn_implementation
+    if before == "sdpa":
+        model.set_attn_implementation("shared_heads")
+    try:
+        yield
+    finally:
+        if before == "sdpa":
+            model.set_attn_implementation(before)
 
 
 class TransformersEngine:
@@ -105,7 +157,7 @@ class TransformersEngine:
             if self.bfloat16
             else contextlib.nullcontext()
         )
-        with torch.inference_mode(), cast:
+        with torch.inference_mode(), decoding_attention(self.model), cast:
             for start in range(0, len(order), per_batch):
                 chosen = order[start : start + per_batch]
                 uniforms = torch.stack([_uniforms(seed, i, sampling) for i in chosen])  # [P, K, max_tokens]
@@ -211,15 +263,25 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     Returns (tokens [B], their log-probabilities [B] under the distribution sampled from; for greedy
     decoding under softmax(logits)).
     """
-    logprobs = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
     if temperature == 0:
-        tokens = logprobs.argmax(-1)
-    else:
-        cumulative = logprobs.double().exp().cumsum(-1)
-        # (0, total]: never a token of probability 0, whatever the rounding of the sum.
-        point = (1 - uniforms.double())[:, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, point)[:, 0].clamp(max=logits.shape[-1] - 1)
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+        tokens = logits.argmax(-1, keepdim=True)
+        return tokens[:, 0], torch.log_softmax(logits, -1).gather(-1, tokens)[:, 0]
+    logits = logits / temperature if temperature != 1 else logits
+    largest = logits.amax(-1, keepdim=True)
+    weights = torch.nn.functional.pad((logits - largest).exp_(), (0, -logits.shape[-1] % BLOCK))
+    weights = weights.unflatten(-1, (-1, BLOCK))  # [B, V / BLOCK, BLOCK]
+    # Cumulative sums in float64 of whole blocks, then within the one that holds the point.
+    blocks = weights.sum(-1, dtype=torch.float64).cumsum(-1)
+    total = blocks[:, -1:]
+    point = (1 - uniforms.double())[:, None] * total  # in (0, total]
+    block = torch.searchsorted(blocks, point).clamp(max=blocks.shape[-1] - 1)
+    before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    within = weights.take_along_dim(block[:, :, None], 1)[:, 0].double().cumsum(-1)
+    # At most the last sum: never a token of probability 0, whatever the rounding of the sums.
+    place = torch.searchsorted(within, torch.minimum(point - before, within[:, -1:]))
+    tokens = (block * BLOCK + place).clamp(max=logits.shape[-1] - 1)
+    logprobs = logits.gather(-1, tokens) - largest - total.log().float()
+    return tokens[:, 0], logprobs[:, 0]
 
 
 def _uniforms(seed: int, place: int, sampling: Sampling) -> Tensor:

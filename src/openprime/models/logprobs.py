@@ -1,4 +1,4 @@
-"""Token log-probabilities from float32 logits, never holding logits of more than a chunk of tokens."""
+"""Token log-probabilities from float32 logits, never holding more than a block of the logits."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from openprime.types import Batch
 
-CHUNK_ELEMENTS = 2**24
-"""Logits held at a time: 64 MiB in float32."""
+BLOCK_ELEMENTS = 2**22
+"""Logits held at a time: 16 MiB in float32, which stay in a CPU's cache."""
+CPU_TOKENS = 2048
+"""Padded tokens of a micro-batch on a CPU: what larger ones hold leaves its cache, and they are slower."""
 
 
 def token_logprobs(
@@ -33,7 +35,7 @@ def token_logprobs(
             hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, D]
         head: Any = model.get_output_embeddings()
         values = selected_logprobs(
-            hidden[rows, columns - 1].float(), head.weight, head.bias, targets, temperature
+            hidden[rows, columns - 1].float(), head.weight, head.bias, targets, temperature, bfloat16
         )
     else:
         with cast, float32_head(model):
@@ -47,8 +49,11 @@ def micro_batches(lengths: Tensor, tokens: int, together: Tensor | None = None) 
     """Rows of micro-batches of at most `tokens` padded tokens, longest first.
 
     Args: lengths [B]; together [B]: rows with the same number stay together. A unit longer than the
-    budget gets a micro-batch of its own. Every row is in exactly one micro-batch.
+    budget gets a micro-batch of its own. Every row is in exactly one micro-batch. On a CPU the budget is
+    at most CPU_TOKENS.
     """
+    if lengths.device.type == "cpu":
+        tokens = min(tokens, CPU_TOKENS)
     units: dict[int, list[int]] = {}
     for row, unit in enumerate(range(len(lengths)) if together is None else together.tolist()):
         units.setdefault(unit, []).append(row)
@@ -118,28 +123,40 @@ def float32_head(model: PreTrainedModel) -> Iterator[None]:
 
 
 def selected_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float = 1.0
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float = 1.0,
+    bfloat16: bool = False,
 ) -> Tensor:
     """log softmax(hidden @ weight.T + bias)[targets] in bounded memory with exact gradients.
 
-    Args: hidden [N, D], weight [V, D], bias [V] or None, targets [N]. Returns [N] float32.
+    Args: hidden [N, D], weight [V, D], bias [V] or None, targets [N]. With `bfloat16` the backward pass
+    multiplies its float32 gradients of the logits in bfloat16. Returns [N] float32.
     """
-    return _SelectedLogprobs.apply(hidden, weight, bias, targets, temperature)  # pyright: ignore
+    return _SelectedLogprobs.apply(hidden, weight, bias, targets, temperature, bfloat16)  # pyright: ignore
 
 
 class _SelectedLogprobs(torch.autograd.Function):
-    """Forward keeps one number a token (log of the partition sum); backward makes the logits again."""
+    """Forward keeps one number a token (log of the partition sum); backward makes the logits again.
+
+    Blocks of the vocabulary rather than of tokens: a large weight and its gradient pass by once.
+    """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, temperature):
-        partition = hidden.new_empty(hidden.shape[0])
-        values = hidden.new_empty(hidden.shape[0])
-        for part in _chunks(hidden.shape[0], weight.shape[0]):
-            logits = _logits(hidden[part], weight, bias, temperature)  # [n, V]
-            partition[part] = logits.logsumexp(-1)
-            values[part] = logits.gather(-1, targets[part, None])[:, 0]
+    def forward(ctx, hidden, weight, bias, targets, temperature, bfloat16):
+        partition = hidden.new_full((hidden.shape[0],), -torch.inf)
+        values = torch.zeros_like(partition)
+        for part in _blocks(hidden.shape[0], weight.shape[0]):
+            logits = _logits(hidden, weight[part], None if bias is None else bias[part], temperature)
+            rows, columns = _within(part, targets)
+            values[rows] = logits[rows, columns]
+            largest = logits.amax(-1)
+            sums = logits.sub_(largest[:, None]).exp_().sum(-1)
+            partition = torch.logaddexp(partition, largest + sums.log_())
         ctx.save_for_backward(hidden, weight, bias, targets, partition)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.bfloat16 = temperature, bfloat16
         return values - partition
 
     @staticmethod
@@ -147,22 +164,26 @@ class _SelectedLogprobs(torch.autograd.Function):
         (grad,) = grads
         hidden, weight, bias, targets, partition = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
-        grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
-        for part in _chunks(hidden.shape[0], weight.shape[0]):
-            logits = _logits(hidden[part], weight, bias, ctx.temperature)
-            # d log p(y) / d logits = onehot(y) - softmax, and the temperature's 1/T.
-            scale = grad[part, None] / ctx.temperature  # [n, 1]
-            grad_logits = (logits.sub_(partition[part, None])).exp_().mul_(-scale)  # [n, V]
-            grad_logits.scatter_add_(-1, targets[part, None], scale)
+        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_weight = torch.empty_like(weight) if need_weight else None
+        grad_bias = torch.empty_like(bias) if bias is not None and need_bias else None
+        dtype = torch.bfloat16 if ctx.bfloat16 else hidden.dtype
+        narrow_hidden, scale = hidden.to(dtype), grad / ctx.temperature  # the temperature's 1/T
+        for part in _blocks(hidden.shape[0], weight.shape[0]):
+            own_bias = None if bias is None else bias[part]
+            logits = _logits(hidden, weight[part], own_bias, ctx.temperature)  # [N, v]
+            # d log p(y) / d logits = onehot(y) - softmax
+            grad_logits = logits.sub_(partition[:, None]).exp_().mul_(-scale[:, None])
+            rows, columns = _within(part, targets)
+            grad_logits[rows, columns] += scale[rows]
+            narrow = grad_logits.to(dtype)
             if grad_hidden is not None:
-                torch.mm(grad_logits, weight.to(grad_logits.dtype), out=grad_hidden[part])
+                grad_hidden += narrow @ weight[part].to(dtype)
             if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.t(), hidden[part])
+                grad_weight[part] = narrow.t() @ narrow_hidden
             if grad_bias is not None:
-                grad_bias.add_(grad_logits.sum(0))
-        return grad_hidden, grad_weight, grad_bias, None, None
+                grad_bias[part] = grad_logits.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
@@ -170,6 +191,13 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(start, start + size) for start in range(0, tokens, size)]
+def _blocks(tokens: int, vocabulary: int) -> list[slice]:
+    """Ranges of the vocabulary."""
+    size = max(1, BLOCK_ELEMENTS // max(1, tokens))
+    return [slice(start, min(start + size, vocabulary)) for start in range(0, vocabulary, size)]
+
+
+def _within(part: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens whose target is in a block, and its place there."""
+    rows = ((targets >= part.start) & (targets < part.stop)).nonzero()[:, 0]
+    return rows, targets[rows] - part.start
