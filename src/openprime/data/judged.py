@@ -192,8 +192,8 @@ def _read_outcomes(
     outcome_field = field_of(config, rows, "outcome_field", OUTCOME_FIELDS)
     if not outcome_field:
         raise ValueError(
-            f"{config.source}: no row has an outcome: no field {', '.join(OUTCOME_FIELDS)}; there are: {known_fields(rows)}. "
-            "Name the right one in data.outcome_field"
+            f"{config.source}: no row has an outcome: no field {', '.join(OUTCOME_FIELDS)}; there are: "
+            f"{known_fields(rows)}. Name the right one in data.outcome_field"
         )
     response_field = field_of(config, rows, "response_field", RESPONSE_FIELDS)
     names, verifiers = row_names(config, len(rows)), verifiers_of(config, rows)
