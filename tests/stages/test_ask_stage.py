@@ -425,7 +425,7 @@ def interrupting(after: int) -> Callable:
         put(self, value)
         seen.append(value)
         if len(seen) == after:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     return interrupted
 

@@ -1,7 +1,6 @@
 """`openprime score` through the command line: the rows come back with the rewards that the PRM gives."""
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -199,7 +198,7 @@ def test_a_signal_leaves_what_is_written(
     def interrupted(self: ImplicitPRM, *rest: Any) -> list[Score]:
         calls.append(rest)
         if len(calls) == (3 if in_a_chunk else 1):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return score_tokens(self, *rest)
 
     score_tokens = ImplicitPRM.score_tokens
