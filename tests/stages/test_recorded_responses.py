@@ -180,13 +180,13 @@ def test_where_the_answer_stands_may_be_told(tmp_path: Path, mode: str, outcomes
 
 
 def test_votes_are_of_the_answers_that_are_judged(tmp_path: Path):
-    """By hashes the vote is 3 to 2; by boxes the other way round."""
+    """By hashes 2 has two votes of three; by boxes it has none, and 5 has two."""
     data = write(tmp_path / "questions.jsonl", [QUESTIONS[1]])
-    texts = ["#### 2\n\\boxed{3}"] * 3 + ["#### 3\n\\boxed{2}"] * 2
+    texts = ["#### 3\n\\boxed{5}", "#### 2\n\\boxed{5}", "#### 2\n\\boxed{6}"]
     for mode, expected in (("hashes", 1.0), ("boxed", 0.0)):
         (tmp_path / mode).mkdir()
         results, _ = judge(data, [{"responses": texts}], tmp_path / mode, "--verify.answers", mode)
-        assert results["maj@k"]["5"][0] == expected
+        assert results["maj@k"]["3"][0] == expected
 
 
 @pytest.mark.parametrize(

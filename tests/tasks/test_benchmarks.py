@@ -246,7 +246,10 @@ MBPP = (
 MBPP_RESPONSES = (
     [
         *((MBPP[0]["code"], "right"), (fenced(str(MBPP[0]["code"])), "right")),
-        *((fenced("def shared(a, b):\n    return tuple(a)"), "wrong"), (fenced("def other(): 1"), "crash")),
+        *(
+            (fenced("def shared(a, b):\n    return tuple(a)"), "wrong"),
+            (fenced("#### 4\ndef other(): 1"), "crash"),
+        ),
         *(("def shared(a, b) return", "no_answer"), EMPTY),
     ],
 )
@@ -405,6 +408,7 @@ def test_what_is_left_out_moves_no_other_item(hub: Path):
 
 
 def test_votes_are_counted_where_there_are_answers(hub: Path):
+    """Not of programs, whatever their comments look like."""
     results = json.loads((hub / "results.json").read_text())["benchmarks"]
     for name, result in results.items():
         code = find_benchmark(name)[1].data.verifier == "code"

@@ -394,7 +394,8 @@ def _read_hub(config: DataConfig) -> list[Row]:
         raise ValueError(
             f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "
             f"that can be reached on the hub and has a split {config.split} (data.split) and a subset "
-            f"{config.subset!r} (data.subset): {error}"
+            f"{config.subset!r} (data.subset). A copy in a file will do: name it in data.source (evaluate: --data): "
+            f"{error}"
         ) from error
     assert isinstance(data, datasets.Dataset)
     limit = 0 if config.where else config.limit

@@ -55,6 +55,8 @@ Tokenizer = Callable[[], PreTrainedTokenizerBase]
 
 def read_benchmarks(config: EvaluateConfig, tokenizer: Tokenizer) -> list[Benchmark]:
     """All benchmarks with their items and recorded responses: what is wrong with a file is said at once."""
+    if config.model and not all(config.responses or [""]):
+        tokenizer()  # a model that is not there is said so at once
     saved = read_format(config.model) if config.model and config.template == "auto" else None
     found: list[Benchmark] = []
     for i, name in enumerate(config.benchmark):
