@@ -458,25 +458,19 @@ def test_interrupt_before_a_token_and_of_a_single_question(
     assert capsys.readouterr().err == "openprime: interrupted\n"
 
 
-def test_in_a_terminal(model: Path, prm: Path):
+def test_in_a_terminal(model: Path, prm: Path, tmp_path: Path):
     """A whole session through a pseudo-terminal: pasted lines are one question, colours, Ctrl-D leaves."""
     ours, theirs = pty.openpty()
-    environment = (
-        os.environ | PYTHONPATH | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "90"}
-    )
-    args = [
-        sys.executable,
-        "-m",
-        "openprime",
-        "ask",
-        str(model),
-        "--prm",
-        str(prm),
-        "--max-response-tokens",
-        "40",
-    ]
+    terminal = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "90"}
+    flags = ["--prm", str(prm), "--page", str(tmp_path / "page.html"), "--max-response-tokens", str(LIMIT)]
+    args = [sys.executable, "-m", "openprime", "ask", str(model), *flags]
     process = subprocess.Popen(
-        args, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True
+        args,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | PYTHONPATH | terminal,
+        close_fds=True,
     )
     os.close(theirs)
     heard = b""
@@ -504,6 +498,9 @@ def test_in_a_terminal(model: Path, prm: Path):
         wait_for("> ")
         os.write(ours, b"\x04")
         assert process.wait(timeout=60) == 0
+        page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+        assert page.text.count("question") == 2
+        assert QUESTIONS[0] in page.text
     finally:
         process.kill()
         process.wait()
