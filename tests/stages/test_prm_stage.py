@@ -51,11 +51,11 @@ def sentence(rng: random.Random, right: bool) -> list[str]:
 
 
 def judged_rows(count: int, steps: bool = False, seed: int = 0) -> list[dict]:
-    """Four responses to each of `count` prompts, right and wrong ones to each, the prompts in turn."""
+    """Four responses to each of `count` prompts, the prompts in turn; each sixth prompt has right ones only."""
     rng, rows = random.Random(f"{seed}"), []
     for i in range(4):
         for p in range(count):
-            text = sentence(rng, right=(i + p) % 4 not in (0, 1))
+            text = sentence(rng, right=p % 6 == 5 or (i + p) % 4 not in (0, 1))
             row: dict = {"prompt": f"say {p}"}
             if steps:
                 wrong = [k for k, step in enumerate(text) if "oops" in step]
@@ -105,6 +105,11 @@ def held_out(out: Path) -> dict:
     return json.loads((out / "held_out.json").read_text(encoding="utf-8"))
 
 
+def without_noise(row: dict) -> dict:
+    """Before the first update all scores are 0, and their signs mean nothing."""
+    return {name: value for name, value in row.items() if row["step"] > 1 or "accuracy" not in name}
+
+
 # What a run does
 
 
@@ -118,7 +123,7 @@ def trained(
     def run(loss: str) -> Path:
         if loss not in done:
             out = tmp_path_factory.mktemp("trained") / loss
-            done[loss] = train(start, data[loss], out, "--loss", loss, "--epochs", "3")
+            done[loss] = train(start, data[loss], out, "--loss", loss, "--epochs", "3", "--beta", "0.1")
         return done[loss]
 
     return run
@@ -198,6 +203,7 @@ def test_the_held_out_measures_are_those_of_the_saved_prm(loss: str, trained: Ca
     for q, o in zip(p, labels, strict=True):
         bins.setdefault(min(9, math.ceil(q * 10) - 1), []).append(o - q)
     end = found["end"]
+    assert len(accuracies) < len(names)  # a prompt without a pair tells nothing
     assert end["pairwise_accuracy"] == pytest.approx(sum(accuracies) / len(accuracies), abs=1e-6)
     assert end["auc"] == pytest.approx(sum(every) / len(every), abs=1e-6)
     assert end["brier"] == pytest.approx(
@@ -245,6 +251,8 @@ def test_held_out_prompts_are_never_trained_on(
     assert not held & {prompt for prompt, _ in trained_on}
     expected = Counter((row["prompt"], row["response"]) for row in rows)
     assert measured == {key: 2 * count for key, count in expected.items() if key[0] in held}  # start and end
+    if loss == "dpo":  # which has nothing to learn from prompts without a wrong response
+        held |= {row["prompt"] for row in rows} - {row["prompt"] for row in rows if not row["outcome"]}
     whole = {key: 2 * count for key, count in expected.items() if key[0] not in held}
     assert set(trained_on) == set(whole)
     assert all(trained_on[key] >= count for key, count in whole.items())
@@ -259,7 +267,7 @@ def test_how_a_batch_is_cut_changes_nothing(loss: str, start: str, data: dict[st
         for name, tokens in (("whole", "100000"), ("small", "40"))
     ]
     for row, other in zip(*(metrics(run) for run in runs), strict=True):
-        assert row == pytest.approx(other, rel=2e-3, abs=2e-4)
+        assert without_noise(row) == pytest.approx(without_noise(other), rel=2e-3, abs=2e-4)
     ours, theirs = (load_file(run / "prm" / "model.safetensors") for run in runs)
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-2, atol=1e-3)
@@ -269,9 +277,9 @@ def test_a_reference_kept_in_memory_is_that_of_each_batch(
     start: str, data: dict[str, str], trained, tmp_path
 ):
     """One epoch computes it batch by batch, three epochs begin with the same steps."""
-    once = metrics(train(start, data["steps"], tmp_path / "run", "--loss", "steps"))
+    once = metrics(train(start, data["steps"], tmp_path / "run", "--loss", "steps", "--beta", "0.1"))
     for row, other in zip(once[:-1], metrics(trained("steps")), strict=False):
-        assert row == pytest.approx(other, rel=1e-3, abs=1e-5)
+        assert without_noise(row) == pytest.approx(without_noise(other), rel=1e-3, abs=1e-5)
 
 
 def test_kto_takes_its_reference_point_from_the_batch(
