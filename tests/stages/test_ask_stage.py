@@ -47,6 +47,14 @@ def _plain(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _interrupts():
+    """Also where the tests run in the background, which ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def prm(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_prm(model, tmp_path_factory.mktemp("ask") / "prm")
@@ -486,7 +494,9 @@ def test_in_a_terminal(model: Path, prm: Path, tmp_path: Path):
         return before.decode()
 
     try:
-        assert "an empty line leaves" in wait_for("> ")
+        said = wait_for("> ")
+        assert "an empty line leaves" in said
+        assert "\x1b[?2004h" in said  # asks the terminal to mark what is pasted
         os.write(ours, b"\x1b[200~" + QUESTIONS[0].encode() + b"\x1b[201~\r")
         said = wait_for("tokens/s").replace("\r\n", "\n")
         assert greedy(model, QUESTIONS[0])[1].text in Text.from_ansi(said).plain
