@@ -31,12 +31,11 @@ from openprime.data.readers import (
     without_answer,
 )
 from openprime.data.responses import vocabulary_id
-from openprime.data.steps import steps_of_tokens, text_of_tokens
+from openprime.data.steps import apart, steps_of_tokens, text_of_tokens
 from openprime.types import Batch, Group, Prompt, Response
 
 OUTCOME_FIELDS = ("outcome", "correct", "label")
 LABELS_FIELDS = ("labels", "label")
-BETWEEN_STEPS = "\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +247,7 @@ def _read_steps(
         for k, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name}: step {k} must be a text that is not empty, found {text!r:.80}")
-        steps = (*(text + BETWEEN_STEPS for text in texts[:-1]), texts[-1])
+        steps = tuple(apart(texts))
         labels = _labels(value, len(steps), signed, f"{name}, {labels_field}")
         outcome = labels[-1] if labels else None
         found.append(_Found(name, messages, "".join(steps), outcome, steps=steps, labels=labels or ()))

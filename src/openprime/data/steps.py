@@ -32,6 +32,11 @@ def split_steps(text: str, how: StepSplit) -> list[str]:
     return steps
 
 
+def apart(steps: Sequence[str]) -> list[str]:
+    """Steps that data sets keep as a list, with a blank line between them: joined they are the response."""
+    return [*(f"{step}\n\n" for step in steps[:-1]), *steps[-1:]]
+
+
 def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
     """The text of each token; joined they are the decoded response, special tokens left out.
 

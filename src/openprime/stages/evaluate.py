@@ -126,8 +126,8 @@ def evaluate(config: EvaluateConfig) -> dict:
             said = f"{benchmark.name}: {about}; {len(benchmark.items)} items"
             console.print(said, markup=False, highlight=False)
             found = (
-                first_errors(benchmark, config, models, place, console)
-                if benchmark.is_process
+                first_errors(benchmark, models.prm, config.seed, place, console)
+                if benchmark.is_process and models.prm
                 else judge(benchmark, config, models, pool[benchmark.config.answers], place, console)
             )
             results["benchmarks"][benchmark.name] = found

@@ -11,11 +11,19 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from openprime.config import BenchmarkConfig, EvaluateConfig, PromptFormat
-from openprime.data.chat import suitable
-from openprime.data.readers import Row, keeps, load_rows, read_json, read_prompts, read_questions
+from openprime.config import BenchmarkConfig, DataConfig, EvaluateConfig, PromptFormat
+from openprime.data.chat import read_messages, suitable
+from openprime.data.readers import (
+    PROMPT_FIELDS,
+    Row,
+    field_of,
+    keeps,
+    load_rows,
+    read_json,
+    read_prompts,
+    read_questions,
+)
 from openprime.models.hub import read_format
-from openprime.stages.process_bench import read_solutions
 from openprime.tasks.benchmarks import find_benchmark
 from openprime.types import Prompt
 from openprime.verifiers.math import Answers, extract_answer
@@ -98,6 +106,30 @@ def read_benchmark(
     entry = entry.model_copy(update={"data": entry.data.model_copy(update=plain)})
     read = read_prompts(entry.data, tokenizer())
     return Benchmark(name, entry, read.prompts, None, read.dropped_long)
+
+
+def read_solutions(data: DataConfig) -> list[Prompt]:
+    """The rows as prompts: a problem, `steps` (texts) and `label` (index of the first wrong step, -1: none).
+
+    Raises ValueError, with the row, for anything else.
+    """
+    rows = load_rows(data)
+    field = field_of(data, rows, "prompt_field", PROMPT_FIELDS)
+    missing = [name for name in ("steps", "label") if all(row.get(name) is None for row in rows)]
+    if missing:
+        raise ValueError(
+            f"{data.source}: no row has a field {' nor '.join(missing)}; there are: {', '.join(rows[0])}"
+        )
+    items = []
+    for i, row in enumerate(rows):
+        name = f"{Path(data.source).name}:{i}"
+        steps, label = row.get("steps"), row.get("label")
+        if not isinstance(steps, list) or not steps or not all(isinstance(s, str) for s in steps):
+            raise ValueError(f"{name}: steps must be a list of texts, at least one, found {steps!r:.80}")
+        if type(label) is not int or not -1 <= label < len(steps):
+            raise ValueError(f"{name}: label must be the index of a step or -1, found {label!r}")
+        items.append(Prompt(name, (), read_messages(row.get(field), name), None, row))
+    return items
 
 
 def read_recorded(

@@ -191,6 +191,7 @@ def plan_steps(sizes: Sequence[int], batch: int, epochs: float, seed: int) -> li
     `sizes` are the responses of each unit; whole units may make a step larger. What comes first does not
     depend on how many epochs follow.
     """
+    assert sum(sizes) > 0
     wanted, batch = max(1, round(epochs * sum(sizes))), min(batch, sum(sizes))
     steps: list[list[int]] = []
     order: list[int] = []

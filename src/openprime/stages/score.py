@@ -13,7 +13,7 @@ from openprime.config import ScoreConfig
 from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages, suitable
 from openprime.data.readers import read_json
 from openprime.data.responses import vocabulary_id
-from openprime.data.steps import split_steps, text_of_tokens, token_texts
+from openprime.data.steps import apart, split_steps, text_of_tokens, token_texts
 from openprime.models.hub import pick_device
 from openprime.models.implicit_prm import ImplicitPRM, Score, find_parts
 from openprime.training.run import check_folder, fill_jsonl, open_folder, resume_jsonl
@@ -145,7 +145,7 @@ def _answers(row: Row, where: str, vocabulary: str) -> Iterator[Answer]:
         yield Answer(_text(row["response"], f"{where}, response"))
     elif "steps" in row:
         steps = [_text(step, f"{where}, steps") for step in _filled_list(row["steps"], f"{where}, steps")]
-        steps = [*(f"{step}\n\n" for step in steps[:-1]), steps[-1]]
+        steps = apart(steps)
         yield Answer("".join(steps), steps=steps)
     else:
         raise ValueError(f"{where}: no field response, responses or steps; there are: {', '.join(row)}")

@@ -10,7 +10,6 @@ import numpy as np
 from openprime.algorithm.metrics import roc_auc
 from openprime.algorithm.voting import best_of_n_subsets, bootstrap_interval, pass_at_k, vote_subsets
 from openprime.stages.items import Benchmark
-from openprime.stages.process_bench import or_none
 from openprime.verifiers.math import canonical_answer
 
 Interval = tuple[float, float, float]
@@ -130,3 +129,8 @@ def step_auc(rows: list[dict]) -> float:
             labels += verdicts
             values += line_rewards[: len(verdicts)]
     return roc_auc(values, labels) if labels else math.nan
+
+
+def or_none(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(value) else value
