@@ -36,7 +36,7 @@ class Candidate:
     gate: bool = False
     """Process term x max(0, 2 a - 1), a the moving average of pairwise accuracy on fresh verified groups."""
     anchor: float = 0.0
-    """Credit all: subtract so many times log pi - log ref from the reward, which keeps the policy near the reference."""
+    """Credit all: so many times log pi - log ref is taken off the reward, which holds the policy near the reference."""
     every: int = 1
     """Verify only every so many steps."""
     prm_updates: int = 1
@@ -57,7 +57,7 @@ class Lab:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """In place of the package's functions."""
-        names = ("prepare", "collate", "process_rewards", "compute_advantages", "update_policy", "reference_name")
+        names = ("prepare", "collate", "process_rewards", "compute_advantages", "update_policy")
         before = {name: getattr(rl, name) for name in names}
         self.before = before
         for name in names:
@@ -72,9 +72,6 @@ class Lab:
         self.config = config
         self.parts = self.before["prepare"](config, pool)
         return self.parts
-
-    def reference_name(self, config) -> str:
-        return config.model  # a PRM that was trained before goes on with the reference that it had
 
     def collate(self, groups: list[Group], step_ends, pad: int) -> Batch:
         self.groups, self.step = groups, self.step + 1
@@ -144,7 +141,11 @@ class Lab:
         targets = batch.token_ids[rows, columns]
         phi = logits_of(prm.prm.model, batch, rows, columns).log_softmax(-1)
         pi = logits_of(self.parts.policy.model, batch, rows, columns).log_softmax(-1)
-        ref = pi if prm.prm.reference is None else logits_of(prm.prm.reference, batch, rows, columns).log_softmax(-1)
+        ref = (
+            pi
+            if prm.prm.reference is None
+            else logits_of(prm.prm.reference, batch, rows, columns).log_softmax(-1)
+        )
         ratio = (phi - ref).clamp(*self.how.clip)
         expected = (pi.exp() * ratio).sum(-1)
         put = lambda values: torch.zeros_like(batch.logprobs).index_put((rows, columns), values)  # noqa: E731
@@ -196,7 +197,7 @@ class Lab:
             group["lr"] = learning_rate(config, policy.updates, policy.total_updates)
         policy.optimizer.step()
         policy.updates += 1
-        return {"policy/loss": float(loss), "policy/grad_norm": float(norm)}
+        return {"policy/loss": float(loss.detach()), "policy/grad_norm": float(norm)}
 
 
 def logits_of(model, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
