@@ -86,7 +86,7 @@ class Lab:
             with run.clock.phase("prm"):
                 rewards, metrics = self.partly_verified(prm, batch)
         rollouts = self.parts.collector.rollouts
-        metrics["verify/calls"] = rollouts if self.how.verified is None else self.calls
+        metrics["verify/calls"] = rollouts if self.how.verified is None or self.how.checker else self.calls
         return rewards, metrics
 
     def checked(self, batch: Batch) -> Tensor:
@@ -151,8 +151,7 @@ class Lab:
         put = lambda values: torch.zeros_like(batch.logprobs).index_put((rows, columns), values)  # noqa: E731
         pick = lambda values: values.gather(-1, targets[:, None])[:, 0]  # noqa: E731
         rewards = put(prm.prm.beta * pick(phi - ref))
-        reward = ratio - self.how.anchor * (pi - ref)
-        return rewards, put(pick(ref)), (put(pick(ratio) - expected), reward, rows, columns)
+        return rewards, put(pick(ref)), (put(pick(ratio) - expected), ratio, ref, rows, columns)
 
     def weight(self) -> float:
         """What the gate leaves of the process weight."""
@@ -184,20 +183,24 @@ class Lab:
     def update_policy(self, policy, batch: Batch, advantages: Tensor, config, generator):
         if self.how.credit != "all":
             return self.before["update_policy"](policy, batch, advantages, config, generator)
-        _, reward, rows, columns = self.fields
-        policy.optimizer.zero_grad(set_to_none=True)
-        log_pi = logits_of(policy.model, batch, rows, columns).log_softmax(-1)
-        loss = -(log_pi.exp() * reward).sum() * self.weight() / len(rows)
-        if self.config.advantage.outcome_weight:
-            chosen = log_pi.gather(-1, batch.token_ids[rows, columns][:, None])[:, 0]
-            loss = loss - (chosen * advantages[rows, columns]).sum() / len(rows)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.clip_grad)
-        for group in policy.optimizer.param_groups:
-            group["lr"] = learning_rate(config, policy.updates, policy.total_updates)
-        policy.optimizer.step()
-        policy.updates += 1
-        return {"policy/loss": float(loss.detach()), "policy/grad_norm": float(norm)}
+        _, ratio, ref, rows, columns = self.fields
+        metrics = {}
+        for _ in range(config.epochs):
+            policy.optimizer.zero_grad(set_to_none=True)
+            log_pi = logits_of(policy.model, batch, rows, columns).log_softmax(-1)
+            reward = ratio - self.how.anchor * (log_pi.detach() - ref)
+            loss = -(log_pi.exp() * reward).sum() * self.weight() / len(rows)
+            if self.config.advantage.outcome_weight:
+                chosen = log_pi.gather(-1, batch.token_ids[rows, columns][:, None])[:, 0]
+                loss = loss - (chosen * advantages[rows, columns]).sum() / len(rows)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.clip_grad)
+            for group in policy.optimizer.param_groups:
+                group["lr"] = learning_rate(config, policy.updates, policy.total_updates)
+            policy.optimizer.step()
+            policy.updates += 1
+            metrics = {"policy/loss": float(loss.detach()), "policy/grad_norm": float(norm)}
+        return metrics
 
 
 def logits_of(model, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:

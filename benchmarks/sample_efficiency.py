@@ -80,14 +80,16 @@ class Method:
     candidate: Candidate = PACKAGE
     warm: int = 0
     """Prompts, 4 responses each, that an offline PRM is trained on before; they are counted."""
+    warm_epochs: int = 4
+    """Passes of the offline PRM over them."""
     policy_from_prm: bool = False
     """The policy starts from the offline PRM, which is a language model too."""
-    factor: float = 1.0
-    """Times the learning rate of the grid."""
 
 
 OUTCOME: Flags = ("--advantage.process-weight", 0)
 ALONE: Flags = ("--advantage.outcome-weight", 0, "--filter.low", 0, "--filter.high", 1)
+TEACHER = Candidate(verified=0, credit="all", clip=(-2.0, 0.3), anchor=0.5)
+TAUGHT: Flags = (*ALONE, "--prm.update", "never", "--policy.epochs", 4, "--policy.warmup", 8)
 METHODS = {
     "outcome-only": Method(OUTCOME),
     "outcome-only, 4 epochs": Method((*OUTCOME, "--policy.epochs", 4)),
@@ -97,13 +99,12 @@ METHODS = {
     "PRIME, offline start": Method(("--prm.update", "after"), warm=512),
     "perfect checker": Method((), Candidate(checker=True)),
     "perfect checker alone": Method(ALONE, Candidate(checker=True, verified=0)),
-    "process-only, frozen PRM": Method(
+    "sampled tokens, frozen PRM": Method(
         (*ALONE, "--prm.update", "never"), Candidate(verified=0, credit="token", clip=(-2.0, 0.3)), warm=512
     ),
-    "process-only, whole vocabulary": Method(
-        (*ALONE, "--prm.update", "never"), Candidate(verified=0, credit="all", clip=(-2.0, 0.3)), warm=512
-    ),
-    "PRM is the policy": Method(OUTCOME, warm=512, policy_from_prm=True),
+    "PRM teaches, 128": Method(TAUGHT, TEACHER, warm=128, warm_epochs=8),
+    "PRM teaches, 256": Method(TAUGHT, TEACHER, warm=256),
+    "PRM is the policy, 128": Method(OUTCOME, warm=128, warm_epochs=8, policy_from_prm=True),
     "PRM is the policy, 256": Method(OUTCOME, warm=256, policy_from_prm=True),
 }
 """The first is what all others are compared with."""
@@ -185,7 +186,7 @@ class Bench:
         s, method = SETTINGS[setting], METHODS[name]
         folder = self.out / setting / str(seed)
         sft = self.sft(s, folder, seed)
-        prm = self.prm(s, folder, seed, sft, method.warm) if method.warm else None
+        prm = self.prm(s, folder, seed, sft, method.warm, method.warm_epochs) if method.warm else None
         point = f"{lr or 'config'}-{batch or 'config'}"
         place = folder / "rl" / f"{name.replace(', ', '-').replace(' ', '-')}-{point}"
         done, failed = place / "done", place / "failed"
@@ -203,7 +204,7 @@ class Bench:
             command += ["--prm.model", prm]
         command += method.flags
         if lr is not None:
-            command += ["--policy.lr", lr * method.factor]
+            command += ["--policy.lr", lr]
         if batch is not None:
             command += ["--rollout.prompts", batch, "--policy.minibatch", 4 * batch]
         if not done.is_file() and not failed.is_file():
@@ -237,15 +238,24 @@ class Bench:
             must([*base, *start, *s.sft, "--out", folder / "sft"])
         return model
 
-    def prm(self, s: Setting, folder: Path, seed: int, sft: Path, prompts: int) -> Path:
+    def prm(self, s: Setting, folder: Path, seed: int, sft: Path, prompts: int, epochs: int) -> Path:
         """An offline PRM from `prompts` x 4 judged responses of the SFT model."""
-        prm = folder / f"prm-{prompts}" / "prm"
+        prm = folder / f"prm-{prompts}-{epochs}" / "prm"
         if not prm.is_dir():
             judged = folder / f"generate-{prompts}"
             rl = ["--model", sft, "--seed", seed]
             asked = ["generate", "configs/generate/tiny.yaml", *rl, *data_flags(s, seed, "data")]
             must([*asked, "--data.limit", prompts, "--max-response-tokens", s.tokens, "--out", judged])
-            source = ["--data.source", judged / "responses.jsonl", "--held-out", 0, "--out", prm.parent]
+            source = [
+                "--data.source",
+                judged / "responses.jsonl",
+                "--held-out",
+                0,
+                "--epochs",
+                epochs,
+                "--out",
+                prm.parent,
+            ]
             must(["prm", "configs/prm/tiny.yaml", *rl, *source])
         return prm
 
