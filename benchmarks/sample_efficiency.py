@@ -82,12 +82,15 @@ class Method:
     """Prompts, 4 responses each, that an offline PRM is trained on before; they are counted."""
     warm_epochs: int = 4
     """Passes of the offline PRM over them."""
+    steps: int = 0
+    """0: as many as the setting says."""
     policy_from_prm: bool = False
     """The policy starts from the offline PRM, which is a language model too."""
 
 
 OUTCOME: Flags = ("--advantage.process-weight", 0)
 ALONE: Flags = ("--advantage.outcome-weight", 0, "--filter.low", 0, "--filter.high", 1)
+CHECKER = Candidate(checker=True, verified=0)
 TEACHER = Candidate(verified=0, credit="all", clip=(-2.0, 0.3), anchor=0.5)
 TAUGHT: Flags = (*ALONE, "--prm.update", "never", "--policy.epochs", 4, "--policy.warmup", 8)
 METHODS = {
@@ -98,12 +101,13 @@ METHODS = {
     "PRIME, frozen PRM": Method(("--prm.update", "never"), warm=512),
     "PRIME, offline start": Method(("--prm.update", "after"), warm=512),
     "perfect checker": Method((), Candidate(checker=True)),
-    "perfect checker alone": Method(ALONE, Candidate(checker=True, verified=0)),
+    "perfect checker alone": Method(ALONE, CHECKER),
+    "perfect checker alone, 4 epochs": Method((*ALONE, "--policy.epochs", 4, "--policy.warmup", 8), CHECKER),
     "sampled tokens, frozen PRM": Method(
         (*ALONE, "--prm.update", "never"), Candidate(verified=0, credit="token", clip=(-2.0, 0.3)), warm=512
     ),
-    "PRM teaches, 128": Method(TAUGHT, TEACHER, warm=128, warm_epochs=8),
-    "PRM teaches, 256": Method(TAUGHT, TEACHER, warm=256),
+    "PRM teaches, 128": Method(TAUGHT, TEACHER, warm=128, warm_epochs=8, steps=15),
+    "PRM teaches, 256": Method(TAUGHT, TEACHER, warm=256, steps=15),
     "PRM is the policy, 128": Method(OUTCOME, warm=128, warm_epochs=8, policy_from_prm=True),
     "PRM is the policy, 256": Method(OUTCOME, warm=256, policy_from_prm=True),
 }
@@ -198,7 +202,7 @@ class Bench:
             6 if self.quick else s.steps,
         ]
         command += data_flags(s, seed, "data", "eval-data")
-        command += ["--eval.every", 3, "--eval.samples", 4, "--eval-data.limit", 20 if self.quick else 200]
+        command += ["--eval.every", 3, "--eval.samples", 2, "--eval-data.limit", 20 if self.quick else 200]
         command += ["--rollout.max-response-tokens", s.tokens, "--save-every", 0, "--sample-every", 0]
         if prm and not method.policy_from_prm:
             command += ["--prm.model", prm]
