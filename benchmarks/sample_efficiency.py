@@ -10,6 +10,9 @@ with --lrs and --batches, `tuned`: each method at the best point of the grid on 
 --seeds. Prints how many times fewer rollouts and verifier calls than the first method are needed to reach an
 accuracy, with 95 % bootstrap intervals over seeds, and writes results.json and results.html into --out.
 
+The first of --methods is what the others are compared with. "outcome-only, 4 epochs" uses every label four times, as
+an offline PRM does: a method that beats only the first control has gained from that alone.
+
 It takes hours. What is finished is read, not repeated: call it again to go on.
 """
 
@@ -297,7 +300,7 @@ def main() -> None:
     args = parser.parse_args()
     if (args.lrs or args.batches) and (not args.select or set(args.select) & set(args.seeds)):
         parser.error("a grid is chosen on seeds of its own: give --select, other than --seeds")
-    bench, console = Bench(Path(args.out), args.quick), Console(width=130)
+    bench, console = Bench(Path(args.out), args.quick), Console(width=160)
     grid = list(product(args.lrs or [None], args.batches or [None]))
     protocols = ["equal"] + (["tuned"] if args.lrs or args.batches else [])
     report: dict = {}
@@ -365,7 +368,8 @@ def show(console: Console, setting: str, protocol: str, entry: dict) -> None:
         labels = [label for label in entry[first]["reach"] if label.startswith(count)]
         table = Table(title=title, title_justify="left")
         heads = [label.split(" to ")[1] for label in labels]
-        for heading in ("method", *heads, "final greedy", "sampled", "pairs", "collapsed", "s/step"):
+        table.add_column("method", no_wrap=True)
+        for heading in (*heads, "final greedy", "sampled", "pairs", "collapsed", "s/step"):
             table.add_column(heading, justify="right")
         for name, row in entry.items():
             pairs = [y for curve in row["pairwise"] for _, y in curve]
