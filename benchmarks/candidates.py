@@ -37,8 +37,6 @@ class Candidate:
     """Process term x max(0, 2 a - 1), a the moving average of pairwise accuracy on fresh verified groups."""
     anchor: float = 0.0
     """Credit all: so many times log pi - log ref is taken off the reward, which holds the policy near the reference."""
-    every: int = 1
-    """Verify only every so many steps."""
     prm_updates: int = 1
     """PRM updates on the verified groups of a step."""
 
@@ -52,7 +50,6 @@ class Lab:
         self.skill: float | None = None
         self.parts: Any = None
         self.groups: list[Group] = []
-        self.step = 0
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -74,7 +71,7 @@ class Lab:
         return self.parts
 
     def collate(self, groups: list[Group], step_ends, pad: int) -> Batch:
-        self.groups, self.step = groups, self.step + 1
+        self.groups = groups
         return self.before["collate"](groups, step_ends, pad)
 
     def process_rewards(self, prm, batch: Batch, run) -> tuple[Tensor, dict[str, float]]:
@@ -112,7 +109,7 @@ class Lab:
             rewards = prm.prm.token_rewards(batch, reference)
         else:
             rewards, reference, self.fields = self.fields_of(prm, batch)
-        asked = how.verified is None or (how.verified > 0 and (self.step - 1) % how.every == 0)
+        asked = how.verified is None or (how.verified > 0)
         metrics: dict[str, float] = {}
         if asked:
             count = int(batch.group.max()) + 1 if how.verified is None else how.verified

@@ -94,23 +94,31 @@ class Method:
 OUTCOME: Flags = ("--advantage.process-weight", 0)
 ALONE: Flags = ("--advantage.outcome-weight", 0, "--filter.low", 0, "--filter.high", 1)
 CHECKER = Candidate(checker=True, verified=0)
+IMPROVED = Candidate(credit="token", clip=(-2.0, 0.3), gate=True, prm_updates=2)
+REFRESHED = Candidate(verified=8, credit="all", clip=(-2.0, 0.3), anchor=0.5)
 TEACHER = Candidate(verified=0, credit="all", clip=(-2.0, 0.3), anchor=0.5)
-TAUGHT: Flags = (*ALONE, "--prm.update", "never", "--policy.epochs", 4, "--policy.warmup", 8)
+REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
+TAUGHT: Flags = (*ALONE, *REUSED, "--prm.update", "never")
 METHODS = {
     "outcome-only": Method(OUTCOME),
-    "outcome-only, 4 epochs": Method((*OUTCOME, "--policy.epochs", 4)),
+    "outcome-only, 4 epochs": Method((*OUTCOME, *REUSED)),
     "PRIME, after": Method(("--prm.update", "after")),
     "PRIME, before": Method(("--prm.update", "before")),
+    "PRIME, gate": Method((), Candidate(gate=True)),
+    "PRIME, improved": Method(("--prm.beta", 0.5), IMPROVED),
     "PRIME, frozen PRM": Method(("--prm.update", "never"), warm=512),
     "PRIME, offline start": Method(("--prm.update", "after"), warm=512),
     "perfect checker": Method((), Candidate(checker=True)),
     "perfect checker alone": Method(ALONE, CHECKER),
-    "perfect checker alone, 4 epochs": Method((*ALONE, "--policy.epochs", 4, "--policy.warmup", 8), CHECKER),
+    "perfect checker alone, 4 epochs": Method((*ALONE, *REUSED), CHECKER),
     "sampled tokens, frozen PRM": Method(
         (*ALONE, "--prm.update", "never"), Candidate(verified=0, credit="token", clip=(-2.0, 0.3)), warm=512
     ),
     "PRM teaches, 128": Method(TAUGHT, TEACHER, warm=128, warm_epochs=8, steps=15),
     "PRM teaches, 256": Method(TAUGHT, TEACHER, warm=256, steps=15),
+    "PRM teaches, 256, refreshed": Method(
+        (*ALONE, *REUSED, "--prm.beta", 0.5), REFRESHED, warm=256, steps=15
+    ),
     "PRM is the policy, 128": Method(OUTCOME, warm=128, warm_epochs=8, policy_from_prm=True),
     "PRM is the policy, 256": Method(OUTCOME, warm=256, policy_from_prm=True),
 }
