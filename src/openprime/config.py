@@ -244,9 +244,10 @@ class PRMConfig(OptimizerConfig):
     lr: Rate = 1e-6
     clip_grad: Annotated[float, Field(gt=0)] = 10.0
     model: str = ""
-    """Model to start from. Empty: the same as the policy."""
+    """Model to start from, such as a PRM of `openprime prm`. Empty: the same as the policy."""
     reference: Literal["frozen", "policy"] = "frozen"
-    """Reference of the log-ratio: the model the PRM starts from, frozen; or the sampling policy."""
+    """Reference of the log-ratio: the model the PRM starts from, frozen (a PRM that was trained before keeps its
+    own reference); or the sampling policy."""
     beta: Annotated[float, Field(gt=0)] = 0.05
     """Reward a nat of log-ratio."""
     loss: Literal["ce", "dpo"] = "ce"

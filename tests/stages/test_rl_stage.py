@@ -313,12 +313,23 @@ def test_a_frozen_prm_is_saved_with_the_reference_that_it_was_scored_against(
     assert read_settings(str(run / "prm")) == (0.3, str(model))
 
 
-def test_a_prm_that_trains_on_starts_at_its_own_reference(train: Callable[..., Path], trained_prm: Path):
+def test_a_prm_that_trains_on_keeps_its_reference(model: Path, train: Callable[..., Path], trained_prm: Path):
+    """With its own weights as reference all that it knows would count for nothing: every first reward would be 0."""
     run = train("--prm.model", str(trained_prm))
     first = records(run / "metrics.jsonl")[1]
-    assert first["prm/score_right"] == 0
-    assert read_settings(str(run / "prm"))[1] == str(trained_prm)
+    assert first["prm/score_right"] != 0
+    assert first["advantage/process_std"] > 0
+    assert read_settings(str(run / "prm"))[1] == str(model)
     assert weights(run / "prm") != weights(trained_prm)
+
+
+def test_another_model_as_prm_starts_at_itself(train: Callable[..., Path], trained_prm: Path, tmp_path: Path):
+    plain = tmp_path / "plain"
+    shutil.copytree(trained_prm, plain)
+    (plain / "implicit_prm.json").unlink()
+    run = train("--prm.model", str(plain))
+    assert records(run / "metrics.jsonl")[1]["prm/score_right"] == 0
+    assert read_settings(str(run / "prm"))[1] == str(plain)
 
 
 def test_a_policy_reference_is_saved_as_none(train: Callable[..., Path]):

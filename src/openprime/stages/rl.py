@@ -24,6 +24,7 @@ from openprime.models.hub import (
     pick_device,
     same_vocabulary,
 )
+from openprime.models.implicit_prm import is_prm, read_settings
 from openprime.stages.evaluate import measure
 from openprime.training.collect import Collector, derive_seed
 from openprime.training.learner import Learner
@@ -184,7 +185,10 @@ def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> PRMTrain
 
 
 def reference_name(config: RLConfig) -> str:
-    """The frozen reference: where the PRM starts; of a PRM that is trained already and frozen, the policy's start."""
+    """The frozen reference: that of a PRM trained before, else where the PRM starts; frozen, the policy's start."""
+    saved = read_settings(config.prm.model)[1] if config.prm.model and is_prm(config.prm.model) else ""
+    if saved:
+        return saved
     return config.model if config.prm.update == "never" else (config.prm.model or config.model)
 
 

@@ -1,0 +1,212 @@
+"""Ways to use process rewards that `openprime rl` does not offer, for `sample_efficiency.py` alone.
+
+Each is a `Candidate` that stands in for functions of `openprime.stages.rl` while one run goes on. What it changes is
+the reward and its credit; sampling, filter, learner and records are those of the package.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openprime.algorithm.advantages import Centring, centre
+from openprime.algorithm.rewards import pairwise_accuracy, response_scores
+from openprime.stages import rl
+from openprime.tasks.clock import check_steps
+from openprime.training.learner import learning_rate
+from openprime.types import Batch, Group
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What stands in for the package's own way. The defaults change nothing."""
+
+    checker: bool = False
+    """Analysis only: the truth of every line, from `tasks.clock.check_steps`, instead of a PRM. Upper bound."""
+    verified: int | None = None
+    """Groups of a step whose outcomes are looked at; the PRM learns from these alone. None: all of them."""
+    credit: str = "package"
+    """package; token: A_t = r_t - E_pi[r], gamma 0; all: the policy's exact gradient of E_pi[r] over the vocabulary."""
+    clip: tuple[float, float] = (-float("inf"), float("inf"))
+    """Bounds of log phi - log ref, in nats, before it is a reward (credit token and all)."""
+    gate: bool = False
+    """Process term x max(0, 2 a - 1), a the moving average of pairwise accuracy on fresh verified groups."""
+    anchor: float = 0.0
+    """Credit all: so many times log pi - log ref is taken off the reward, which holds the policy near the reference."""
+    prm_updates: int = 1
+    """PRM updates on the verified groups of a step."""
+
+
+class Lab:
+    """One run with a candidate."""
+
+    def __init__(self, how: Candidate) -> None:
+        self.how = how
+        self.calls = 0  # verifier calls that the run made use of
+        self.skill: float | None = None
+        self.parts: Any = None
+        self.groups: list[Group] = []
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """In place of the package's functions."""
+        names = ("prepare", "collate", "process_rewards", "compute_advantages", "update_policy")
+        before = {name: getattr(rl, name) for name in names}
+        self.before = before
+        for name in names:
+            setattr(rl, name, getattr(self, name))
+        try:
+            yield
+        finally:
+            for name, function in before.items():
+                setattr(rl, name, function)
+
+    def prepare(self, config, pool):
+        self.config = config
+        self.parts = self.before["prepare"](config, pool)
+        return self.parts
+
+    def collate(self, groups: list[Group], step_ends, pad: int) -> Batch:
+        self.groups = groups
+        return self.before["collate"](groups, step_ends, pad)
+
+    def process_rewards(self, prm, batch: Batch, run) -> tuple[Tensor, dict[str, float]]:
+        if self.how.checker:
+            rewards, metrics = self.checked(batch), {}
+        elif self.how == Candidate() or prm is None:
+            rewards, metrics = self.before["process_rewards"](prm, batch, run)
+        else:
+            with run.clock.phase("prm"):
+                rewards, metrics = self.partly_verified(prm, batch)
+        rollouts = self.parts.collector.rollouts
+        metrics["verify/calls"] = rollouts if self.how.verified is None or self.how.checker else self.calls
+        return rewards, metrics
+
+    def checked(self, batch: Batch) -> Tensor:
+        """1 on every token of a right line, 0 on those of a wrong one."""
+        rewards = torch.zeros_like(batch.logprobs)
+        responses = [(g.prompt, r) for g in self.groups for r in g.responses if r.outcome is not None]
+        ends = self.parts.step_ends
+        for b, (prompt, response) in enumerate(responses):
+            right = check_steps(str(prompt.messages), response.text)
+            line, values = 0, []
+            for token in response.token_ids:
+                values.append(float(right[line]) if line < len(right) else float(all(right)))
+                line += token in ends
+            start = len(prompt.token_ids)
+            rewards[b, start : start + len(values)] = torch.tensor(values)
+        return rewards
+
+    def partly_verified(self, prm, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Scores for all, an update from the verified groups."""
+        how = self.how
+        if how.credit == "package":
+            reference = prm.prm.reference_logprobs(batch)
+            rewards = prm.prm.token_rewards(batch, reference)
+        else:
+            rewards, reference, self.fields = self.fields_of(prm, batch)
+        asked = how.verified is None or (how.verified > 0)
+        metrics: dict[str, float] = {}
+        if asked:
+            count = int(batch.group.max()) + 1 if how.verified is None else how.verified
+            rows = (batch.group < count).nonzero()[:, 0]
+            part = batch.select(rows)
+            self.calls += len(rows)
+            scores = response_scores(rewards)[rows]
+            won, pairs = pairwise_accuracy(scores, part.outcome, part.group)
+            if pairs:
+                now = float(won / pairs)
+                self.skill = now if self.skill is None else 0.8 * self.skill + 0.2 * now
+                metrics["prm/pairwise_accuracy"] = now
+            if prm.config.update != "never":
+                for _ in range(how.prm_updates):
+                    losses, _, _, _ = prm.update(part, reference[rows, : part.token_ids.shape[1]])
+                    metrics["prm/loss"] = sum(losses) / len(losses)
+        right = batch.outcome > 0.5
+        score = response_scores(rewards)
+        metrics["analysis/score_gap"] = float(score[right].mean() - score[~right].mean())
+        return rewards, metrics
+
+    @torch.no_grad()
+    def fields_of(self, prm, batch: Batch):
+        """Token rewards, log ref of the tokens, and the log-ratio of every word of the vocabulary on every token."""
+        rows, columns = batch.response_mask.nonzero(as_tuple=True)
+        targets = batch.token_ids[rows, columns]
+        phi = logits_of(prm.prm.model, batch, rows, columns).log_softmax(-1)
+        pi = logits_of(self.parts.policy.model, batch, rows, columns).log_softmax(-1)
+        ref = (
+            pi
+            if prm.prm.reference is None
+            else logits_of(prm.prm.reference, batch, rows, columns).log_softmax(-1)
+        )
+        ratio = (phi - ref).clamp(*self.how.clip)
+        expected = (pi.exp() * ratio).sum(-1)
+        put = lambda values: torch.zeros_like(batch.logprobs).index_put((rows, columns), values)  # noqa: E731
+        pick = lambda values: values.gather(-1, targets[:, None])[:, 0]  # noqa: E731
+        rewards = put(prm.prm.beta * pick(phi - ref))
+        return rewards, put(pick(ref)), (put(pick(ratio) - expected), ratio, ref, rows, columns)
+
+    def weight(self) -> float:
+        """What the gate leaves of the process weight."""
+        if not self.how.gate:
+            return 1.0
+        return 0.0 if self.skill is None else max(0.0, 2 * self.skill - 1)
+
+    def compute_advantages(self, batch: Batch, rewards: Tensor, config):
+        weight = config.process_weight * self.weight()
+        mask = batch.response_mask
+        if self.how.checker:
+            how = Centring(config.estimator, config.preset)
+            process = centre(rewards, mask, batch.group, how) * mask
+        elif self.how.credit == "token":
+            process = self.fields[0]
+        else:
+            config = config.model_copy(update={"process_weight": weight})
+            return self.before["compute_advantages"](batch, rewards, config)
+        outcome = torch.zeros_like(process)
+        if config.outcome_weight:
+            only = config.model_copy(update={"process_weight": 0.0})
+            outcome, _ = self.before["compute_advantages"](batch, torch.zeros_like(rewards), only)
+        spread = {
+            "advantage/process_std": weight * float(process[mask].std()),
+            "advantage/outcome_std": float(outcome[mask].std()),
+        }
+        return weight * process + outcome, spread
+
+    def update_policy(self, policy, batch: Batch, advantages: Tensor, config, generator):
+        if self.how.credit != "all":
+            return self.before["update_policy"](policy, batch, advantages, config, generator)
+        _, ratio, ref, rows, columns = self.fields
+        metrics = {}
+        for _ in range(config.epochs):
+            policy.optimizer.zero_grad(set_to_none=True)
+            log_pi = logits_of(policy.model, batch, rows, columns).log_softmax(-1)
+            reward = ratio - self.how.anchor * (log_pi.detach() - ref)
+            loss = -(log_pi.exp() * reward).sum() * self.weight() / len(rows)
+            if self.config.advantage.outcome_weight:
+                chosen = log_pi.gather(-1, batch.token_ids[rows, columns][:, None])[:, 0]
+                loss = loss - (chosen * advantages[rows, columns]).sum() / len(rows)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.clip_grad)
+            for group in policy.optimizer.param_groups:
+                group["lr"] = learning_rate(config, policy.updates, policy.total_updates)
+            policy.optimizer.step()
+            policy.updates += 1
+            metrics = {"policy/loss": float(loss.detach()), "policy/grad_norm": float(norm)}
+        return metrics
+
+
+def logits_of(model, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
+    """Logits that say the tokens at (rows, columns), [N, V]."""
+    hidden = model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state
+    return torch.nn.functional.linear(hidden[rows, columns - 1], model.get_output_embeddings().weight).float()
+
+
+def only_changed(how: Candidate) -> dict:
+    """For records."""
+    default = Candidate()
+    return {k: v for k, v in dataclasses.asdict(how).items() if v != getattr(default, k)}
