@@ -64,14 +64,14 @@ def ask(model: Path, question: str, *flags: str) -> int:
     return main(["ask", str(model), question, "--max-response-tokens", str(LIMIT), *flags])
 
 
-def greedy(model: Path, question: str) -> tuple[Prompt, Response]:
+def greedy(model: Path, question: str, limit: int = LIMIT) -> tuple[Prompt, Response]:
     """The engine's greedy answer."""
     tokenizer, policy = load_tokenizer(str(model)), load_model(str(model))
     chat = [{"role": "user", "content": question}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     prompt = Prompt("q", tuple(ids), question, None)
     engine = TransformersEngine(policy, tokenizer, end_tokens(policy, tokenizer))
-    (group,) = engine.generate([prompt], Sampling(1, LIMIT, 0.0), 0)
+    (group,) = engine.generate([prompt], Sampling(1, limit, 0.0), 0)
     return prompt, group.responses[0]
 
 
@@ -84,14 +84,15 @@ def rewards(prm: Path, prompt: Prompt, response: Response) -> Score:
 # The answer
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize(("question", "limit"), [*((q, LIMIT) for q in QUESTIONS), (QUESTIONS[0], 3)])
 def test_what_is_streamed_is_the_engines_greedy_answer(
-    model: Path, capsys: pytest.CaptureFixture, question: str
+    model: Path, capsys: pytest.CaptureFixture, question: str, limit: int
 ):
-    assert ask(model, question) == 0
-    _, response = greedy(model, question)
+    assert main(["ask", str(model), question, "--max-response-tokens", str(limit)]) == 0
+    _, response = greedy(model, question, limit)
     text, last, _ = capsys.readouterr().out.rsplit("\n", 2)
     assert text == response.text
+    assert response.truncated == (limit == 3)
     cut = ", cut at --max-response-tokens" if response.truncated else ""
     assert re.fullmatch(rf"{len(response.token_ids)} tokens, [\d,]+ tokens/s{cut}", last)
 

@@ -221,8 +221,6 @@ def judged(
             name = text or str(tokenizer.decode([token]))
             pieces.append(Piece(name, pending, step, special=not text))
             pending = 0.0
-    if pending:  # stopped within a character
-        pieces.append(Piece("\ufffd", pending, len(score.steps) - 1))
     return Answer(question, "".join(texts), pieces, score)
 
 
