@@ -62,7 +62,7 @@ def test_rows_come_back_with_their_rewards(
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
     rows = [
         {"prompt": QUESTION, "response": "+seven one\n#### 1", "id": 7, "note": {"a": [1.5, None]}},
-        {"question": QUESTION, "response": ""},
+        {"prompt": None, "question": QUESTION, "response": ""},
         {"problem": chat, "response": "e\u0301 😀\n\nso\u2028 it is"},
     ]
     found = scored(folder, tmp_path, rows)
