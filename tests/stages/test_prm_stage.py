@@ -477,8 +477,9 @@ def short_rows() -> list[dict]:
 
 
 def test_beta_auto_lets_the_median_response_reach_a_fixed_probability(
-    start: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    start: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(stage, "REACH", 2.0)  # so that the beta of so poor a model lies between the bounds
     out = train(start, write(tmp_path / "d.jsonl", short_rows()), tmp_path / "run", "--epochs", "0.1")
     held = held_prompts(out)
     nats = nats_by_hand(start, [row for row in short_rows() if row["prompt"] not in held])
@@ -500,7 +501,10 @@ def test_beta_auto_has_bounds(nats: float, expected: float):
     assert stage.choose_beta("auto", None, nats, []) == expected
 
 
-def test_a_beta_that_is_too_small_is_warned_about(start: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_beta_that_is_too_small_is_warned_about(
+    start: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stage, "REACH", 2.0)
     source = write(tmp_path / "d.jsonl", short_rows())
     out = train(start, source, tmp_path / "run", "--epochs", "0.1", "--beta", "0.001")
     assert read_settings(str(out / "prm"))[0] == 0.001
