@@ -329,7 +329,7 @@ from openprime.types import Prompt
 from openprime.verifiers.pool import Pool
 
 user = Prompt("u:0", (), "do it", None, {}, "obedient:score")
-tests = json.dumps({"inputs": [""], "outputs": [""]})
+tests = json.dumps({"inputs": [""], "outputs": ["x"]})
 code = Prompt("c:0", (), "", tests, {}, "code")
 pool = Pool(VerifyConfig(workers=2, code={"seconds": 1000.0, "total_seconds": 1000.0}))
 pool.prepare(["code"])
