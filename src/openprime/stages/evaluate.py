@@ -128,7 +128,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             found = (
                 first_errors(benchmark, models.prm, config.seed, place, console)
                 if benchmark.is_process and models.prm
-                else judge(benchmark, config, models, pool[benchmark.config.answers], place, console)
+                else judge(benchmark, models, pool[benchmark.config.answers], place, console)
             )
             results["benchmarks"][benchmark.name] = found
             text = json.dumps(results, indent=2, allow_nan=False)
@@ -193,14 +193,12 @@ def open_evaluation(config: EvaluateConfig, benchmarks: list[Benchmark]) -> Path
 # One benchmark
 
 
-def judge(
-    benchmark: Benchmark, config: EvaluateConfig, models: Models, pool: Pool, folder: Path, console: Console
-) -> dict:
+def judge(benchmark: Benchmark, models: Models, pool: Pool, folder: Path, console: Console) -> dict:
     """Sample or take the recorded responses, judge and score them; returns the benchmark's results."""
 
     def make(chunk: range, check: Callable[[], None]) -> list[dict]:
         rows = recorded_rows if benchmark.recorded else sampled_rows
-        return rows(benchmark, chunk, config, models, pool, check)
+        return rows(benchmark, chunk, models, pool, check)
 
     path = folder / "responses.jsonl"
     rows = fill_jsonl(path, len(benchmark.items), benchmark.name, console, make)
@@ -208,15 +206,10 @@ def judge(
 
 
 def sampled_rows(
-    benchmark: Benchmark,
-    chunk: range,
-    config: EvaluateConfig,
-    models: Models,
-    pool: Pool,
-    check: Callable[[], None],
+    benchmark: Benchmark, chunk: range, models: Models, pool: Pool, check: Callable[[], None]
 ) -> list[dict]:
     """A row an item: its greedy response, N sampled ones, their outcomes, their scores by the PRM."""
-    prompts = benchmark.items[chunk.start : chunk.stop]
+    config, prompts = models.config, benchmark.items[chunk.start : chunk.stop]
     seed = derive_seed(config.seed, benchmark.name, chunk.start)
     tokens = config.max_response_tokens or benchmark.config.max_response_tokens
 
@@ -240,12 +233,7 @@ def sampled_rows(
 
 
 def recorded_rows(
-    benchmark: Benchmark,
-    chunk: range,
-    config: EvaluateConfig,
-    models: Models,
-    pool: Pool,
-    check: Callable[[], None],
+    benchmark: Benchmark, chunk: range, models: Models, pool: Pool, check: Callable[[], None]
 ) -> list[dict]:
     """A row an item: its recorded responses, their outcomes, their scores by the PRM."""
     assert benchmark.recorded is not None
@@ -256,7 +244,7 @@ def recorded_rows(
         check()
     rows = as_rows(groups, benchmark, "")
     if models.prm:
-        add_scores(rows, score_texts(rows, models.prm, config))
+        add_scores(rows, score_texts(rows, models.prm, models.config))
     return rows
 
 

@@ -192,14 +192,14 @@ def reference_name(config: RLConfig) -> str:
     return config.model if config.prm.update == "never" else (config.prm.model or config.model)
 
 
-def process_rewards(prm: PRMTrainer | None, batch: Batch, run: Run) -> tuple[Tensor, dict[str, float]]:
+def process_rewards(trainer: PRMTrainer | None, batch: Batch, run: Run) -> tuple[Tensor, dict[str, float]]:
     """Token rewards [B, T] of a batch and what the PRM's step did; zeros for the outcome-only control."""
-    if prm is None:
+    if trainer is None:
         return torch.zeros_like(batch.logprobs), {}
     with run.clock.phase("reference"):
-        reference = prm.prm.reference_logprobs(batch)
+        reference = trainer.prm.reference_logprobs(batch)
     with run.clock.phase("prm"):
-        done = prm.step(batch, reference)
+        done = trainer.step(batch, reference)
     won, pairs = pairwise_accuracy(done.fresh_scores, batch.outcome, batch.group)
     probability = done.fresh_scores.sigmoid()
     metrics = {
