@@ -62,6 +62,20 @@ def policy_loss(
     return PolicyLoss(-(weights * torch.minimum(plain, clipped)).sum(), was_clipped, kl)
 
 
+def distillation_loss(
+    log_policy: Tensor, log_prm: Tensor, log_ref: Tensor, low: float, high: float, anchor: float
+) -> Tensor:
+    """Sum over tokens of KL(policy || target), less a constant, times `anchor`: the PRM teaches the policy.
+
+    target(a) ~ ref(a) exp(clip(log phi(a)/ref(a), low, high) / anchor) over the whole vocabulary: what a policy
+    would be that earns the clipped process reward at every token and pays `anchor` nats for a nat of KL to the
+    reference. Equal to -E_policy[clip(log phi/ref)] + anchor KL(policy || ref), with no sampled token in it.
+    All [N, V] log-probabilities of N response tokens; only `log_policy` has a gradient. Count: N.
+    """
+    reward = (log_prm - log_ref).clamp(low, high)
+    return (log_policy.exp() * (anchor * (log_policy - log_ref) - reward)).sum()
+
+
 def prm_ce_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
     """Sum over responses of the cross-entropy of sigmoid(s(y)) against o in [0, 1]. PRIME eq. 4; 2412.01981 eq. 5.
 

@@ -38,11 +38,29 @@ def token_logprobs(
             hidden[rows, columns - 1].float(), head.weight, head.bias, targets, temperature, bfloat16
         )
     else:
-        with cast, float32_head(model):
-            logits = model(input_ids=token_ids, use_cache=False).logits  # [B, T, V]
-        logits = logits[rows, columns - 1].float() / temperature
-        values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        whole = token_distributions(model, token_ids, mask, temperature, bfloat16)
+        values = whole.gather(-1, targets[:, None])[:, 0]
     return torch.zeros_like(mask, dtype=torch.float32).index_put((rows, columns), values)
+
+
+def token_distributions(
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float = 1.0, bfloat16: bool = False
+) -> Tensor:
+    """log p(. | tokens before t) over the whole vocabulary where `mask` is True, [N, V] float32, differentiable.
+
+    Arguments as in `token_logprobs`. Holds all N rows: for small vocabularies, or few tokens at a time.
+    """
+    cast = torch.autocast(token_ids.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
+    rows, columns = mask.nonzero(as_tuple=True)
+    if has_plain_head(model):
+        with cast:
+            hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, D]
+        head: Any = model.get_output_embeddings()
+        logits = nn.functional.linear(hidden[rows, columns - 1].float(), head.weight, head.bias)
+    else:
+        with cast, float32_head(model):
+            logits = model(input_ids=token_ids, use_cache=False).logits[rows, columns - 1].float()
+    return (logits / temperature).log_softmax(-1)
 
 
 def micro_batches(lengths: Tensor, tokens: int, together: Tensor | None = None) -> list[Tensor]:

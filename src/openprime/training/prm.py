@@ -11,12 +11,16 @@ from openprime.algorithm.losses import prm_ce_loss, prm_dpo_loss, prm_kto_loss, 
 from openprime.algorithm.rewards import prefix_values, response_scores, token_rewards
 from openprime.config import PRMConfig
 from openprime.data.judged import Judged, collate_judged
-from openprime.models.implicit_prm import ImplicitPRM
+from openprime.models.implicit_prm import PUBLISHED_BETA, ImplicitPRM
 from openprime.training.learner import Learner, Loss
 from openprime.types import Batch
 
 PAIRS = ("dpo", "nca")
 """Losses on pairs of a prompt's responses."""
+
+
+REACH = 0.5
+"""What `fitting_beta` makes of beta S, where S is -log ref of the median response: its P(right) can reach 0.62."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,14 @@ class PRMTrainer:
         mean = sum(losses) / len(losses) if losses else nothing
         return PRMStep(rewards, fresh, mean, max(norms, default=nothing), rate)
 
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return self.learner.state()
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`."""
+        self.learner.restore(state)
+
     def _one_update(self, batch: Batch) -> bool:
         whole = self.config.minibatch == 0 or self.config.minibatch >= len(batch)
         return whole and _count(self.config.loss, batch) > 0
@@ -131,6 +143,15 @@ def outcome_loss(
         return prm_kto_loss(scores, outcomes, reference_point), len(scores)
     total, pairs = (prm_dpo_loss if name == "dpo" else prm_nca_loss)(scores, outcomes, group)
     return total, int(pairs)
+
+
+def fitting_beta(nats: float) -> float:
+    """The beta for responses of which the median has S = `nats` nats under the reference: REACH / S, in [.05, 1].
+
+    The log-ratio of a response, sum_t log(phi/ref), cannot exceed -log ref(y), for phi(y) <= 1. So sigmoid(beta S)
+    bounds P(right) of the median response from above, and a beta that is too small leaves the loss nothing to gain.
+    """
+    return max(PUBLISHED_BETA, min(1.0, REACH / max(nats, 1e-6)))
 
 
 def kto_reference_point(prm: ImplicitPRM, rows: Sequence[Judged], max_tokens: int) -> float:
