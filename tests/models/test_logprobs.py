@@ -11,7 +11,7 @@ from tiny_zoo import PLAIN, SCALED, VOCABULARY, logits_of_head, make
 from torch import Tensor
 
 from openprime.models import logprobs
-from openprime.models.logprobs import has_plain_head, selected_logprobs, token_logprobs
+from openprime.models.logprobs import has_plain_head, selected_logprobs, token_distributions, token_logprobs
 
 property_test = settings(max_examples=80, deadline=None, derandomize=True)
 
@@ -260,6 +260,20 @@ def test_every_architecture_has_the_gradient_of_its_own_logits(
         assert mine.grad is not None, key
         assert other.grad is not None, key
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-4 * largest, msg=key)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *SCALED])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_whole_distributions_are_those_of_every_architectures_own_logits(
+    name: str, temperature: float, ids: Tensor, mask: Tensor
+):
+    model = make(name)
+    ours = token_distributions(model, ids, mask, temperature)
+    theirs = []
+    for row, columns in zip(ids, mask, strict=True):
+        logits = model(input_ids=row[None]).logits[0].float() / temperature
+        theirs += [logits[t - 1].log_softmax(-1) for t in columns.nonzero()[:, 0].tolist()]
+    torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PLAIN)
