@@ -97,6 +97,8 @@ class Method:
     """Prompts of a step."""
     per_step: int = 230
     """About how many rollouts a step of 32 prompts takes with its filter: how long a run is."""
+    share: float = 1.0
+    """Of the setting's rollouts: less where a step takes long."""
 
 
 OUTCOME: Flags = ("--advantage.process-weight", 0)
@@ -120,9 +122,9 @@ METHODS = {
     "PRIME, offline start, 4 epochs": Method((*PROCESS, *REUSED), warm=128),
     "perfect checker, 4 epochs": Method((*PROCESS, *REUSED), CHECKER),
     "perfect checker alone, 4 epochs": Method((*PROCESS, *ALONE, *REUSED), CHECKER, per_step=128),
-    "distill": Method((*DISTILL, *LEARNT), batch=64, per_step=128),
+    "distill": Method((*DISTILL, *LEARNT), batch=64, per_step=128, share=0.6),
     "distill, the PRM is the policy": Method(
-        (*DISTILL, *LEARNT), Candidate(prm_is_policy=True), batch=64, per_step=128
+        (*DISTILL, *LEARNT), Candidate(prm_is_policy=True), batch=64, per_step=128, share=0.6
     ),
 }
 """The first is what all others are compared with."""
@@ -201,7 +203,7 @@ class Bench:
         folder = self.out / setting / str(seed)
         sft = self.sft(s, folder, seed)
         prm = self.prm(s, folder, seed, sft, method.warm) if method.warm else None
-        steps = max(3, round(s.rollouts / (method.per_step * batch / 32)))
+        steps = max(3, round(method.share * s.rollouts / (method.per_step * batch / 32)))
         point = f"{lr:g}-{batch}"
         place = folder / "rl" / f"{name.replace(', ', '-').replace(' ', '-')}-{point}"
         done, failed = place / "done", place / "failed"
