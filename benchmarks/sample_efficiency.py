@@ -106,7 +106,7 @@ NO_FILTER: Flags = ("--filter.low", 0, "--filter.high", 1)
 PROCESS: Flags = ("--advantage.process-weight", 1, "--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
 ALONE: Flags = ("--advantage.outcome-weight", 0, *NO_FILTER)
 REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
-DISTILL: Flags = ("--algorithm", "distill", *NO_FILTER, "--policy.epochs", 8, "--policy.warmup", 8)
+DISTILL: Flags = ("--algorithm", "distill", *NO_FILTER, *REUSED)
 LEARNT: Flags = ("--prm.lr", 1e-3, "--prm.minibatch", 64, "--prm.warmup", 0.1)
 CHECKER = Candidate(checker=True)
 IMPROVED = Candidate(credit="token", clip=(-2.0, 0.3), gate=True, prm_updates=2)
@@ -122,9 +122,12 @@ METHODS = {
     "PRIME, offline start, 4 epochs": Method((*PROCESS, *REUSED), warm=128),
     "perfect checker, 4 epochs": Method((*PROCESS, *REUSED), CHECKER),
     "perfect checker alone, 4 epochs": Method((*PROCESS, *ALONE, *REUSED), CHECKER, per_step=128),
-    "distill": Method((*DISTILL, *LEARNT), batch=64, per_step=128, share=0.6),
+    "distill": Method((*DISTILL, *LEARNT), batch=128, per_step=128, share=0.5),
+    "distill, 64 prompts, 8 epochs": Method(
+        (*DISTILL, *LEARNT, "--policy.epochs", 8), batch=64, per_step=128, share=0.5
+    ),
     "distill, the PRM is the policy": Method(
-        (*DISTILL, *LEARNT), Candidate(prm_is_policy=True), batch=64, per_step=128, share=0.6
+        (*DISTILL, *LEARNT), Candidate(prm_is_policy=True), batch=128, per_step=128, share=0.5
     ),
 }
 """The first is what all others are compared with."""

@@ -455,6 +455,11 @@ class RLConfig(RunConfig):
             )
         return warnings
 
+    @property
+    def uses_prm(self) -> bool:
+        """Not so for the outcome-only control."""
+        return self.algorithm == "distill" or self.advantage.process_weight > 0
+
     def check_distill(self) -> list[str]:
         """`check` for algorithm=distill."""
         if self.rollout.temperature != 1:

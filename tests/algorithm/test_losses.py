@@ -19,6 +19,7 @@ from openprime.algorithm.losses import (
     prm_nca_loss,
     prm_step_loss,
     sft_loss,
+    tilted_reference,
     token_weights,
 )
 from openprime.algorithm.rewards import prefix_values, response_scores, token_rewards
@@ -432,15 +433,18 @@ def test_distillation_loss_is_a_kl_to_the_tilted_reference(seed: int, low: float
             p = math.exp(float(pi[n, a]))
             expected += anchor * p * (float(pi[n, a]) - math.log(weights[a] / z))
         expected -= anchor * math.log(z)
-    assert distillation_loss(pi, phi, ref, low, high, anchor).item() == pytest.approx(expected, abs=1e-9)
+    assert distillation_loss(
+        pi, tilted_reference(phi, ref, low, high, anchor), anchor
+    ).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_distillation_has_no_gradient_at_its_target():
     draw = torch.Generator().manual_seed(0)
     phi, ref = (torch.randn(4, 9, generator=draw, dtype=torch.float64).log_softmax(-1) for _ in range(2))
     logits = (ref + (phi - ref).clamp(-2, 0.3) / 0.5).requires_grad_()
-    loss = distillation_loss(logits.log_softmax(-1), phi, ref, -2, 0.3, 0.5)
+    tilted = tilted_reference(phi, ref, -2, 0.3, 0.5)
+    loss = distillation_loss(logits.log_softmax(-1), tilted, 0.5)
     assert gradient(loss, logits).abs().max() < 1e-12
     elsewhere = (ref + 0.1 * phi).detach().requires_grad_()
-    loss = distillation_loss(elsewhere.log_softmax(-1), phi, ref, -2, 0.3, 0.5)
+    loss = distillation_loss(elsewhere.log_softmax(-1), tilted, 0.5)
     assert gradient(loss, elsewhere).abs().max() > 1e-3

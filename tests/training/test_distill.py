@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from openprime.config import DistillConfig, PolicyConfig, PRMConfig
+from openprime.training import distill
 from openprime.training.distill import Distiller, minibatches
 from openprime.training.learner import Learner
 from openprime.training.run import Clock
@@ -134,6 +135,21 @@ def test_the_first_gradient_is_that_of_the_kl(make: Callable[..., Distiller], po
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(seen[name].double(), parameter.grad, atol=2e-5, rtol=1e-3)
+
+
+def test_targets_made_again_are_the_kept_ones(
+    make: Callable[..., Distiller], make_model, batch: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    results = []
+    for most in (distill.KEPT_ELEMENTS, 0):
+        monkeypatch.setattr(distill, "KEPT_ELEMENTS", most)
+        policy = Learner(make_model(seed=5), PolicyConfig(lr=0.02, tokens_per_microbatch=40), 100)
+        distiller = make()
+        distiller.learn(policy, batch, generator())
+        distiller.teach(policy, batch, PolicyConfig(minibatch=3, epochs=2), generator())
+        results.append(policy.model.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], atol=1e-4, rtol=1e-3)
 
 
 def test_teaching_looks_at_no_outcome(make: Callable[..., Distiller], make_model, batch: Batch):

@@ -137,7 +137,7 @@ def prepare(config: RLConfig, pool: Pool) -> Parts:
     updates = -(-rollout.prompts * rollout.responses // config.policy.minibatch)
     total = config.steps * config.policy.epochs * updates
     policy = Learner(model, config.policy, total, bfloat16, rollout.temperature)
-    prm = make_prm(config, device, bfloat16)
+    prm = make_prm(config, device, bfloat16) if config.uses_prm else None
     engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), rollout.sequences, bfloat16)
     stream = PromptStream(prompts, config.seed)
     collector = Collector(engine, stream, pool, rollout, config.filter, config.seed)
@@ -178,13 +178,11 @@ def finite(run: Run, step: int) -> Iterator[None]:
         ) from error
 
 
-def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> PRMTrainer | Distiller | None:
-    """The PRM, a copy of `prm.model` (else of the policy's start), and its reference; None for the control."""
+def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> PRMTrainer | Distiller:
+    """The PRM, a copy of `prm.model` (else of the policy's start), and its reference."""
     if config.algorithm == "distill":
-        models = (load_model(config.model, device) for _ in range(2))
-        return Distiller(*models, config.prm, config.distill, bfloat16)
-    if config.advantage.process_weight == 0:
-        return None
+        model, reference = load_model(config.model, device), load_model(config.model, device)
+        return Distiller(model, reference, config.prm, config.distill, bfloat16)
     name = config.prm.model or config.model
     if config.prm.model:
         same_vocabulary(load_tokenizer(name), name, load_tokenizer(config.model), config.model)

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from openprime.algorithm.losses import distillation_loss
+from openprime.algorithm.losses import distillation_loss, tilted_reference
 from openprime.algorithm.rewards import pairwise_accuracy, response_scores
 from openprime.config import DistillConfig, PolicyConfig, PRMConfig
 from openprime.models.implicit_prm import ImplicitPRM
-from openprime.models.logprobs import token_distributions
+from openprime.models.logprobs import micro_batches, token_distributions
 from openprime.training.learner import Learner
 from openprime.training.prm import fitting_beta, prm_loss
 from openprime.training.run import Clock
 from openprime.types import Batch
+
+KEPT_ELEMENTS = 2**28
+"""The largest batch times vocabulary, 1 GiB, whose targets are kept from epoch to epoch instead of made again."""
 
 
 class Distiller:
@@ -93,18 +96,17 @@ class Distiller:
         self, policy: Learner, batch: Batch, config: PolicyConfig, generator: torch.Generator
     ) -> dict[str, float]:
         """The policy from the PRM; no outcome is looked at."""
-        how = self.distill
-
-        def loss(log_policy: Tensor, micro: Batch, rows: Tensor) -> Tensor:
-            with torch.no_grad():
-                given = (micro.token_ids, micro.response_mask, 1.0, policy.bfloat16)
-                log_prm = token_distributions(self.prm.model, *given)
-                log_ref = token_distributions(self.reference, *given)
-            return distillation_loss(log_policy, log_prm, log_ref, how.low, how.high, how.anchor)
-
+        vocabulary = self.reference.config.get_text_config().vocab_size
+        kept = int(batch.response_mask.sum()) * vocabulary <= KEPT_ELEMENTS
+        known = self.tilted(batch) if kept else []
         done = []
         for _ in range(config.epochs):
             for rows in minibatches(batch, config.minibatch, generator):
+
+                def loss(log_policy: Tensor, micro: Batch, at: Tensor, rows: Tensor = rows) -> Tensor:
+                    tilted = [known[b] for b in rows[at].tolist()] if kept else self.tilted(micro)
+                    return distillation_loss(log_policy, torch.cat(tilted), self.distill.anchor)
+
                 part = batch.select(rows)
                 done.append(policy.update(part, loss, int(part.response_mask.sum()), whole_vocabulary=True))
         return {
@@ -112,6 +114,20 @@ class Distiller:
             "policy/grad_norm": sum(update.grad_norm for update in done) / len(done),
             "policy/lr": done[-1].lr,
         }
+
+    @torch.no_grad()
+    def tilted(self, batch: Batch) -> list[Tensor]:
+        """The tilted reference of each row's response tokens, [T_b, V]."""
+        found: dict[int, Tensor] = {}
+        for rows in micro_batches(batch.lengths, self.config.tokens_per_microbatch):
+            micro = batch.select(rows)
+            given = (micro.token_ids, micro.response_mask, 1.0, self.prm.bfloat16)
+            log_prm, log_ref = (token_distributions(m, *given) for m in (self.prm.model, self.reference))
+            how = self.distill
+            whole = tilted_reference(log_prm, log_ref, how.low, how.high, how.anchor)
+            lengths = micro.response_mask.sum(-1).tolist()
+            found |= dict(zip(rows.tolist(), whole.split(lengths), strict=True))
+        return [found[b] for b in range(len(batch))]
 
     def state(self) -> dict:
         """What a checkpoint keeps: the last step's PRM and its reference."""
