@@ -53,16 +53,17 @@ class Learner:
             fused=True,
         )
 
-    def update(self, batch: Batch, loss: Loss, denominator: float, together: Tensor | None = None) -> Update:
+    def update(self, batch: Batch, loss: Loss, denominator: float, whole_groups: bool = False) -> Update:
         """One optimiser step on the whole batch, in micro-batches.
 
-        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). Rows with the
-        same number in `together` [B] stay in one micro-batch. Raises NonFiniteError before the step.
+        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). With `whole_groups` the
+        rows of a group stay in one micro-batch. Raises NonFiniteError before the step.
         """
         self.optimizer.zero_grad(set_to_none=True)
         logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
         total = 0.0
-        for rows in micro_batches(batch.lengths, self.config.tokens_per_microbatch, together):
+        budget = self.config.tokens_per_microbatch
+        for rows in micro_batches(batch.lengths, budget, batch.group, whole_groups):
             micro = batch.select(rows)
             current = token_logprobs(
                 self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16
