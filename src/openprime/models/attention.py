@@ -61,19 +61,13 @@ def pack(token_ids: Tensor, mask: Tensor) -> Packing:
         positions += range(start, end)
         rows.append([*range(first, first + start), *own])
     device = token_ids.device
-    order = sorted((row for row in rows if row), key=len, reverse=True)
-    blocks: list[list[list[int]]] = []
-    for row in order:
-        if not blocks or len(row) < ALIKE * len(blocks[-1][0]):
-            blocks.append([])
-        blocks[-1].append(row)
-    back, offset = [0] * len(tokens), 0
-    for block in blocks:
-        width = len(block[0])
-        for row in block:
-            for t, place in enumerate(row):
+    back, offset, blocks = [0] * len(tokens), 0, []
+    for block in alike([len(row) for row in rows]):
+        width = len(rows[block[0]])
+        blocks.append([rows[b] + [0] * (width - len(rows[b])) for b in block])
+        for b in block:
+            for t, place in enumerate(rows[b]):
                 back[place] = offset + t
-            row += [0] * (width - len(row))
             offset += width
     places = [rows[b][t - 1] for b, t in mask.nonzero().tolist()]
     return Packing(
@@ -83,6 +77,18 @@ def pack(token_ids: Tensor, mask: Tensor) -> Packing:
         back=torch.tensor(back, device=device),
         places=torch.tensor(places, dtype=torch.long, device=device),
     )
+
+
+def alike(lengths: list[int]) -> list[list[int]]:
+    """Rows in blocks of about one length, longest first; rows of length 0 are left out."""
+    blocks: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if lengths[row] == 0:
+            break
+        if not blocks or lengths[row] < ALIKE * lengths[blocks[-1][0]]:
+            blocks.append([])
+        blocks[-1].append(row)
+    return blocks
 
 
 def use_own_attention(model: PreTrainedModel) -> None:
@@ -141,11 +147,11 @@ def _packed(
     for rows in packing.rows:
         window = kwargs.get("sliding_window")
         mask = _band(rows.shape[1], window, rows.device) if window and window < rows.shape[1] else None
-        parts = [
+        q, k, v = (
             embedding(rows, x).unflatten(-1, (n, -1)).transpose(1, 2)
             for x, n in zip(flat, heads, strict=True)
-        ]
-        out, _ = sdpa_attention_forward(module, *parts, mask, **kwargs)  # [b, t, H, D]
+        )
+        out, _ = sdpa_attention_forward(module, q, k, v, mask, **kwargs)  # [b, t, H, D]
         found.append(out.flatten(2).flatten(0, 1))
     together = found[0] if len(found) == 1 else torch.cat(found)
     return embedding(packing.back, together).unflatten(-1, (heads[0], -1)).to(dtype)[None]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from openprime.models.attention import pack, packed_inputs, packs
+from openprime.models.attention import alike, pack, packed_inputs, packs
 from openprime.types import Batch
 
 BLOCK_ELEMENTS = 2**22
@@ -29,28 +29,45 @@ def token_logprobs(
     transformer runs in autocast; logits and log-softmax are float32 all the same (trap 11).
     Returns [B, T] float32, differentiable.
     """
-    cast = torch.autocast(token_ids.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
-    rows, columns = mask.nonzero(as_tuple=True)
-    targets = token_ids[rows, columns]
-    plain = has_plain_head(model)
-    if packs(model) and len(targets):
+    if packs(model) and mask.any():
         packing = pack(token_ids, mask)
         inputs, places = packed_inputs(packing), (0, packing.places)
-    else:  # right padding needs no attention mask: causal attention never looks to the right
-        inputs, places = {"input_ids": token_ids, "use_cache": False}, (rows, columns - 1)
-    if plain:
+        return _logprobs(model, inputs, places, token_ids, mask, temperature, bfloat16)
+    # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
+    values = torch.zeros_like(mask, dtype=torch.float32)
+    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
+    for block in alike(ends) or [[0]]:  # one row where nothing is asked for: all passes leave a graph
+        rows, width = torch.tensor(block, device=mask.device), max(1, ends[block[0]])
+        ids, own = token_ids[rows, :width], mask[rows, :width]
+        at, columns = own.nonzero(as_tuple=True)
+        inputs = {"input_ids": ids, "use_cache": False}
+        part = _logprobs(model, inputs, (at, columns - 1), ids, own, temperature, bfloat16)
+        values = values.index_put((rows,), torch.nn.functional.pad(part, (0, mask.shape[1] - width)))
+    return values
+
+
+def _logprobs(
+    model: PreTrainedModel,
+    inputs: dict,
+    places: tuple,
+    token_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    bfloat16: bool,
+) -> Tensor:
+    """[B, T] of one forward pass; `places` are those of the tokens before the True ones of mask [B, T]."""
+    cast = torch.autocast(mask.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
+    targets = token_ids[mask]
+    if has_plain_head(model):
         with cast:
-            hidden = model.base_model(**inputs).last_hidden_state  # [1, N, D] or [B, T, D]
+            hidden = model.base_model(**inputs).last_hidden_state[places]  # [M, D]
         head: Any = model.get_output_embeddings()
-        values = selected_logprobs(
-            hidden[places].float(), head.weight, head.bias, targets, temperature, bfloat16
-        )
+        values = selected_logprobs(hidden.float(), head.weight, head.bias, targets, temperature, bfloat16)
     else:
         with cast, float32_head(model):
-            logits = model(**inputs).logits  # [1, N, V] or [B, T, V]
-        logits = logits[places].float() / temperature
+            logits = model(**inputs).logits[places].float() / temperature  # [M, V]
         values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    return torch.zeros_like(mask, dtype=torch.float32).index_put((rows, columns), values)
+    return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, values)
 
 
 def micro_batches(
