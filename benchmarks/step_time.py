@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -93,8 +94,8 @@ def medians(runs: list[dict]) -> dict:
     return row | {"every_step": steps}
 
 
-def compare(args: argparse.Namespace, task: dict) -> list[dict]:
-    """Every system at every shape and precision."""
+def compare(args: argparse.Namespace, task: dict) -> Iterator[list[dict]]:
+    """Every system at every shape and precision: all results, anew after each repeat."""
     from rich.console import Console
 
     console, results = Console(width=150), []
@@ -114,10 +115,11 @@ def compare(args: argparse.Namespace, task: dict) -> list[dict]:
                         runs[system].append(measure(base | {"system": system, "precision": precision}))
                         seconds = medians(runs[system][-1:])["cpu_seconds"]["step"]
                         console.print(f"{shape} {precision} {repeat} {system}: {seconds:.2f} CPU s")
-                rows = {system: medians(found) for system, found in runs.items()}
-                results.append(summarise(shape, precision, rows))
-                show(console, results[-1], args)
-    return results
+                    rows = {system: medians(found) for system, found in runs.items()}
+                    latest = summarise(shape, precision, rows)
+                    yield [*results, latest]
+                results.append(latest)
+                show(console, latest, args)
 
 
 def summarise(shape: str, precision: str, rows: dict[str, dict]) -> dict:
@@ -174,8 +176,8 @@ def show(console, result: dict, args: argparse.Namespace) -> None:
         console.print(f"  {name}: {value:.2f}", highlight=False)
 
 
-def grow(args: argparse.Namespace, task: dict) -> list[dict]:
-    """A PRIME step against response length, vocabulary, batch and K; a table and a page with the plot."""
+def grow(args: argparse.Namespace, task: dict) -> Iterator[list[dict]]:
+    """A PRIME step against response length, vocabulary, batch and K: all rows, anew after each; a table, a plot."""
     from rich.console import Console
     from rich.table import Table
 
@@ -196,6 +198,7 @@ def grow(args: argparse.Namespace, task: dict) -> list[dict]:
             row |= {"axis": axis, "value": getattr(shape, field)}
             row |= {"growth": seconds / first[0], "work_growth": work / first[1]}
             rows.append(row)
+            yield rows
             cells = [f"{row['value']:,}", f"{seconds:.2f}", f"{row['growth']:.1f}"]
             cells += [f"{row['work_growth']:.1f}", f"{row['growth'] / row['work_growth']:.2f}"]
             table.add_row(axis, *cells, f"{row['peak_over_start_mib']:,.0f}")
@@ -203,7 +206,6 @@ def grow(args: argparse.Namespace, task: dict) -> list[dict]:
     console.print(table)
     draw(rows, Path(args.scaling), title)
     console.print(f"plot: {args.scaling}")
-    return rows
 
 
 def draw(rows: list[dict], path: Path, title: str) -> None:
@@ -249,10 +251,10 @@ def main() -> None:
     parser.add_argument("--json", help="write every figure to this file")
     args = parser.parse_args()
     task = {"threads": args.threads, "trl_rows": args.trl_rows}
-    results = grow(args, task) if args.scaling else compare(args, task)
-    if args.json:
-        found = {"settings": vars(args), "machine": machine(), "results": results}
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for results in (grow if args.scaling else compare)(args, task):
+        if args.json:  # as it goes: it takes long
+            found = {"settings": vars(args), "machine": machine(), "results": results}
+            Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, str]:
