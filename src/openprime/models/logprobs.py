@@ -1,4 +1,4 @@
-"""Token log-probabilities from float32 logits, never holding more than a block of the logits."""
+"""Token log-probabilities from float32 logits in bounded memory."""
 
 import contextlib
 from collections.abc import Iterator
