@@ -2,7 +2,8 @@
 
     python benchmarks/logprob_memory.py [--tokens 2048] [--vocabulary 151936] [--width 896] [--repeats 3]
 
-Each variant runs in a process of its own, in turn. Seconds are CPU seconds; memory is the peak of the process over what it held before.
+Each variant runs in a process of its own, in turn. Seconds are CPU seconds; memory is the peak of the process
+over what it held before.
 """
 
 import argparse
