@@ -26,9 +26,8 @@ class Packing:
 
     token_ids: Tensor  # [1, N]
     positions: Tensor  # [1, N]: of each token in its own row
-    rows: tuple[
-        Tensor, ...
-    ]  # each [b, t]: places of rows of about one length; any place where a row has ended
+    # Each [b, t]: places of rows of about one length; any place where a row has ended.
+    rows: tuple[Tensor, ...]
     back: Tensor  # [N]: where each token stands among the tokens of `rows`, flattened and put together
     places: Tensor  # [M]: of the tokens before the M True places of the mask, row by row
 
