@@ -115,7 +115,7 @@ class OptimizerConfig(Section):
     clip_grad: Annotated[float, Field(gt=0)] = 1.0
     """Largest global gradient norm."""
     tokens_per_microbatch: Positive = 16384
-    """Padded tokens in one forward and backward pass; bounds memory, changes no result. At most 2,048 on a CPU, where
+    """Tokens in one forward and backward pass; bounds memory, changes no result. At most 2,048 on a CPU, where
     more are slower."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -546,7 +546,7 @@ class ScoreConfig(FolderConfig):
     step_split: StepSplit = "newline"
     """Where a step of a response ends."""
     tokens_per_microbatch: Positive = 16384
-    """Padded tokens in one forward pass; bounds memory, changes no result."""
+    """Tokens in one forward pass; bounds memory, changes no result."""
 
     def check(self) -> None:
         """Cross-field checks."""
@@ -599,7 +599,7 @@ class EvaluateConfig(FolderConfig):
     sequences: Positive = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
     tokens_per_microbatch: Positive = 16384
-    """Padded tokens in one scoring pass."""
+    """Tokens in one scoring pass."""
     verify: VerifyConfig = VerifyConfig(code=CodeConfig(score="all", seconds=10.0, total_seconds=60.0))
 
     def check(self) -> None:

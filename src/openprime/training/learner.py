@@ -58,21 +58,22 @@ class Learner:
         batch: Batch,
         loss: Loss,
         denominator: float,
-        together: Tensor | None = None,
+        whole_groups: bool = False,
         whole_vocabulary: bool = False,
     ) -> Update:
         """One optimiser step on the whole batch, in micro-batches.
 
-        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). Rows with the
-        same number in `together` [B] stay in one micro-batch. With `whole_vocabulary` the loss gets the
-        log-probabilities of every word at the micro-batch's response tokens [N, V], and the update's own
-        are left 0. Raises NonFiniteError before the step.
+        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). With `whole_groups` the
+        rows of a group stay in one micro-batch. With `whole_vocabulary` the loss gets the log-probabilities of
+        every word at the micro-batch's response tokens [N, V], and the update's own are left 0. Raises
+        NonFiniteError before the step.
         """
         forward = token_distributions if whole_vocabulary else token_logprobs
         self.optimizer.zero_grad(set_to_none=True)
         logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
         total = 0.0
-        for rows in micro_batches(batch.lengths, self.config.tokens_per_microbatch, together):
+        budget = self.config.tokens_per_microbatch
+        for rows in micro_batches(batch.lengths, budget, batch.group, whole_groups):
             micro = batch.select(rows)
             current = forward(
                 self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16

@@ -63,10 +63,10 @@ class PRMTrainer:
         for rows in _minibatches(batch.group, self.config.minibatch):
             part = batch.select(rows)
             ref = reference[rows, : part.token_ids.shape[1]]
-            loss, count, together = prm_loss(self.config.loss, part, ref, self.config.beta)
+            loss, count, pairs = prm_loss(self.config.loss, part, ref, self.config.beta)
             if count == 0:  # DPO without a right and a wrong response
                 continue
-            done = self.learner.update(part, loss, count, together)
+            done = self.learner.update(part, loss, count, pairs)
             fresh = token_rewards(done.logprobs, ref, part.response_mask, self.config.beta)
             rewards[rows, : fresh.shape[1]] = fresh
             losses.append(done.loss)
@@ -114,8 +114,8 @@ def prm_loss(
     beta: float,
     labels: Tensor | None = None,
     reference_point: float = 0.0,
-) -> tuple[Loss, int, Tensor | None]:
-    """The loss of a batch as the learner calls it, the count that divides its sum, and the rows that stay together.
+) -> tuple[Loss, int, bool]:
+    """The loss of a batch as the learner calls it, the count that divides its sum, and whether groups stay whole.
 
     `name` is ce, dpo, nca, kto or steps; `reference` [B, T] log ref of the response tokens. steps needs
     `labels` [B, T] where the batch's `step_end` is True; kto its `reference_point` z0. The count is the
@@ -130,7 +130,7 @@ def prm_loss(
             return prm_step_loss(prefix_values(rewards), labels[rows, :width], micro.step_end)[0]
         return outcome_loss(name, response_scores(rewards), micro.outcome, micro.group, reference_point)[0]
 
-    return loss, _count(name, batch), batch.group if name in PAIRS else None
+    return loss, _count(name, batch), name in PAIRS
 
 
 def outcome_loss(
