@@ -142,7 +142,7 @@ class Result:
     warm: int
     """Judged rollouts before the first step."""
     collapsed: bool
-    """A loss was not finite, no batch could be filled, or the final greedy accuracy is below the first."""
+    """The last greedy accuracy is more than .2 below the run's best."""
 
     def curve(self, measure: str) -> list[tuple[float, float]]:
         """(rollouts, which are verifier calls, and the accuracy) of each evaluation."""
@@ -230,7 +230,7 @@ class Bench:
             (done if status == 0 else failed).write_text(json.dumps(only_changed(method.candidate)) + "\n")
         rows = read_jsonl(place / "metrics.jsonl")
         greedy = [row["eval/greedy"] for row in rows if "eval/greedy" in row]
-        return Result(rows, 4 * method.warm, failed.is_file() or greedy[-1] < greedy[0])
+        return Result(rows, 4 * method.warm, greedy[-1] < max(greedy) - 0.2)
 
     def sft(self, s: Setting, folder: Path, seed: int) -> Path:
         """The model that all methods of a seed start from."""
