@@ -25,6 +25,7 @@ from openprime.models.hub import (
     save_model,
 )
 from openprime.models.logprobs import batch_logprobs
+from openprime.models.ranks import first
 from openprime.types import Batch, Group, Prompt, Response
 
 SETTINGS_FILE = "implicit_prm.json"
@@ -107,6 +108,8 @@ class ImplicitPRM:
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
         """Write the PRM as a Hugging Face model, with beta and the name of its reference beside it."""
         save_model(self.model, tokenizer, folder)
+        if not first():
+            return
         if reference and Path(reference).is_dir():
             reference = str(Path(reference).absolute())  # to be found from other working directories too
         settings = {"beta": self.beta, "reference": reference}

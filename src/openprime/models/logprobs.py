@@ -7,8 +7,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from openprime.models.ranks import all_sum, deal, rank, world
 from openprime.types import Batch
 
 BLOCK_ELEMENTS = 2**22
@@ -24,13 +26,25 @@ def token_logprobs(
 
     Args: token_ids [B, T], right-padded; mask [B, T], False at position 0. With `bfloat16` the
     transformer runs in autocast; logits and log-softmax are float32 all the same (trap 11).
-    Returns [B, T] float32, differentiable.
+    Returns [B, T] float32, differentiable. Of a sharded model every rank must call it.
     """
+    if isinstance(model, FSDPModule):
+        gathered: Any = model
+        return gathered.response_logprobs(token_ids, mask, temperature, bfloat16)
+    return whole_logprobs(model, token_ids, mask, temperature, bfloat16)
+
+
+def whole_logprobs(
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float, bfloat16: bool
+) -> Tensor:
+    """`token_logprobs` of a model whose embeddings, last norm and head are whole."""
     cast = torch.autocast(token_ids.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
     rows, columns = mask.nonzero(as_tuple=True)
     targets = token_ids[rows, columns]
     # Right padding needs no attention mask: causal attention never looks to the right.
-    if has_plain_head(model):
+    with cast:
+        plain = has_plain_head(model)
+    if plain:
         with cast:
             hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, D]
         head: Any = model.get_output_embeddings()
@@ -39,13 +53,30 @@ def token_logprobs(
         )
     else:
         with cast, float32_head(model):
-            logits = model(input_ids=token_ids, use_cache=False).logits  # [B, T, V]
+            logits = model.forward(input_ids=token_ids, use_cache=False).logits  # [B, T, V]
         logits = logits[rows, columns - 1].float() / temperature
         values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     return torch.zeros_like(mask, dtype=torch.float32).index_put((rows, columns), values)
 
 
 def micro_batches(lengths: Tensor, tokens: int, together: Tensor | None = None) -> list[Tensor]:
+    """This rank's part of a batch, which is the same on every rank, as `cut` does it; alone all of it.
+
+    Every rank gets as many micro-batches, since sharded weights are gathered by all together: some may
+    be empty.
+    """
+    if world() == 1:
+        return cut(lengths, tokens, together)
+    shares = [torch.tensor(rows, dtype=torch.long, device=lengths.device) for rows in deal(lengths, together)]
+    cuts = [
+        [rows[micro] for micro in cut(lengths[rows], tokens, None if together is None else together[rows])]
+        for rows in shares
+    ]
+    own, count = cuts[rank()], max(map(len, cuts))
+    return own + [shares[0][:0]] * (count - len(own))
+
+
+def cut(lengths: Tensor, tokens: int, together: Tensor | None = None) -> list[Tensor]:
     """Rows of micro-batches of at most `tokens` padded tokens, longest first.
 
     Args: lengths [B]; together [B]: rows with the same number stay together. A unit longer than the
@@ -73,14 +104,17 @@ def micro_batches(lengths: Tensor, tokens: int, together: Tensor | None = None) 
 def batch_logprobs(
     model: PreTrainedModel, batch: Batch, tokens: int, temperature: float = 1.0, bfloat16: bool = False
 ) -> Tensor:
-    """Log-probabilities of the response tokens, [B, T], in micro-batches, without gradient."""
+    """Log-probabilities of the response tokens, [B, T], in micro-batches, without gradient.
+
+    Each rank computes a part of the same batch, and all get the whole.
+    """
     logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
     with torch.no_grad():
         for rows in micro_batches(batch.lengths, tokens):
-            micro = batch.select(rows)
+            micro = batch.select(rows) if len(rows) else batch.shortest()
             part = token_logprobs(model, micro.token_ids, micro.response_mask, temperature, bfloat16)
-            logprobs[rows, : part.shape[1]] = part
-    return logprobs
+            logprobs[rows, : part.shape[1]] = part[: len(rows)]
+    return all_sum(logprobs)
 
 
 _PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
@@ -101,7 +135,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
             head: Any = model.get_output_embeddings()
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             plain = nn.functional.linear(hidden, head.weight, head.bias)
-            own = model(input_ids=ids, use_cache=False).logits
+            own = model.forward(input_ids=ids, use_cache=False).logits
         _PLAIN[model] = not capped and torch.allclose(plain, own, rtol=1e-3, atol=1e-3)
     return _PLAIN[model]
 

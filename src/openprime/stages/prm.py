@@ -20,12 +20,15 @@ from openprime.algorithm.voting import bootstrap_interval
 from openprime.config import OfflinePRMConfig
 from openprime.data.judged import Judged, collate_judged, read_judged, split_prompts
 from openprime.data.steps import text_of_tokens, token_texts
-from openprime.models.hub import load_model, load_tokenizer, pad_token, pick_device, same_vocabulary
+from openprime.models.hub import load_tokenizer, pad_token, pick_device, same_vocabulary
 from openprime.models.implicit_prm import PUBLISHED_BETA, ImplicitPRM, is_prm, read_settings
 from openprime.models.logprobs import batch_logprobs
+from openprime.models.ranks import on_first, together
+from openprime.models.sharding import load_trained
+from openprime.training.distributed import joined
 from openprime.training.learner import Learner
 from openprime.training.prm import PAIRS, kto_reference_point, outcome_loss, prm_loss
-from openprime.training.run import Bar, Run, Signals
+from openprime.training.run import Bar, Interrupted, Run, Signals
 from openprime.types import Batch, NonFiniteError
 
 REACH = 0.5
@@ -40,6 +43,13 @@ Measures = dict[str, float]
 
 def train(config: OfflinePRMConfig) -> None:
     """Train an implicit PRM. Leaves metrics, checkpoints, held_out.json and `prm` in `config.out`."""
+    config.check()
+    with joined(config):
+        train_joined(config)
+
+
+def train_joined(config: OfflinePRMConfig) -> None:
+    """`train` on one of the ranks."""
     notes = config.check()
     device, bfloat16 = pick_device(config.device), config.dtype == "bfloat16"
     tokenizer = load_tokenizer(config.model)
@@ -53,7 +63,8 @@ def train(config: OfflinePRMConfig) -> None:
     units = units_of(training, config.loss)
     plan = plan_steps([len(unit) for unit in units], config.batch, config.epochs, config.seed)
     steps = len(plan)
-    model, frozen = load_model(config.model, device), load_model(reference_name, device)
+    how = device, bfloat16, config.parallel.cpu_offload
+    model, frozen = load_trained(config.model, *how), load_trained(reference_name, *how)
 
     run = Run(config, "prm")
     parameters = sum(p.numel() for p in model.parameters())
@@ -124,11 +135,12 @@ def train(config: OfflinePRMConfig) -> None:
                     bar.say(f"step {step}: {said(measured['end'])}")
                 if bar.console.is_terminal or last or step % max(1, steps // 20) == 0:
                     bar.report(step, headline(metrics, batch))
-                if signals.received or last or (config.save_every and step % config.save_every == 0):
+                stopped = signals.agree()
+                if stopped or last or (config.save_every and step % config.save_every == 0):
                     state = {"learner": learner.state(), "beta": beta, "held_out": measured}
                     run.save(step, state | {"responses": len(training)})
-                if not last:
-                    signals.check()
+                if stopped and not last:
+                    raise Interrupted(stopped)
 
     run.export("prm", lambda folder: prm.save_pretrained(folder, tokenizer, reference_name))
     if held_out:
@@ -140,7 +152,8 @@ def train(config: OfflinePRMConfig) -> None:
             "start": plain(measured["start"]),
             "end": plain(measured["end"]),
         }
-        (run.folder / "held_out.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(summary, indent=2) + "\n"
+        on_first(lambda: (run.folder / "held_out.json").write_text(text, encoding="utf-8"))
         run.console.print(table(summary))
     where = ", the figures in held_out.json" if held_out else ""
     run.console.print(f"done: {run.folder} holds the PRM in prm/{where}", highlight=False)
@@ -251,7 +264,7 @@ def reference_values(prm: ImplicitPRM, rows: Sequence[Judged], run: Run, signals
     values: dict[int, Tensor] = {}
     with Bar(run.console, "reference", len(rows), 0) as bar:
         for start in range(0, len(order), ROWS):
-            signals.check()
+            together(signals.check)
             chosen = order[start : start + ROWS]
             batch = collate_judged([rows[i] for i in chosen], 0)[0].to(prm.model.device)
             logprobs = prm.reference_logprobs(batch)
