@@ -5,8 +5,10 @@ from pathlib import Path
 from types import MethodType
 
 import torch
-import torch.distributed.checkpoint as dcp
 from huggingface_hub import snapshot_download
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -42,8 +44,8 @@ def load_trained(name: str, device: torch.device, bfloat16: bool, cpu_offload: b
         folder = on_first(lambda: snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
     try:
         # Reads the slices of a safetensors file that a rank's shares need.
-        dcp.load(dict(model.named_parameters()), storage_reader=dcp.HuggingFaceStorageReader(folder))
-    except (dcp.api.CheckpointException, RuntimeError, OSError) as error:
+        load(dict(model.named_parameters()), storage_reader=HuggingFaceStorageReader(folder))
+    except (CheckpointException, RuntimeError, OSError) as error:
         raise ValueError(
             f"{name}: its weights cannot be read in shares ({_first_line(error)}): several ranks need safetensors "
             "files with the parameters' own names, as save_pretrained writes them"
@@ -70,7 +72,7 @@ def shard(model: PreTrainedModel, device: torch.device, bfloat16: bool, cpu_offl
         fully_shard(block, mesh=mesh, mp_policy=inner, offload_policy=offload)
     fully_shard(model, mesh=mesh, mp_policy=outer, offload_policy=offload, reshard_after_forward=True)
     # The head's weight is needed beside the model's own forward: gather it around both.
-    model.response_logprobs = MethodType(whole_logprobs, model)  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(model, "response_logprobs", MethodType(whole_logprobs, model))  # noqa: B010
     register_fsdp_forward_method(model, "response_logprobs")
 
 

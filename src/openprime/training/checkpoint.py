@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from openprime.models.ranks import first, on_first, world
 
@@ -39,8 +41,8 @@ def save_checkpoint(folder: Path, step: int, state: dict, keep: int) -> Path:
         }
         on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
         try:
-            dcp.save(shards, checkpoint_id=partial / SHARDS)
-        except dcp.CheckpointException as error:
+            save(shards, checkpoint_id=partial / SHARDS)
+        except CheckpointException as error:
             on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
             raise _not_written(target, error) from error
     on_first(lambda: _write(partial, target, {"step": step, "random": random_state(), **state}))
@@ -97,7 +99,7 @@ def load_shards(where: tuple[Path, str], tensors: dict[str, Tensor]) -> None:
     """Fill tensors, whole or in shares of any number of ranks, with what one part of a checkpoint has in shards."""
     folder, part = where
     named = {f"{part}.{name}": tensor for name, tensor in tensors.items()}
-    dcp.load(named, checkpoint_id=folder, no_dist=world() == 1)
+    load(named, checkpoint_id=folder, no_dist=world() == 1)
 
 
 def random_state() -> dict:

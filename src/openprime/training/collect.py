@@ -164,11 +164,10 @@ def sample_and_verify(
     ended = time.perf_counter()
     judged = together(lambda: [with_verdicts(group, verdicts[id(group)]) for group in sampled])
     # Without the prompts, which every rank has: their tests may be large.
-    found = gather(([(group.responses, group.policy_version) for group in judged], pool.complaint))
-    answers = [answer for part, _ in found for answer in part]
+    parts = gather([(group.responses, group.policy_version) for group in judged])
+    answers = [answer for part in parts for answer in part]
     groups = [Group(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    pool.complaint = next((complaint for _, complaint in found if complaint), "")
-    pool.insist(groups)
+    together(lambda: pool.insist(groups))
     if seconds is not None:
         seconds["rollout"] += ended - begun
         seconds["verify"] += time.perf_counter() - ended

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from openprime import __version__
 from openprime.config import FolderConfig, RunConfig, VerifyConfig
@@ -60,7 +61,7 @@ def joined(config: RunConfig) -> Iterator[None]:
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, number, size = next(dist.rendezvous("env://"))
+    store, number, size = next(rendezvous("env://"))
     store.set_timeout(LONGEST_WAIT)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -71,7 +72,8 @@ def joined(config: RunConfig) -> Iterator[None]:
     )
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
         config.resume = True
-    watch = Watch(PrefixStore("watch", store.clone()), number, size, way_back(config))
+    beats: Any = store.clone()  # pyright: ignore[reportAttributeAccessIssue]  # a connection of its own
+    watch = Watch(PrefixStore("watch", beats), number, size, way_back(config))
     watch.start()
     try:
         refuse_differences(config, device.type)
@@ -99,7 +101,7 @@ class Watch(threading.Thread):
     Communication alone does not notice: NCCL waits for a dead rank, and all wait for one that hangs.
     """
 
-    def __init__(self, store: Store, number: int, size: int, advice: str) -> None:
+    def __init__(self, store: PrefixStore, number: int, size: int, advice: str) -> None:
         super().__init__(daemon=True, name="watch")
         self.store, self.number, self.size, self.advice = store, number, size, advice
         self._stopped = threading.Event()
