@@ -61,7 +61,8 @@ def joined(config: RunConfig) -> Iterator[None]:
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, number, size = next(rendezvous("env://"))
+    meeting, number, size = next(rendezvous("env://"))
+    store: Any = PrefixStore(meet(meeting, number, size), meeting)
     store.set_timeout(LONGEST_WAIT)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -70,12 +71,12 @@ def joined(config: RunConfig) -> Iterator[None]:
         world_size=size,
         timeout=LONGEST_WAIT,
     )
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        config.resume = True
-    beats: Any = store.clone()  # pyright: ignore[reportAttributeAccessIssue]  # a connection of its own
-    watch = Watch(PrefixStore("watch", beats), number, size, way_back(config))
+    # With a connection of its own: the other one may be waiting.
+    watch = Watch(PrefixStore("watch", store.clone()), number, size, way_back(config))
     watch.start()
     try:
+        if max(gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))):
+            config.resume = True
         refuse_differences(config, device.type)
         yield
         gather("done")
@@ -88,6 +89,27 @@ def joined(config: RunConfig) -> Iterator[None]:
     finally:
         watch.stop()
     dist.destroy_process_group()
+
+
+def meet(store: Any, number: int, size: int) -> str:
+    """A name that the ranks of this start share and no earlier start has used.
+
+    torchrun's store outlives the ranks that it starts again: what dead ones left there must not be taken
+    for an answer. So the first rank repeats its own until the others have heard it.
+    """
+    mine = secrets.token_hex(8)
+    if number:
+        store.set(f"hello/{number}", mine)
+        name = store.get(f"name/{mine}").decode()  # waits for it
+        store.set(f"heard/{mine}/{name}", "")
+        return name
+    for other in range(1, size):
+        theirs = ""
+        while not store.check([f"heard/{theirs}/{mine}"]):
+            theirs = store.get(f"hello/{other}").decode()
+            store.set(f"name/{theirs}", mine)
+            time.sleep(0.02)
+    return mine
 
 
 def way_back(config: FolderConfig) -> str:
