@@ -172,14 +172,14 @@ def refuse_differences(config: RunConfig, device: str) -> None:
     settings |= {"openprime": __version__, "torch": torch.__version__, "python": platform.python_version()}
     same_everywhere(settings | {"device": device}, "start every rank with the same command and environment")
     token = on_first(lambda: _leave_token(Path(config.out)))
-    seen = gather(_sees(token))
+    seen = gather(_sees(Path(config.out) / token))
     if first():
-        token.unlink()
+        (Path(config.out) / token).unlink()
     if not all(seen):
         blind = ", ".join(str(number) for number, sees in enumerate(seen) if not sees)
         raise ValueError(
-            f"rank {blind} cannot see {Path(config.out).absolute()} of rank 0: `out` must be on a file system that "
-            "all machines share"
+            f"rank {blind} does not see what rank 0 wrote into {config.out}: `out` must be on a file system that all "
+            "machines share"
         )
 
 
@@ -210,12 +210,12 @@ def workers(config: VerifyConfig) -> int:
     return 0 if beside == 1 else max(1, (config.workers or len(os.sched_getaffinity(0))) // beside)
 
 
-def _leave_token(folder: Path) -> Path:
-    """An empty file with a name of its own."""
+def _leave_token(folder: Path) -> str:
+    """Make an empty file with a name that no other has."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = (folder / f".shared-{secrets.token_hex(8)}").absolute()
-    path.touch()
-    return path
+    name = f".shared-{secrets.token_hex(8)}"
+    (folder / name).touch()
+    return name
 
 
 def _sees(path: Path) -> bool:
