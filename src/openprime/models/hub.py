@@ -186,7 +186,7 @@ def _save_whole(model: PreTrainedModel, folder: Path) -> None:
             if first():
                 tensors[name] = tensor.detach().cpu().contiguous()
         index |= dict.fromkeys(names, one)
-        on_first(lambda tensors=tensors, one=one: save_file(tensors, folder / one, metadata={"format": "pt"}))
+        on_first(lambda tensors=tensors, path=folder / one: _write_tensors(tensors, path))
     if not first():
         return
     if len(files) > 1:
@@ -195,6 +195,14 @@ def _save_whole(model: PreTrainedModel, folder: Path) -> None:
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def _not_found(name: str) -> str:
