@@ -163,6 +163,13 @@ def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
+def compute_device(model: PreTrainedModel) -> torch.device:
+    """Where a model computes, which is not where its weights are when these are kept in the host's memory."""
+    if isinstance(model, FSDPModule) and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return model.device
+
+
 def _save_whole(model: PreTrainedModel, folder: Path) -> None:
     """Write a sharded model as Hugging Face does, file by file; every rank calls it, the first one writes."""
     sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}

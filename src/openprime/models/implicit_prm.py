@@ -17,6 +17,7 @@ from openprime.data.chat import Messages, encode_prompts, encode_responses, read
 from openprime.data.collate import collate
 from openprime.data.steps import ENDS, split_steps, steps_of_tokens, text_of_tokens, token_texts
 from openprime.models.hub import (
+    compute_device,
     find_file,
     load_model,
     load_tokenizer,
@@ -179,7 +180,7 @@ class ImplicitPRM:
         for start in range(0, len(order), ROWS):
             chosen = order[start : start + ROWS]
             batch = collate([_group(prompt_ids[i], response_ids[i]) for i in chosen], frozenset(), 0)
-            batch = batch.to(self.model.device)
+            batch = batch.to(compute_device(self.model))
             reference = self.reference_logprobs(batch)
             rewards = self.token_rewards(batch, reference)
             for row, i in enumerate(chosen):

@@ -20,7 +20,7 @@ from openprime.algorithm.voting import bootstrap_interval
 from openprime.config import OfflinePRMConfig
 from openprime.data.judged import Judged, collate_judged, read_judged, split_prompts
 from openprime.data.steps import text_of_tokens, token_texts
-from openprime.models.hub import load_tokenizer, pad_token, pick_device, same_vocabulary
+from openprime.models.hub import compute_device, load_tokenizer, pad_token, pick_device, same_vocabulary
 from openprime.models.implicit_prm import PUBLISHED_BETA, ImplicitPRM, is_prm, read_settings
 from openprime.models.logprobs import batch_logprobs
 from openprime.models.ranks import on_first, together
@@ -226,7 +226,7 @@ def plan_steps(sizes: Sequence[int], batch: int, epochs: float, seed: int) -> li
 def median_nats(reference: PreTrainedModel, rows: Sequence[Judged], config: OfflinePRMConfig) -> float:
     """S: -log ref(y) of the median response, in nats, over up to 256 of them."""
     chosen = random.Random(f"nats-{config.seed}").sample(rows, min(SAMPLE, len(rows)))
-    batch = collate_judged(chosen, 0)[0].to(reference.device)
+    batch = collate_judged(chosen, 0)[0].to(compute_device(reference))
     tokens, bfloat16 = config.optimizer.tokens_per_microbatch, config.dtype == "bfloat16"
     return median((-batch_logprobs(reference, batch, tokens, bfloat16=bfloat16).sum(-1)).tolist())
 
@@ -266,7 +266,7 @@ def reference_values(prm: ImplicitPRM, rows: Sequence[Judged], run: Run, signals
         for start in range(0, len(order), ROWS):
             together(signals.check)
             chosen = order[start : start + ROWS]
-            batch = collate_judged([rows[i] for i in chosen], 0)[0].to(prm.model.device)
+            batch = collate_judged([rows[i] for i in chosen], 0)[0].to(compute_device(prm.model))
             logprobs = prm.reference_logprobs(batch)
             for i, values_of_row, mask in zip(chosen, logprobs, batch.response_mask, strict=True):
                 values[i] = values_of_row[mask].cpu()

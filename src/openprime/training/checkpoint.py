@@ -4,6 +4,7 @@ import os
 import random
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def save_checkpoint(folder: Path, step: int, state: dict, keep: int) -> Path:
             save(shards, checkpoint_id=partial / SHARDS)
         except CheckpointException as error:
             on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
-            raise _not_written(target, error) from error
+            raise _not_written(target, next(iter(error.failures.values()))[0]) from error
     on_first(lambda: _write(partial, target, {"step": step, "random": random_state(), **state}))
     for old in checkpoints(folder)[:-keep] if first() else ():
         shutil.rmtree(old, ignore_errors=True)
@@ -99,7 +100,9 @@ def load_shards(where: tuple[Path, str], tensors: dict[str, Tensor]) -> None:
     """Fill tensors, whole or in shares of any number of ranks, with what one part of a checkpoint has in shards."""
     folder, part = where
     named = {f"{part}.{name}": tensor for name, tensor in tensors.items()}
-    load(named, checkpoint_id=folder, no_dist=world() == 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # we know
+        load(named, checkpoint_id=folder, no_dist=world() == 1)
 
 
 def random_state() -> dict:

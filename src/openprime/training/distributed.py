@@ -61,6 +61,10 @@ def joined(config: RunConfig) -> Iterator[None]:
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    elif config.parallel.cpu_offload:
+        raise ValueError(
+            "parallel.cpu_offload keeps a GPU's memory free, but the device is a CPU: leave it out"
+        )
     meeting, number, size = next(rendezvous("env://"))
     store: Any = PrefixStore(meet(meeting, number, size), meeting)
     store.set_timeout(LONGEST_WAIT)
