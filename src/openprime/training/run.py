@@ -34,7 +34,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from openprime import __version__
 from openprime.config import FolderConfig, PromptFormat, RunConfig
 from openprime.models.hub import save_model
-from openprime.models.ranks import first, gather, on_first
+from openprime.models.ranks import first, gather, on_first, world
 from openprime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 MAY_CHANGE = {
@@ -80,6 +80,9 @@ class Signals:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if error is not None and world() > 1:
+            # torchrun ends what is left of a broken run: let this rank say what it knows.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def check(self) -> None:
         """Raise Interrupted if a signal has arrived."""
