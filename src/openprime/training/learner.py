@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from openprime.config import OptimizerConfig
-from openprime.models.logprobs import batch_logprobs, micro_batches, token_logprobs
+from openprime.models.logprobs import batch_logprobs, micro_batches, token_distributions, token_logprobs
 from openprime.models.ranks import all_sum, world
 from openprime.training.checkpoint import SHARDS, load_shards
 from openprime.types import Batch, NonFiniteError
@@ -56,26 +56,38 @@ class Learner:
             fused=True,
         )
 
-    def update(self, batch: Batch, loss: Loss, denominator: float, together: Tensor | None = None) -> Update:
+    def update(
+        self,
+        batch: Batch,
+        loss: Loss,
+        denominator: float,
+        whole_groups: bool = False,
+        whole_vocabulary: bool = False,
+    ) -> Update:
         """One optimiser step on the whole batch, in micro-batches, which the ranks share.
 
         The batch is the same on every rank, and so is what is returned; only `loss` sees a rank's own rows.
-        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). Rows with the
-        same number in `together` [B] stay in one micro-batch. Raises NonFiniteError before the step.
+        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). With `whole_groups` the
+        rows of a group stay in one micro-batch. With `whole_vocabulary` the loss gets the log-probabilities of
+        every word at the micro-batch's response tokens [N, V], and the update's own are left 0. Raises
+        NonFiniteError before the step.
         """
+        forward = token_distributions if whole_vocabulary else token_logprobs
         self.optimizer.zero_grad(set_to_none=True)
         logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
         total = 0.0
-        for rows in micro_batches(batch.lengths, self.config.tokens_per_microbatch, together):
+        budget = self.config.tokens_per_microbatch
+        for rows in micro_batches(batch.lengths, budget, batch.group, whole_groups):
             micro = batch.select(rows) if len(rows) else batch.shortest()
-            current = token_logprobs(
+            current = forward(
                 self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16
             )
             part = loss(current, micro, rows) / denominator if len(rows) else 0.0 * current.sum()
             (part * world()).backward()  # FSDP takes the mean over ranks: this makes it the sum (trap 2)
             total += float(part.detach())
-            # In the batch's order (trap 7).
-            logprobs[rows, : current.shape[1]] = current.detach()[: len(rows)]
+            if not whole_vocabulary:
+                # In the batch's order (trap 7).
+                logprobs[rows, : current.shape[1]] = current.detach()[: len(rows)]
         total = float(all_sum(torch.tensor(total, dtype=torch.float64, device=logprobs.device)))
         clipped = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
         norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
