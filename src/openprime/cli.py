@@ -26,6 +26,9 @@ STAGES = {
 }
 """name -> (schema in openprime.config, module in openprime.stages, function, what it does)."""
 
+SHARED = ("sft", "rl", "prm")
+"""Those that torchrun may start on several ranks."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (failed), 2 (bad input), 128 + signal."""
@@ -42,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(STAGES)}"
         return fail(f"no command {stage!r}; {hint}", 2)
     schema_name, module, function, _ = STAGES[stage]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and stage not in SHARED:
+        return fail(f"{stage} is a command for one process: torchrun is for {', '.join(SHARED)}", 2)
     try:
         config = read_arguments(schema_name, stage, rest)
         # Telemetry and warnings of libraries would bury our own lines.
@@ -88,8 +93,9 @@ def raised_here(error: BaseException) -> bool:
 
 
 def fail(message: str, status: int) -> int:
-    """Say what is wrong and return the status."""
-    print(f"openprime: {message}", file=sys.stderr)
+    """Say what is wrong, as one of several ranks which it is, and return the status."""
+    rank = f" rank {os.environ['RANK']}:" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    print(f"openprime:{rank} {message}", file=sys.stderr)
     return status
 
 

@@ -297,6 +297,13 @@ class FolderConfig(Section):
     """auto (cuda where there is one), cpu, or cuda."""
 
 
+class ParallelConfig(Section):
+    """How several ranks share a run that torchrun starts."""
+
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimiser in the host's memory; the GPU holds the block at work. Much slower."""
+
+
 class RunConfig(FolderConfig):
     """What every training run has."""
 
@@ -309,6 +316,7 @@ class RunConfig(FolderConfig):
     wandb: str = ""
     """Weights & Biases project to log to as well."""
     verify: VerifyConfig = VerifyConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
 
 class NewModelConfig(Section):

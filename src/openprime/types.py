@@ -128,6 +128,10 @@ class Batch:
             step_end=self.step_end[rows, :width],
         )
 
+    def shortest(self) -> Batch:
+        """The shortest row alone."""
+        return self.select(self.lengths.argmin()[None])
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         return Batch(*(getattr(self, name).to(device) for name in Batch.__slots__))

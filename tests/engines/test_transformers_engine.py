@@ -177,6 +177,17 @@ def test_the_same_seed_gives_the_same_samples_however_many_sequences_go_together
         torch.testing.assert_close(logprobs_of(other), logprobs_of(answers[0]), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("first", [0, 2, 5])
+def test_a_part_of_the_prompts_has_the_samples_of_the_whole(first: int, make_engine):
+    """What a rank samples: random numbers go by the place in the whole call."""
+    engine, prompts = make_engine(), prompts_of(LENGTHS)
+    whole = engine.generate(prompts, Sampling(3, 12), 4)
+    part = engine.generate(prompts[first : first + 2], Sampling(3, 12), 4, first=first)
+    assert tokens_of(part) == tokens_of(whole[first : first + 2])
+    if first:
+        assert tokens_of(engine.generate(prompts[first : first + 2], Sampling(3, 12), 4)) != tokens_of(part)
+
+
 def test_sequences_bound_what_is_decoded_at_a_time(make_engine, monkeypatch: pytest.MonkeyPatch):
     engine = make_engine(ends=NEVER, sequences=9)
     passes = Passes(engine, monkeypatch)

@@ -170,13 +170,13 @@ def test_the_outcome_only_control_loads_no_prm(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     loaded = []
-    real = stage.load_model
+    real = stage.load_trained
 
     def load(name: str, *args: object):
         loaded.append(name)
         return real(name, *args)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(stage, "load_model", load)
+    monkeypatch.setattr(stage, "load_trained", load)
     monkeypatch.setattr(stage, "make_prm", None)
     monkeypatch.setattr(PRMTrainer, "__init__", None)
     run = rl(model, tmp_path / "run", "--advantage.process-weight", "0")

@@ -38,6 +38,7 @@ class FakeEngine:
         seed: int,
         check: Callable[[], None] | None = None,
         finished: Callable[[Group], None] | None = None,
+        first: int = 0,
     ) -> list[Group]:
         """The groups, in the prompts' order."""
         self.calls.append(([prompt.id for prompt in prompts], sampling, seed))

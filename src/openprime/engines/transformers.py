@@ -92,11 +92,13 @@ class TransformersEngine:
         seed: int,
         check: Callable[[], None] | None = None,
         finished: Callable[[Group], None] | None = None,
+        first: int = 0,
     ) -> list[Group]:
         """Sample `sampling.responses` responses to each prompt; groups in the order of the prompts.
 
         The same seed gives the same samples however many sequences are decoded at a time: every
-        response has its own random numbers, drawn from (seed, place of the prompt in the call).
+        response has its own random numbers, drawn from (seed, place of the prompt in the call). A rank that
+        samples a part of the prompts says at which place its `first` one stands.
         `check` is called after each batch of sequences and may raise to interrupt. `finished` gets each
         group when its last response ends, while others are still being sampled.
         """
@@ -114,7 +116,8 @@ class TransformersEngine:
         with torch.no_grad(), cast:
             for start in range(0, len(order), per_batch):
                 chosen = order[start : start + per_batch]
-                uniforms = torch.stack([_uniforms(seed, i, sampling) for i in chosen])  # [P, K, max_tokens]
+                uniforms = torch.stack([_uniforms(seed, first + i, sampling) for i in chosen])
+                # [P, K, max_tokens]
                 batch = [prompts[i] for i in chosen]
                 for place, rows in self._decode(batch, uniforms.flatten(0, 1), sampling):
                     i = chosen[place]

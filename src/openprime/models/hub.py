@@ -1,13 +1,21 @@
 """Load and save Hugging Face causal language models."""
 
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -16,14 +24,19 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from openprime.config import PromptFormat
+from openprime.models.ranks import first, on_first
 
 FORMAT_FILE = "prompt_format.json"
+FILE_BYTES = 5 * 2**30
+"""Largest safetensors file that several ranks write."""
 
 logging.disable_progress_bar()  # "Loading weights" would break up our own progress
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one."""
+    """`auto` is cuda where there is one; of several ranks on a machine each has its own."""
+    if name in ("auto", "cuda") and torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -39,6 +52,16 @@ def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel
 
     Raises ValueError for a path that does not exist or a model that is not a causal language model.
     """
+    read_architecture(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{name}: its weights cannot be read: {error}") from error
+    return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def read_architecture(name: str) -> PreTrainedConfig:
+    """The configuration of a causal language model; raises ValueError as `load_model` does."""
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -50,11 +73,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel
             f"{name}: not a causal language model (its architectures: {', '.join(architectures) or 'none given'}); "
             "use a model whose config.json names a ...ForCausalLM class"
         )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{name}: its weights cannot be read: {error}") from error
-    return model.to(device)  # pyright: ignore[reportArgumentType]
+    return config
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -76,9 +95,15 @@ def save_model(
 ) -> None:
     """Write safetensors weights, configuration, tokenizer and chat template: a model others can load.
 
-    `form` is how the model was asked in training; it is written beside them.
+    `form` is how the model was asked in training; it is written beside them. Of a sharded model every rank
+    calls it, and the first one writes.
     """
-    model.save_pretrained(folder)
+    if isinstance(model, FSDPModule):
+        _save_whole(model, folder)
+    else:
+        model.save_pretrained(folder)
+    if not first():
+        return
     tokenizer.save_pretrained(folder)
     if form is not None:
         settings = PromptFormat(**{name: getattr(form, name) for name in PromptFormat.model_fields})
@@ -130,6 +155,61 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that fills batches up; any will do, for no other token ever sees it."""
     return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+
+
+def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole weight) of a model, one after the other; every rank must take them all."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def compute_device(model: PreTrainedModel) -> torch.device:
+    """Where a model computes, which is not where its weights are when these are kept in the host's memory."""
+    if isinstance(model, FSDPModule) and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return model.device
+
+
+def _save_whole(model: PreTrainedModel, folder: Path) -> None:
+    """Write a sharded model as Hugging Face does, file by file; every rank calls it, the first one writes."""
+    sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
+    files: list[list[str]] = [[]]
+    size = 0
+    for name, more in sizes.items():
+        if size + more > FILE_BYTES and files[-1]:
+            files.append([])
+            size = 0
+        files[-1].append(name)
+        size += more
+    whole = named_tensors(model)
+    index: dict[str, str] = {}
+    for number, names in enumerate(files, 1):
+        one = (
+            "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        )
+        tensors = {}
+        for name, (other, tensor) in zip(names, whole, strict=False):
+            assert name == other
+            if first():
+                tensors[name] = tensor.detach().cpu().contiguous()
+        index |= dict.fromkeys(names, one)
+        on_first(lambda tensors=tensors, path=folder / one: _write_tensors(tensors, path))
+    if not first():
+        return
+    if len(files) > 1:
+        text = json.dumps({"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}, indent=2)
+        (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def _not_found(name: str) -> str:

@@ -17,6 +17,7 @@ from openprime.data.chat import Messages, encode_prompts, encode_responses, read
 from openprime.data.collate import collate
 from openprime.data.steps import ENDS, split_steps, steps_of_tokens, text_of_tokens, token_texts
 from openprime.models.hub import (
+    compute_device,
     find_file,
     load_model,
     load_tokenizer,
@@ -25,6 +26,7 @@ from openprime.models.hub import (
     save_model,
 )
 from openprime.models.logprobs import batch_logprobs
+from openprime.models.ranks import first
 from openprime.types import Batch, Group, Prompt, Response
 
 SETTINGS_FILE = "implicit_prm.json"
@@ -107,6 +109,8 @@ class ImplicitPRM:
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
         """Write the PRM as a Hugging Face model, with beta and the name of its reference beside it."""
         save_model(self.model, tokenizer, folder)
+        if not first():
+            return
         if reference and Path(reference).is_dir():
             reference = str(Path(reference).absolute())  # to be found from other working directories too
         settings = {"beta": self.beta, "reference": reference}
@@ -176,7 +180,7 @@ class ImplicitPRM:
         for start in range(0, len(order), ROWS):
             chosen = order[start : start + ROWS]
             batch = collate([_group(prompt_ids[i], response_ids[i]) for i in chosen], frozenset(), 0)
-            batch = batch.to(self.model.device)
+            batch = batch.to(compute_device(self.model))
             reference = self.reference_logprobs(batch)
             rewards = self.token_rewards(batch, reference)
             for row, i in enumerate(chosen):

@@ -7,9 +7,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from openprime.models.attention import alike, pack, packed_inputs, packs
+from openprime.models.ranks import all_sum, deal, rank, world
 from openprime.types import Batch
 
 BLOCK_ELEMENTS = 2**22
@@ -18,6 +20,8 @@ KEPT_ELEMENTS = 2**26
 """Logits that the forward pass leaves to the backward pass, 256 MiB in float32; the others are made again."""
 CPU_TOKENS = 2048
 """Tokens of a micro-batch on a CPU: what larger ones hold leaves its cache, and they are slower."""
+GROUPS_PER_RANK = 4
+"""From so many groups a rank on, groups are dealt whole: their rows share the work on their prompt."""
 
 
 def token_logprobs(
@@ -27,8 +31,18 @@ def token_logprobs(
 
     Args: token_ids [B, T], right-padded; mask [B, T], False at position 0. With `bfloat16` the
     transformer runs in autocast; logits and log-softmax are float32 all the same (trap 11).
-    Returns [B, T] float32, differentiable.
+    Returns [B, T] float32, differentiable. Of a sharded model every rank must call it.
     """
+    if isinstance(model, FSDPModule):
+        gathered: Any = model
+        return gathered.response_logprobs(token_ids, mask, temperature, bfloat16)
+    return whole_logprobs(model, token_ids, mask, temperature, bfloat16)
+
+
+def whole_logprobs(
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float, bfloat16: bool
+) -> Tensor:
+    """`token_logprobs` of a model whose embeddings, last norm and head are whole."""
     if packs(model) and mask.any():
         packing = pack(token_ids, mask)
         inputs, places = packed_inputs(packing), (0, packing.places)
@@ -36,8 +50,11 @@ def token_logprobs(
     # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
     values = torch.zeros_like(mask, dtype=torch.float32)
     ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
-    for block in alike(ends) or [[0]]:  # one row where nothing is asked for: all passes leave a graph
-        rows, width = torch.tensor(block, device=mask.device), max(1, ends[block[0]])
+    blocks = alike(ends) or [[0]]  # one row where nothing is asked for: all passes leave a graph
+    if isinstance(model, FSDPModule):  # as many passes on every rank
+        blocks = [list(range(len(ends)))]
+    for block in blocks:
+        rows, width = torch.tensor(block, device=mask.device), max(1, *(ends[row] for row in block))
         ids, own = token_ids[rows, :width], mask[rows, :width]
         at, columns = own.nonzero(as_tuple=True)
         inputs = {"input_ids": ids, "use_cache": False}
@@ -58,14 +75,16 @@ def _logprobs(
     """[B, T] of one forward pass; `places` are those of the tokens before the True ones of mask [B, T]."""
     cast = torch.autocast(mask.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
     targets = token_ids[mask]
-    if has_plain_head(model):
+    with cast:
+        plain = has_plain_head(model)
+    if plain:
         with cast:
             hidden = model.base_model(**inputs).last_hidden_state[places]  # [M, D]
         head: Any = model.get_output_embeddings()
         values = selected_logprobs(hidden.float(), head.weight, head.bias, targets, temperature, bfloat16)
     else:
         with cast, float32_head(model):
-            logits = model(**inputs).logits[places].float() / temperature  # [M, V]
+            logits = model.forward(**inputs).logits[places].float() / temperature  # [M, V]
         values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, values)
 
@@ -98,6 +117,25 @@ def token_distributions(
 def micro_batches(
     lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False
 ) -> list[Tensor]:
+    """This rank's part of a batch, which is the same on every rank, as `cut` does it; alone all of it.
+
+    Every rank gets as many micro-batches, since sharded weights are gathered by all together: some may be
+    empty. Groups stay on one rank where they are `whole`, and where there are enough to share them out evenly.
+    """
+    if world() == 1:
+        return cut(lengths, tokens, group, whole)
+    many = group is not None and len(group.unique()) >= GROUPS_PER_RANK * world()
+    dealt = deal(lengths, group if whole or many else None)
+    shares = [torch.tensor(rows, dtype=torch.long, device=lengths.device) for rows in dealt]
+    cuts = [
+        [rows[micro] for micro in cut(lengths[rows], tokens, None if group is None else group[rows], whole)]
+        for rows in shares
+    ]
+    own, count = cuts[rank()], max(map(len, cuts))
+    return own + [shares[0][:0]] * (count - len(own))
+
+
+def cut(lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False) -> list[Tensor]:
     """Rows of micro-batches of at most `tokens` tokens, longest first.
 
     Args: lengths [B]; group [B]: rows with the same number follow one another, so that they share their prompt.
@@ -129,14 +167,17 @@ def micro_batches(
 def batch_logprobs(
     model: PreTrainedModel, batch: Batch, tokens: int, temperature: float = 1.0, bfloat16: bool = False
 ) -> Tensor:
-    """Log-probabilities of the response tokens, [B, T], in micro-batches, without gradient."""
+    """Log-probabilities of the response tokens, [B, T], in micro-batches, without gradient.
+
+    Each rank computes a part of the same batch, and all get the whole.
+    """
     logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
     with torch.no_grad():
         for rows in micro_batches(batch.lengths, tokens, batch.group):
-            micro = batch.select(rows)
+            micro = batch.select(rows) if len(rows) else batch.shortest()
             part = token_logprobs(model, micro.token_ids, micro.response_mask, temperature, bfloat16)
-            logprobs[rows, : part.shape[1]] = part
-    return logprobs
+            logprobs[rows, : part.shape[1]] = part[: len(rows)]
+    return all_sum(logprobs)
 
 
 _PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
@@ -157,7 +198,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
             head: Any = model.get_output_embeddings()
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             plain = nn.functional.linear(hidden, head.weight, head.bias)
-            own = model(input_ids=ids, use_cache=False).logits
+            own = model.forward(input_ids=ids, use_cache=False).logits
         _PLAIN[model] = not capped and torch.allclose(plain, own, rtol=1e-3, atol=1e-3)
     return _PLAIN[model]
 

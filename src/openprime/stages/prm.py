@@ -20,12 +20,15 @@ from openprime.algorithm.voting import bootstrap_interval
 from openprime.config import OfflinePRMConfig
 from openprime.data.judged import Judged, collate_judged, read_judged, split_prompts
 from openprime.data.steps import text_of_tokens, token_texts
-from openprime.models.hub import load_model, load_tokenizer, pad_token, pick_device, same_vocabulary
+from openprime.models.hub import compute_device, load_tokenizer, pad_token, pick_device, same_vocabulary
 from openprime.models.implicit_prm import ImplicitPRM, is_prm, read_settings
 from openprime.models.logprobs import batch_logprobs
+from openprime.models.ranks import on_first, together
+from openprime.models.sharding import load_trained
+from openprime.training.distributed import joined
 from openprime.training.learner import Learner
 from openprime.training.prm import PAIRS, fitting_beta, kto_reference_point, outcome_loss, prm_loss
-from openprime.training.run import Bar, Run, Signals
+from openprime.training.run import Bar, Interrupted, Run, Signals
 from openprime.types import Batch, NonFiniteError
 
 SAMPLE = 256
@@ -38,6 +41,13 @@ Measures = dict[str, float]
 
 def train(config: OfflinePRMConfig) -> None:
     """Train an implicit PRM. Leaves metrics, checkpoints, held_out.json and `prm` in `config.out`."""
+    config.check()
+    with joined(config):
+        train_joined(config)
+
+
+def train_joined(config: OfflinePRMConfig) -> None:
+    """`train` on one of the ranks."""
     notes = config.check()
     device, bfloat16 = pick_device(config.device), config.dtype == "bfloat16"
     tokenizer = load_tokenizer(config.model)
@@ -51,7 +61,8 @@ def train(config: OfflinePRMConfig) -> None:
     units = units_of(training, config.loss)
     plan = plan_steps([len(unit) for unit in units], config.batch, config.epochs, config.seed)
     steps = len(plan)
-    model, frozen = load_model(config.model, device), load_model(reference_name, device)
+    how = device, bfloat16, config.parallel.cpu_offload
+    model, frozen = load_trained(config.model, *how), load_trained(reference_name, *how)
 
     run = Run(config, "prm")
     parameters = sum(p.numel() for p in model.parameters())
@@ -122,11 +133,12 @@ def train(config: OfflinePRMConfig) -> None:
                     bar.say(f"step {step}: {said(measured['end'])}")
                 if bar.console.is_terminal or last or step % max(1, steps // 20) == 0:
                     bar.report(step, headline(metrics, batch))
-                if signals.received or last or (config.save_every and step % config.save_every == 0):
+                stopped = signals.agree()
+                if stopped or last or (config.save_every and step % config.save_every == 0):
                     state = {"learner": learner.state(), "beta": beta, "held_out": measured}
                     run.save(step, state | {"responses": len(training)})
-                if not last:
-                    signals.check()
+                if stopped and not last:
+                    raise Interrupted(stopped)
 
     run.export("prm", lambda folder: prm.save_pretrained(folder, tokenizer, reference_name))
     if held_out:
@@ -138,7 +150,8 @@ def train(config: OfflinePRMConfig) -> None:
             "start": plain(measured["start"]),
             "end": plain(measured["end"]),
         }
-        (run.folder / "held_out.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(summary, indent=2) + "\n"
+        on_first(lambda: (run.folder / "held_out.json").write_text(text, encoding="utf-8"))
         run.console.print(table(summary))
     where = ", the figures in held_out.json" if held_out else ""
     run.console.print(f"done: {run.folder} holds the PRM in prm/{where}", highlight=False)
@@ -211,7 +224,7 @@ def plan_steps(sizes: Sequence[int], batch: int, epochs: float, seed: int) -> li
 def median_nats(reference: PreTrainedModel, rows: Sequence[Judged], config: OfflinePRMConfig) -> float:
     """S: -log ref(y) of the median response, in nats, over up to 256 of them."""
     chosen = random.Random(f"nats-{config.seed}").sample(rows, min(SAMPLE, len(rows)))
-    batch = collate_judged(chosen, 0)[0].to(reference.device)
+    batch = collate_judged(chosen, 0)[0].to(compute_device(reference))
     tokens, bfloat16 = config.optimizer.tokens_per_microbatch, config.dtype == "bfloat16"
     return median((-batch_logprobs(reference, batch, tokens, bfloat16=bfloat16).sum(-1)).tolist())
 
@@ -247,9 +260,9 @@ def reference_values(prm: ImplicitPRM, rows: Sequence[Judged], run: Run, signals
     values: dict[int, Tensor] = {}
     with Bar(run.console, "reference", len(rows), 0) as bar:
         for start in range(0, len(order), ROWS):
-            signals.check()
+            together(signals.check)
             chosen = order[start : start + ROWS]
-            batch = collate_judged([rows[i] for i in chosen], 0)[0].to(prm.model.device)
+            batch = collate_judged([rows[i] for i in chosen], 0)[0].to(compute_device(prm.model))
             logprobs = prm.reference_logprobs(batch)
             for i, values_of_row, mask in zip(chosen, logprobs, batch.response_mask, strict=True):
                 values[i] = values_of_row[mask].cpu()

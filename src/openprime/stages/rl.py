@@ -18,26 +18,30 @@ from openprime.data.stream import PromptStream
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import (
     end_tokens,
-    load_model,
     load_tokenizer,
+    named_tensors,
     pad_token,
     pick_device,
     same_vocabulary,
 )
 from openprime.models.implicit_prm import is_prm, read_settings
+from openprime.models.ranks import LostRankError, all_sum, world
+from openprime.models.sharding import load_trained, sampling_model
 from openprime.stages.evaluate import measure
 from openprime.training.collect import Collector, derive_seed
 from openprime.training.distill import Distiller
+from openprime.training.distributed import joined, same_prompts, workers
 from openprime.training.learner import Learner
 from openprime.training.prm import PRMTrainer
-from openprime.training.run import Bar, Run, Signals
+from openprime.training.run import Bar, Interrupted, Run, Signals
 from openprime.types import Batch, Group, NonFiniteError, Prompt
 from openprime.verifiers.pool import Pool
 
 
 def train(config: RLConfig) -> None:
     """Train a policy. Leaves metrics, samples, checkpoints, `model` and `prm` in `config.out`."""
-    with Pool(config.verify) as pool:
+    config.check()
+    with joined(config), Pool(config.verify, workers(config.verify)) as pool:
         train_with(pool, config)
 
 
@@ -48,6 +52,7 @@ def train_with(pool: Pool, config: RLConfig) -> None:
     restored = run.load()
     if restored:
         parts.restore(restored)
+    engine.load(named_tensors(policy.model), run.step)
 
     with Signals() as signals, closing(run), Bar(run.console, "rl", config.steps, run.step) as bar:
         if restored is None:
@@ -66,7 +71,7 @@ def train_with(pool: Pool, config: RLConfig) -> None:
                     with run.clock.phase("policy"):
                         metrics |= update_policy(policy, batch, advantages, config.policy, generator)
                     metrics |= prm_metrics
-            engine.load(policy.model.named_parameters(), step)
+            engine.load(named_tensors(policy.model), step)
 
             metrics = {"reward/outcome": float(batch.outcome.mean())} | collector.metrics | metrics
             last = step == config.steps
@@ -77,10 +82,11 @@ def train_with(pool: Pool, config: RLConfig) -> None:
             bar.report(step, headline(metrics))
             if config.sample_every and (last or step % config.sample_every == 0):
                 run.sample(samples(step, groups, rewards, batch, parts.tokenizer))
-            if last or signals.received or (config.save_every and step % config.save_every == 0):
+            stopped = signals.agree()
+            if last or stopped or (config.save_every and step % config.save_every == 0):
                 run.save(step, parts.state())
-            if not last:
-                signals.check()
+            if stopped and not last:
+                raise Interrupted(stopped)
 
     run.export_model("model", policy.model, parts.tokenizer, config.data)
     if prm:
@@ -118,13 +124,14 @@ class Parts:
         self.collector.restore(state["collector"])
         if self.prm:
             self.prm.restore(state["prm"])
-        self.engine.load(self.policy.model.named_parameters(), self.run.step)
 
 
 def prepare(config: RLConfig, pool: Pool) -> Parts:
     """Check everything that can be checked, then load models and data."""
     warnings = config.check()
     device, bfloat16 = pick_device(config.device), config.dtype == "bfloat16"
+    if config.algorithm == "distill" and world() > 1:
+        raise ValueError("algorithm=distill is for one process: start it without torchrun")
     pool.prepare(d.verifier for d in (config.data, config.eval_data) if d.source and not d.verifier_field)
     tokenizer = load_tokenizer(config.model)
     data = read_prompts(config.data, tokenizer)
@@ -132,13 +139,15 @@ def prepare(config: RLConfig, pool: Pool) -> Parts:
     held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
     held_out = pool.admit(held_out, warnings.append) if held_out else []
     torch.manual_seed(config.seed)
-    model = load_model(config.model, device)
+    model = load_trained(config.model, device, bfloat16, config.parallel.cpu_offload)
     rollout = config.rollout
     updates = -(-rollout.prompts * rollout.responses // config.policy.minibatch)
     total = config.steps * config.policy.epochs * updates
     policy = Learner(model, config.policy, total, bfloat16, rollout.temperature)
     prm = make_prm(config, device, bfloat16) if config.uses_prm else None
-    engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), rollout.sequences, bfloat16)
+    sampler = sampling_model(model, device, bfloat16)
+    engine = TransformersEngine(sampler, tokenizer, end_tokens(model, tokenizer), rollout.sequences, bfloat16)
+    same_prompts(prompts + held_out)
     stream = PromptStream(prompts, config.seed)
     collector = Collector(engine, stream, pool, rollout, config.filter, config.seed)
     step_ends = tokens_containing(tokenizer, config.advantage.step_delimiter)
@@ -159,9 +168,11 @@ def saved_on_error(parts: Parts, step: int) -> Iterator[None]:
     before = parts.collector.state()
     try:
         yield
-    except NonFiniteError:  # these weights are not worth keeping
+    except (NonFiniteError, LostRankError):  # weights that are not worth keeping, or cannot be gathered
         raise
-    except BaseException:
+    except BaseException as error:
+        if world() > 1 and not isinstance(error, OSError | RuntimeError | ValueError):
+            raise  # this rank's alone: the others are elsewhere
         parts.run.save(step - 1, parts.state() | {"collector": before})
         parts.run.console.print(f"saved after step {step - 1}; go on with --resume")
         raise
@@ -181,15 +192,20 @@ def finite(run: Run, step: int) -> Iterator[None]:
 def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> PRMTrainer | Distiller:
     """The PRM, a copy of `prm.model` (else of the policy's start), and its reference."""
     if config.algorithm == "distill":
-        model, reference = load_model(config.model, device), load_model(config.model, device)
+        model, reference = (load_trained(config.model, device, bfloat16, False) for _ in range(2))
         return Distiller(model, reference, config.prm, config.distill, bfloat16)
     name = config.prm.model or config.model
     if config.prm.model:
         same_vocabulary(load_tokenizer(name), name, load_tokenizer(config.model), config.model)
     size = config.prm.minibatch or config.rollout.prompts * config.rollout.responses
     updates = -(-config.rollout.prompts * config.rollout.responses // size)
-    learner = Learner(load_model(name, device), config.prm, config.steps * updates, bfloat16)
-    reference = load_model(reference_name(config), device) if config.prm.reference == "frozen" else None
+    offload = config.parallel.cpu_offload
+    learner = Learner(
+        load_trained(name, device, bfloat16, offload), config.prm, config.steps * updates, bfloat16
+    )
+    reference = None
+    if config.prm.reference == "frozen":
+        reference = load_trained(reference_name(config), device, bfloat16, offload)
     return PRMTrainer(learner, reference, config.prm)
 
 
@@ -283,6 +299,7 @@ def update_policy(
                     "policy/mismatch_max": float(gap.max()),
                 }
             done.append(update)
+    all_sum(sums)
     return {
         "policy/loss": sum(update.loss for update in done) / len(done),
         "policy/grad_norm": sum(update.grad_norm for update in done) / len(done),

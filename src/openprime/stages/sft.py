@@ -13,11 +13,13 @@ from openprime.config import SFTConfig
 from openprime.data.collate import collate_demonstrations
 from openprime.data.readers import read_demonstrations, read_prompts, read_texts
 from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import end_tokens, load_model, load_tokenizer, pad_token, pick_device
+from openprime.models.hub import end_tokens, load_tokenizer, named_tensors, pad_token, pick_device
+from openprime.models.sharding import load_trained, sampling_model, shard
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.stages.evaluate import measure
+from openprime.training.distributed import joined, workers
 from openprime.training.learner import Learner
-from openprime.training.run import Bar, Run, Signals
+from openprime.training.run import Bar, Interrupted, Run, Signals
 from openprime.types import Batch, NonFiniteError
 from openprime.verifiers.pool import Pool
 
@@ -25,7 +27,7 @@ from openprime.verifiers.pool import Pool
 def train(config: SFTConfig) -> None:
     """Train on demonstrations. Leaves metrics, checkpoints and `model` in `config.out`."""
     config.check()
-    with Pool(config.verify) as pool:
+    with joined(config), Pool(config.verify, workers(config.verify)) as pool:
         train_with(pool, config)
 
 
@@ -38,7 +40,6 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
     if config.model == "new":
         tokenizer = build_tokenizer(read_texts(config.data), new.vocab_size)
         model = build_model(tokenizer, new.hidden_size, new.layers, new.heads, new.max_positions, config.seed)
-        model.to(device)  # pyright: ignore[reportArgumentType]
     else:
         tokenizer, model = load_tokenizer(config.model), None
     data = read_demonstrations(config.data, tokenizer, config.max_tokens)
@@ -53,13 +54,17 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
             f"{data.dropped_long} demonstrations are over max_tokens={config.max_tokens}: dropped"
         )
     torch.manual_seed(config.seed)
+    bfloat16, offload = config.dtype == "bfloat16", config.parallel.cpu_offload
     if model is None:
-        model = load_model(config.model, device)
+        model = load_trained(config.model, device, bfloat16, offload)
+    else:
+        model.to(device)  # pyright: ignore[reportArgumentType]
+        shard(model, device, bfloat16, offload)
     count = len(data.rows)
     steps = max(1, math.ceil(count * config.epochs / config.batch))
-    bfloat16 = config.dtype == "bfloat16"
     learner = Learner(model, config.optimizer, steps, bfloat16)
-    engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), config.sequences, bfloat16)
+    sampler = sampling_model(model, device, bfloat16) if held_out else model
+    engine = TransformersEngine(sampler, tokenizer, end_tokens(model, tokenizer), config.sequences, bfloat16)
     parameters = sum(p.numel() for p in model.parameters())
     run.console.print(f"{parameters:,} parameters, {count:,} demonstrations, {steps} steps", highlight=False)
 
@@ -91,6 +96,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
             }
             if held_out and (last or (config.eval.every and step % config.eval.every == 0)):
                 with run.clock.phase("evaluate"):
+                    engine.load(named_tensors(model), step)
                     limit = config.eval.max_response_tokens
                     metrics |= measure(engine, held_out, pool, config.eval.samples, limit, config.seed)
                 bar.say(
@@ -102,10 +108,11 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
             if bar.console.is_terminal or last or step % max(1, steps // 20) == 0:
                 speed = int(batch.lengths.sum()) / metrics["time/step"]
                 bar.report(step, {"loss": f"{done.loss:.4f}", "tok/s": f"{speed:,.0f}"})
-            if signals.received or last or (config.save_every and step % config.save_every == 0):
+            stopped = signals.agree()
+            if stopped or last or (config.save_every and step % config.save_every == 0):
                 run.save(step, {"learner": learner.state()})
-            if not last:
-                signals.check()
+            if stopped and not last:
+                raise Interrupted(stopped)
 
     folder = run.export_model("model", model, tokenizer, config.data)
     run.console.print(f"done: {folder}")

@@ -4,42 +4,79 @@ import os
 import random
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from openprime.models.ranks import first, on_first, world
 
 NAME = re.compile(r"step-(\d{6,})")
+SHARDS = "shards"
+"""The key of a part's tensors that several ranks hold, and the folder of a checkpoint that they are in."""
 
 
 def save_checkpoint(folder: Path, step: int, state: dict, keep: int) -> Path:
     """Write `state` and the random states as folder/step-NNNNNN, atomically; then delete all but the last `keep`.
 
+    Every rank calls it: a part of the state that is `{SHARDS: tensors by name, ...}` is written by all of them.
     Raises OSError when the disk is full; what was there before stays valid.
     """
     target = folder / f"step-{step:06d}"
     partial = folder / f".partial-{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    shards = {
+        f"{part}.{name}": tensor
+        for part, own in state.items()
+        if isinstance(own, dict)
+        for name, tensor in own.get(SHARDS, {}).items()
+    }
+    if shards:
+        state = {
+            part: own | {SHARDS: True} if isinstance(own, dict) and SHARDS in own else own
+            for part, own in state.items()
+        }
+        on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
         try:
-            torch.save({"step": step, "random": random_state(), **state}, partial / "state.pt")
+            save(shards, checkpoint_id=partial / SHARDS)
+        except CheckpointException as error:
+            on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
+            raise _not_written(target, next(iter(error.failures.values()))[0]) from error
+    on_first(lambda: _write(partial, target, {"step": step, "random": random_state(), **state}))
+    for old in checkpoints(folder)[:-keep] if first() else ():
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _write(partial: Path, target: Path, state: dict) -> None:
+    """What one process writes, and the renaming that makes a checkpoint of it."""
+    if not (partial / SHARDS).is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save(state, partial / "state.pt")
         except RuntimeError as error:  # torch reports a failed write as RuntimeError
             raise OSError(str(error).splitlines()[0]) from error
         with (partial / "state.pt").open("rb") as file:
             os.fsync(file.fileno())
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        _sync_folder(folder)
+        _sync_folder(target.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"checkpoint {target} could not be written ({error}); the previous checkpoint stays valid: "
-            "make room and go on with --resume"
-        ) from error
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
+        raise _not_written(target, error) from error
+
+
+def _not_written(target: Path, error: BaseException) -> OSError:
+    return OSError(
+        f"checkpoint {target} could not be written ({error}); the previous checkpoint stays valid: "
+        "make room and go on with --resume"
+    )
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -49,11 +86,23 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint and put the random states back."""
+    """Read a checkpoint and put the random states back; what is in shards is left to `load_shards`."""
     # Loaded tensors are our own; Python's and numpy's random states need no arbitrary code either.
-    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=world() > 1)
     restore_random_state(state.pop("random"))
+    for part, own in state.items():
+        if isinstance(own, dict) and SHARDS in own:
+            own[SHARDS] = (path / SHARDS, part)
     return state
+
+
+def load_shards(where: tuple[Path, str], tensors: dict[str, Tensor]) -> None:
+    """Fill tensors, whole or in shares of any number of ranks, with what one part of a checkpoint has in shards."""
+    folder, part = where
+    named = {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # we know
+        load(named, checkpoint_id=folder, no_dist=world() == 1)
 
 
 def random_state() -> dict:

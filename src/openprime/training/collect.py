@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from openprime.config import FilterConfig, RolloutConfig
 from openprime.data.stream import PromptStream
 from openprime.engines.transformers import TransformersEngine
+from openprime.models.ranks import gather, share, together
 from openprime.types import Group, Prompt, Response, Sampling, Verdict
 from openprime.verifiers.pool import Pool, with_verdicts
 
@@ -57,7 +58,7 @@ class Collector:
         )
         draws = 0
         while len(kept) < wanted:
-            check()
+            together(check)
             if len(drawn) >= limit:
                 raise CannotFillError(self._why(drawn, kept))
             missing = (wanted - len(kept)) / max(self.pass_rate, SMALLEST_PASS_RATE)
@@ -147,6 +148,7 @@ def sample_and_verify(
 ) -> list[Group]:
     """Groups of judged responses, in the order of the prompts; each is judged while others are sampled.
 
+    The prompts are the same on every rank; each samples and judges its share, and all get all groups.
     Adds to `seconds` those of `rollout` and, what is left of it when sampling has ended, of `verify`.
     """
     verdicts: dict[int, list[Future[Verdict]]] = {}
@@ -154,11 +156,18 @@ def sample_and_verify(
     def verify(group: Group) -> None:
         verdicts[id(group)] = pool.submit(group.prompt, [r.text for r in group.responses])
 
+    own = share(len(prompts))
     begun = time.perf_counter()
-    sampled = engine.generate(prompts, sampling, seed, check, verify)
+    sampled = together(
+        lambda: engine.generate(prompts[own.start : own.stop], sampling, seed, check, verify, own.start)
+    )
     ended = time.perf_counter()
-    groups = [with_verdicts(group, verdicts[id(group)]) for group in sampled]
-    pool.insist(groups)
+    judged = together(lambda: [with_verdicts(group, verdicts[id(group)]) for group in sampled])
+    # Without the prompts, which every rank has: their tests may be large.
+    parts = gather([(group.responses, group.policy_version) for group in judged])
+    answers = [answer for part in parts for answer in part]
+    groups = [Group(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    together(lambda: pool.insist(groups))
     if seconds is not None:
         seconds["rollout"] += ended - begun
         seconds["verify"] += time.perf_counter() - ended

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from openprime.config import OptimizerConfig
 from openprime.models.logprobs import batch_logprobs, micro_batches, token_distributions, token_logprobs
+from openprime.models.ranks import all_sum, world
+from openprime.training.checkpoint import SHARDS, load_shards
 from openprime.types import Batch, NonFiniteError
 
 Loss = Callable[[Tensor, Batch, Tensor], Tensor]
@@ -61,8 +64,9 @@ class Learner:
         whole_groups: bool = False,
         whole_vocabulary: bool = False,
     ) -> Update:
-        """One optimiser step on the whole batch, in micro-batches.
+        """One optimiser step on the whole batch, in micro-batches, which the ranks share.
 
+        The batch is the same on every rank, and so is what is returned; only `loss` sees a rank's own rows.
         `denominator` divides the summed loss once, whatever the micro-batches (trap 9). With `whole_groups` the
         rows of a group stay in one micro-batch. With `whole_vocabulary` the loss gets the log-probabilities of
         every word at the micro-batch's response tokens [N, V], and the update's own are left 0. Raises
@@ -74,16 +78,19 @@ class Learner:
         total = 0.0
         budget = self.config.tokens_per_microbatch
         for rows in micro_batches(batch.lengths, budget, batch.group, whole_groups):
-            micro = batch.select(rows)
+            micro = batch.select(rows) if len(rows) else batch.shortest()
             current = forward(
                 self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16
             )
-            part = loss(current, micro, rows) / denominator
-            part.backward()
+            part = loss(current, micro, rows) / denominator if len(rows) else 0.0 * current.sum()
+            (part * world()).backward()  # FSDP takes the mean over ranks: this makes it the sum (trap 2)
             total += float(part.detach())
             if not whole_vocabulary:
-                logprobs[rows, : current.shape[1]] = current.detach()  # in the batch's order (trap 7)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad))
+                # In the batch's order (trap 7).
+                logprobs[rows, : current.shape[1]] = current.detach()[: len(rows)]
+        total = float(all_sum(torch.tensor(total, dtype=torch.float64, device=logprobs.device)))
+        clipped = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
         if not (math.isfinite(total) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(f"loss {total}, gradient norm {norm}: the optimiser step was not taken")
@@ -93,7 +100,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
-        return Update(total, norm, rate, logprobs)
+        return Update(total, norm, rate, all_sum(logprobs))
 
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities of the response tokens under the present weights, [B, T], without gradient."""
@@ -103,6 +110,8 @@ class Learner:
 
     def state(self) -> dict:
         """Weights, optimiser and schedule."""
+        if world() > 1:
+            return {"updates": self.updates, SHARDS: self._tensors()}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -110,10 +119,43 @@ class Learner:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from `state()`."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on from `state()`, that of another number of ranks too."""
         self.updates = state["updates"]
+        if SHARDS in state:
+            load_shards(state[SHARDS], self._tensors())
+        elif world() > 1:
+            self._take_shares(state)
+        else:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Weights and what AdamW keeps of each, by name."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                if not self.optimizer.state[parameter]:  # before the first step
+                    self.optimizer.state[parameter] = {
+                        "step": torch.zeros((), device=parameter.device),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+                tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+            tensors[f"weight.{name}"] = parameter.detach()
+        return tensors
+
+    def _take_shares(self, state: dict) -> None:
+        """This rank's shares of the whole tensors that a single process has saved."""
+        moments = state["optimizer"]["state"]
+        own = self._tensors()
+        for i, (name, _) in enumerate(self.model.named_parameters()):
+            whole = {"weight": state["model"][name]} | moments.get(i, {})
+            for key, tensor in whole.items():
+                target = own[f"{key}.{name}"]
+                if isinstance(target, DTensor):
+                    place = target.device_mesh, target.placements
+                    tensor = distribute_tensor(tensor.to(target.device), *place, src_data_rank=None)
+                target.copy_(tensor)
 
 
 def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:

@@ -11,6 +11,7 @@ from openprime.algorithm.losses import prm_ce_loss, prm_dpo_loss, prm_kto_loss, 
 from openprime.algorithm.rewards import prefix_values, response_scores, token_rewards
 from openprime.config import PRMConfig
 from openprime.data.judged import Judged, collate_judged
+from openprime.models.hub import compute_device
 from openprime.models.implicit_prm import PUBLISHED_BETA, ImplicitPRM
 from openprime.training.learner import Learner, Loss
 from openprime.types import Batch
@@ -167,7 +168,7 @@ def kto_reference_point(prm: ImplicitPRM, rows: Sequence[Judged], max_tokens: in
     moved = [row for row in moved if len(row.prompt.token_ids) + len(row.response.token_ids) <= max_tokens]
     if not moved:
         return 0.0
-    batch = collate_judged(moved, 0)[0].to(prm.model.device)
+    batch = collate_judged(moved, 0)[0].to(compute_device(prm.model))
     scores = response_scores(prm.token_rewards(batch, prm.reference_logprobs(batch)))
     return max(0.0, float(scores.mean()))
 

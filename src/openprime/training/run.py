@@ -34,9 +34,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from openprime import __version__
 from openprime.config import FolderConfig, PromptFormat, RunConfig
 from openprime.models.hub import save_model
+from openprime.models.ranks import first, gather, on_first, world
 from openprime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
-MAY_CHANGE = {"resume", "steps", "epochs", "save_every", "keep", "sample_every", "wandb", "out", "sequences"}
+MAY_CHANGE = {
+    "resume",
+    "steps",
+    "epochs",
+    "save_every",
+    "keep",
+    "sample_every",
+    "wandb",
+    "out",
+    "sequences",
+    "parallel",
+}
 """Settings that a resumed run may change."""
 CHUNK = 128
 """Items of a file that are made at a time: what a kill can cost."""
@@ -48,7 +60,11 @@ class Interrupted(RuntimeError):
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}: saved; go on with --resume")
-        self.exit_code = 128 + number
+        self.number, self.exit_code = number, 128 + number
+
+    def __reduce__(self) -> tuple:
+        """Travels between ranks."""
+        return Interrupted, (self.number,)
 
 
 class Signals:
@@ -64,11 +80,19 @@ class Signals:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if error is not None and world() > 1:
+            # torchrun ends what is left of a broken run: let this rank say what it knows.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def check(self) -> None:
         """Raise Interrupted if a signal has arrived."""
         if self.received:
             raise Interrupted(self.received)
+
+    def agree(self) -> int:
+        """The signal that any rank has received, or 0: the same on every rank."""
+        self.received = max(gather(self.received))
+        return self.received
 
     def _note(self, number: int, frame: object) -> None:
         self.received = number
@@ -77,7 +101,10 @@ class Signals:
 
 
 class Run:
-    """One run's folder: config.yaml, versions.json, metrics.jsonl, samples.jsonl, tensorboard, checkpoints, model."""
+    """One run's folder: config.yaml, versions.json, metrics.jsonl, samples.jsonl, tensorboard, checkpoints, model.
+
+    Of several ranks the first one speaks and writes.
+    """
 
     def __init__(self, config: RunConfig, stage: str) -> None:
         """Make the folder, or open it where `config.resume` is set.
@@ -86,21 +113,21 @@ class Run:
         begun with other settings.
         """
         self.config, self.folder = config, Path(config.out)
-        self.console = Console(stderr=False)
+        self.console = Console(stderr=False, quiet=not first())
         self.clock = Clock()
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise ValueError("wandb is asked for but not installed: pip install 'openprime[wandb]'")
-        open_folder(config, stage)
+        on_first(lambda: open_folder(config, stage))
         self.step = 0
         self._writer: SummaryWriter | None = None
         self._wandb: Any = None
 
     def load(self) -> dict | None:
         """The last checkpoint's state if the run is to be resumed and has one; later records are cut off."""
-        found = checkpoints(self.folder / "checkpoints") if self.config.resume else []
+        found = on_first(lambda: checkpoints(self.folder / "checkpoints")) if self.config.resume else []
         state = load_checkpoint(found[-1]) if found else None
         self.step = state["step"] if state else 0
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl") if first() else ():
             keep_until(self.folder / name, self.step if state else -1)
         if state:
             self.console.print(f"resumed at step {self.step} from {found[-1]}")
@@ -108,7 +135,7 @@ class Run:
 
     def save(self, step: int, state: dict) -> None:
         """Write a checkpoint, unless this step has one."""
-        if not (self.folder / "checkpoints" / f"step-{step:06d}").is_dir():
+        if not on_first((self.folder / "checkpoints" / f"step-{step:06d}").is_dir):
             save_checkpoint(self.folder / "checkpoints", step, state, self.config.keep)
 
     def way_back(self) -> str:
@@ -118,6 +145,8 @@ class Run:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases; what is not finite is left out."""
+        if not first():
+            return
         metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         line = {"step": step, **metrics}
         append_jsonl(self.folder / "metrics.jsonl", line)
@@ -132,17 +161,21 @@ class Run:
 
     def sample(self, rows: list[dict]) -> None:
         """Append to samples.jsonl."""
-        for row in rows:
+        for row in rows if first() else ():
             append_jsonl(self.folder / "samples.jsonl", row)
 
     def export(self, name: str, write: "Any") -> Path:
-        """Write a folder of the run as a whole or not at all; `write(folder)` fills it."""
+        """Write a folder of the run as a whole or not at all; `write(folder)`, called on every rank, fills it."""
         target, partial = self.folder / name, self.folder / f".partial-{name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+
+        def put_in_place() -> None:
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+
+        shutil.rmtree(partial, ignore_errors=True) if first() else None
+        on_first(partial.mkdir)
         write(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        on_first(put_in_place)
         return target
 
     def export_model(
@@ -241,7 +274,7 @@ class Bar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.quiet,
         )
         self.task = self.progress.add_task(title, total=total, completed=done, note="")
         self.begun, self.first = time.perf_counter(), done
@@ -257,7 +290,7 @@ class Bar:
         """Show the numbers that matter at a step."""
         note = "  ".join(f"{name} {value}" for name, value in numbers.items())
         self.progress.update(self.task, completed=step, note=note)
-        if not self.console.is_terminal:
+        if not (self.console.is_terminal or self.console.quiet):
             pace = (time.perf_counter() - self.begun) / max(1, step - self.first)
             left = time.strftime("%H:%M:%S", time.gmtime(pace * (self.total - step)))
             print(f"{self.title} {step}/{self.total}  {note}  left {left}", flush=True)

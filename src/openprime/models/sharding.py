@@ -1,0 +1,120 @@
+"""Models in shares: FSDP2 over the ranks of a run, each of which reads, keeps and trains its share of the weights."""
+
+import copy
+from pathlib import Path
+from types import MethodType
+
+import torch
+from huggingface_hub import snapshot_download
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from openprime.models.hub import load_model, read_architecture
+from openprime.models.logprobs import whole_logprobs
+from openprime.models.ranks import on_first, world
+
+
+def load_trained(name: str, device: torch.device, bfloat16: bool, cpu_offload: bool) -> PreTrainedModel:
+    """A model with float32 weights, from a folder or a hub id: in shares where there are several ranks.
+
+    Then every rank reads its own share of the weights only. Raises ValueError as `load_model` does.
+    """
+    if world() == 1:
+        return load_model(name, device)
+    config = read_architecture(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if (generation := generation_config(name)) is not None:
+        model.generation_config = generation
+    shard(model, device, bfloat16, cpu_offload)
+    materialise(model, torch.device("cpu") if cpu_offload else device)
+    folder = name
+    if not Path(name).is_dir():
+        folder = on_first(lambda: snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+    try:
+        # Reads the slices of a safetensors file that a rank's shares need.
+        load(dict(model.named_parameters()), storage_reader=HuggingFaceStorageReader(folder))
+    except (CheckpointException, RuntimeError, OSError) as error:
+        raise ValueError(
+            f"{name}: its weights cannot be read in shares ({_first_line(error)}): several ranks need safetensors "
+            "files with the parameters' own names, as save_pretrained writes them"
+        ) from error
+    return model
+
+
+def shard(model: PreTrainedModel, device: torch.device, bfloat16: bool, cpu_offload: bool = False) -> None:
+    """Spread a model's weights over the ranks, in place; a single process keeps it as it is.
+
+    Masters are float32. With `bfloat16` the blocks' weights are gathered in bfloat16 for the forward and
+    backward pass; embeddings, head and last norm in float32, so that logits are what they are in one
+    process (trap 11). Gradients are averaged over ranks in float32.
+    """
+    if world() == 1:
+        return
+    mesh = init_device_mesh(device.type, (world(),))
+    offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    # Activations keep their precision: autocast decides, as it does in one process.
+    narrow = torch.bfloat16 if bfloat16 else None
+    inner = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    outer = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh, mp_policy=inner, offload_policy=offload)
+    fully_shard(model, mesh=mesh, mp_policy=outer, offload_policy=offload, reshard_after_forward=True)
+    # The head's weight is needed beside the model's own forward: gather it around both.
+    setattr(model, "response_logprobs", MethodType(whole_logprobs, model))  # noqa: B010
+    register_fsdp_forward_method(model, "response_logprobs")
+
+
+def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The transformer's blocks."""
+    names = model._no_split_modules or ()
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def materialise(model: PreTrainedModel, device: torch.device) -> None:
+    """Give a model on the meta device memory for its weights, and its buffers their values."""
+    model.to_empty(device=device)
+    model.tie_weights()
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+    model.initialize_weights()  # what is left: buffers, such as the frequencies of rotary positions
+
+
+def sampling_model(model: PreTrainedModel, device: torch.device, bfloat16: bool) -> PreTrainedModel:
+    """What an engine samples from: the live model; of a sharded one a whole copy, still without its weights.
+
+    With `bfloat16` the copy's blocks are bfloat16, as in `shard`.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float32)
+    if bfloat16:
+        for block in blocks(whole):
+            block.to(torch.bfloat16)
+    materialise(whole, device)
+    whole.generation_config = model.generation_config
+    return whole.requires_grad_(False).eval()
+
+
+def generation_config(name: str) -> GenerationConfig | None:
+    """A model's own settings for generation, with the tokens that end a response."""
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:  # there are none
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

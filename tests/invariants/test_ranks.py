@@ -1,0 +1,398 @@
+"""Several ranks do what one process does, go on where any number of them stopped, and end when one is lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import PYTHONPATH, SFT, metrics, records, rl, rl_args
+
+from openprime.cli import main
+from openprime.training.checkpoint import checkpoints
+
+NOISE = ("policy/mismatch_mean", "policy/mismatch_max", "policy/kl")
+"""What is nothing but rounding, or is as small."""
+FLAGS = (
+    *("--steps", "3", "--rollout.prompts", "4", "--policy.minibatch", "8", "--policy.lr", "1e-4"),
+    *("--save-every", "1", "--keep", "9", "--sample-every", "1"),
+)
+"""Three steps with the filter on; responses end after 5 to 16 tokens."""
+KINDS = {
+    "prime": (),
+    "pairs": (
+        *("--prm.loss", "dpo", "--prm.minibatch", "8", "--policy.reduction", "sequence"),
+        *("--advantage.whiten", "True", "--advantage.scaling", "return", "--rollout.prompts", "3"),
+        *("--policy.tokens-per-microbatch", "60", "--policy.gradient-checkpointing"),
+    ),
+    "control": ("--advantage.process-weight", "0", "--policy.epochs", "2", "--policy.minibatch", "5"),
+}
+SCRIPT = """
+import os, sys
+import torch
+from openprime.cli import main
+from openprime.stages import rl
+
+real, calls = rl.compute_advantages, []
+
+def kept(batch, rewards, config):
+    advantages, spread = real(batch, rewards, config)
+    calls.append((batch.token_ids, advantages))
+    torch.save(calls, os.path.join(os.environ["KEPT"], "rank-" + os.environ.get("RANK", "0")))
+    return advantages, spread
+
+rl.compute_advantages = kept
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, which leaves the advantages of every step in a folder, as every rank had them."""
+
+
+def start(
+    ranks: int, args: list[str], *how: str, program: tuple[str, ...] = ("-m", "openprime"), **environment
+):
+    """The command on several ranks, in a session of its own."""
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *how)
+    return subprocess.Popen(
+        [sys.executable, *(torchrun if ranks > 1 else ()), *program, *args],
+        env=os.environ | PYTHONPATH | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """What it said; it is killed, ranks and all, where it does not end."""
+    try:
+        return process.communicate(timeout=400)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+def on_ranks(ranks: int, args: list[str], *how: str, **options) -> str:
+    """Run the command on several ranks, which must succeed; returns what it said."""
+    process = start(ranks, args, *how, **options)
+    said = finish(process)
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
+    """(ranks, kind) -> the folder of a run, made once; its advantages are in `kept`."""
+    done: dict[tuple[int, str], Path] = {}
+    script = tmp_path_factory.mktemp("script") / "kept.py"
+    script.write_text(SCRIPT)
+
+    def made(ranks: int, kind: str = "prime") -> Path:
+        if (ranks, kind) not in done:
+            out = tmp_path_factory.mktemp("ranks") / "run"
+            kept = out.parent / "kept"
+            kept.mkdir()
+            args = rl_args(model, out, *FLAGS, *KINDS[kind])
+            said = on_ranks(ranks, args, program=(str(script),), KEPT=str(kept))
+            assert said.count("rl 3/3") == said.count("done: ") == 1, said
+            done[ranks, kind] = out
+        return done[ranks, kind]
+
+    return made
+
+
+def assert_equal_to_rounding(got: Path, expected: Path) -> None:
+    """The same metrics, samples and weights within 1e-5."""
+    ours, theirs = metrics(got), metrics(expected)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [0, 1, 2, 3]
+    for row, other in zip(ours, theirs, strict=True):
+        assert list(row) == list(other)
+        for name, value in row.items():
+            # At step 1 the PRM is its reference: noise alone orders its scores.
+            if name not in NOISE and (row["step"], name) != (1, "prm/pairwise_accuracy"):
+                assert value == pytest.approx(other[name], rel=1e-5, abs=1e-5), (row["step"], name)
+    for row, other in zip(records(got / "samples.jsonl"), records(expected / "samples.jsonl"), strict=True):
+        assert row["tokens"] == other["tokens"]
+        assert row["rewards"] == pytest.approx(
+            other["rewards"], rel=1e-4, abs=2e-5
+        )  # five digits are written
+    assert_equal_weights(got, expected)
+
+
+def assert_equal_weights(got: Path, expected: Path) -> None:
+    """The exported models, within 1e-5; they have learned more than that."""
+    for name in ("model", "prm"):
+        assert (got / name).exists() == (expected / name).exists()
+        if (expected / name).exists():
+            ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (got, expected))
+            assert ours.keys() == theirs.keys()
+            for key, tensor in theirs.items():
+                torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-5)
+
+
+def moved(folder: Path, start: Path) -> float:
+    """How far a run's policy is from where it began."""
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder / "model", start))
+    return max(float((ours[key] - theirs[key]).abs().max()) for key in theirs)
+
+
+def assert_equal_advantages(got: Path, expected: Path, ranks: int) -> None:
+    """Every rank had the same batches and advantages, those of one process within 1e-5."""
+    theirs = torch.load(expected.parent / "kept" / "rank-0")
+    assert len(theirs) == 3
+    for rank in range(ranks):
+        ours = torch.load(got.parent / "kept" / f"rank-{rank}")
+        for (tokens, advantages), (other, wanted) in zip(ours, theirs, strict=True):
+            assert torch.equal(tokens, other)
+            torch.testing.assert_close(advantages, wanted, rtol=1e-5, atol=1e-5)
+            assert len(set((wanted != 0).sum(-1).tolist())) > 2  # ragged
+
+
+def back_to(step: int, run: Path, out: Path) -> Path:
+    """A copy of a run as it was when it had saved a step."""
+    shutil.copytree(run, out)
+    for name in ("model", "prm"):
+        shutil.rmtree(out / name)
+    for path in checkpoints(out / "checkpoints"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    return out
+
+
+# As one process does
+
+
+def test_two_ranks_do_what_one_process_does_and_one_goes_on_from_them(
+    model: Path, tmp_path: Path, run: Callable
+):
+    one, two = run(1), run(2)
+    assert_equal_to_rounding(two, one)
+    assert_equal_advantages(two, one, 2)
+    assert moved(one, model) > 2e-4
+    resumed = back_to(1, two, tmp_path / "run")
+    rl(model, resumed, *FLAGS, "--resume")
+    assert_equal_to_rounding(resumed, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_trap_02_any_number_of_ranks_does_what_one_process_does(run: Callable, ranks: int, kind: str):
+    assert_equal_to_rounding(run(ranks, kind), run(1, kind))
+    assert_equal_advantages(run(ranks, kind), run(1, kind), ranks)
+
+
+@pytest.mark.slow
+def test_bfloat16_on_two_ranks_is_near(model: Path, tmp_path: Path):
+    """The weights of blocks are rounded before the matrix products instead of in them."""
+    flags = (*FLAGS, "--dtype", "bfloat16", "--steps", "1", "--filter.low", "0", "--filter.high", "1")
+    one = rl(model, tmp_path / "one", *flags)
+    on_ranks(2, rl_args(model, tmp_path / "two", *flags))
+    for row, other in zip(metrics(tmp_path / "two"), metrics(one), strict=True):
+        assert row["rollout/rollouts"] == other["rollout/rollouts"]
+    row, other = metrics(tmp_path / "two")[1], metrics(one)[1]
+    assert row["policy/mismatch_mean"] < 0.02
+    assert row["policy/grad_norm"] == pytest.approx(other["policy/grad_norm"], rel=0.3)
+    assert row["prm/loss"] == pytest.approx(other["prm/loss"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_two_ranks_is_that_of_one_process(tmp_path: Path):
+    flags = ("--epochs", "0.1", "--optimizer.lr", "1e-3", "--save-every", "2", "--eval.every", "2")
+    for ranks, name in ((1, "one"), (2, "two")):
+        on_ranks(ranks, [*SFT, *flags, "--out", str(tmp_path / name)])
+    assert metrics(tmp_path / "two") == [
+        pytest.approx(row, rel=1e-5, abs=1e-5) for row in metrics(tmp_path / "one")
+    ]
+    assert_equal_weights(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_an_offline_prm_on_two_ranks_is_that_of_one_process(model: Path, tmp_path: Path):
+    rows = [
+        {"prompt": f"Start {w}\n+one = ?", "response": f"step\n{w * i}", "outcome": float(i % 2)}
+        for w in ("two", "three", "four", "five")
+        for i in range(1, 5)
+    ]
+    data = tmp_path / "judged.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--model", str(model), "--data.source", str(data), "--held-out", "0.25", "--batch", "4")
+    for ranks, name in ((1, "one"), (2, "two")):
+        more = ("--epochs", "2", "--loss", "dpo", "--out", str(tmp_path / name), "--optimizer.lr", "1e-4")
+        on_ranks(ranks, ["prm", *flags, *more])
+    ours, theirs = metrics(tmp_path / "two"), metrics(tmp_path / "one")
+    assert len(theirs) > 3
+    for row, other in zip(ours[1:], theirs[1:], strict=True):
+        assert row["prm/loss"] == pytest.approx(other["prm/loss"], rel=1e-5)
+    assert_equal_weights(tmp_path / "two", tmp_path / "one")
+
+
+# Stopped and resumed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_trap_10_a_checkpoint_of_two_ranks_goes_on_at_any_number(
+    model: Path, tmp_path: Path, run: Callable, ranks: int
+):
+    resumed = back_to(1, run(2), tmp_path / "run")
+    said = on_ranks(ranks, rl_args(model, resumed, *FLAGS, "--resume"))
+    assert said.count("resumed at step 1") == 1
+    assert_equal_to_rounding(resumed, run(1))
+    if ranks == 2:  # then bit for bit
+        for name in ("model", "prm"):
+            ours, theirs = ((path / name / "model.safetensors").read_bytes() for path in (resumed, run(2)))
+            assert ours == theirs
+        assert metrics(resumed) == metrics(run(2))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_process_goes_on_at_two_ranks(model: Path, tmp_path: Path, run: Callable):
+    resumed = back_to(2, run(1), tmp_path / "run")
+    on_ranks(2, rl_args(model, resumed, *FLAGS, "--resume"))
+    assert_equal_to_rounding(resumed, run(1))
+
+
+# Lost, stopped and refused
+
+
+def begun(model: Path, out: Path, *how: str) -> subprocess.Popen:
+    """Two ranks that have saved step 2 of many."""
+    process = start(2, rl_args(model, out, *FLAGS, "--steps", "40", "--save-every", "2"), *how)
+    while not (out / "checkpoints" / "step-000002").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    return process
+
+
+def process_of(rank: int, agent: subprocess.Popen) -> int:
+    """The process of one of torchrun's ranks."""
+    for child in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"no rank {rank}")
+
+
+def steps_saved(out: Path) -> list[str]:
+    """Names of whole checkpoints."""
+    return [path.name for path in checkpoints(out / "checkpoints")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_ends_the_run_with_a_checkpoint(
+    model: Path, tmp_path: Path, number: signal.Signals
+):
+    out = tmp_path / "run"
+    process = begun(model, out)
+    os.kill(process_of(1, process), number)
+    said = finish(process)
+    assert process.returncode != 0
+    told = "lost another rank" if number == signal.SIGKILL else "nothing was heard of rank 1"
+    assert f"{told}" in said
+    assert f"The last checkpoint in {out / 'checkpoints'} is whole: go on with --resume" in said
+    last = int(steps_saved(out)[-1].removeprefix("step-"))
+    assert not (out / "model").exists()
+    rl(model, out, *FLAGS, "--steps", str(last + 1), "--save-every", "2", "--resume")
+    assert metrics(out)[-1]["step"] == last + 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_lost_ranks_again_and_they_resume(model: Path, tmp_path: Path, run: Callable):
+    out = tmp_path / "run"
+    args = rl_args(model, out, *FLAGS, "--steps", "8", "--save-every", "2")
+    process = start(2, args, "--max-restarts", "2")
+    while not (out / "checkpoints" / "step-000002").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.kill(process_of(0, process), signal.SIGKILL)
+    said = finish(process)
+    assert process.returncode == 0, said
+    assert said.count("resumed at step") == 1
+    assert [row["step"] for row in records(out / "metrics.jsonl")] == list(range(9))
+    ours, theirs = metrics(out)[1:3], metrics(run(2))[1:3]
+    assert ours == theirs
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(model: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    process = begun(model, out)
+    os.kill(process_of(1, process), signal.SIGTERM)
+    said = finish(process)
+    assert process.returncode != 0
+    for rank in (0, 1):
+        assert f"rank {rank}: stopped by SIGTERM: saved" in said
+    last = int(steps_saved(out)[-1].removeprefix("step-"))
+    assert metrics(out)[-1]["step"] == last
+
+
+def by_hand(model: Path, port: int, *places: tuple[Path, tuple[str, ...]]) -> list[tuple[int, str]]:
+    """(status, what it said) of ranks started one by one, each with its own working directory and flags."""
+    common = {"WORLD_SIZE": str(len(places)), "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    processes = []
+    for rank, (folder, flags) in enumerate(places):
+        environment = common | {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": "0"}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "openprime", *rl_args(model, Path("run"), *FLAGS, *flags)],
+                cwd=folder,
+                env=os.environ | PYTHONPATH | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    said = [finish(process) for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+
+
+@pytest.mark.slow
+def test_ranks_with_different_settings_are_refused(model: Path, tmp_path: Path, free_port: int):
+    places = [(tmp_path, ()), (tmp_path, ("--prm.beta", "0.25", "--seed", "3"))]
+    for rank, (status, said) in enumerate(by_hand(model, free_port, *places)):
+        assert status == 2
+        assert f"rank {rank}: " in said
+        assert "rank 1 differs from rank 0: seed: 0 -> 3; prm.beta: 0.3 -> 0.25: start every rank" in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_shared_is_refused(model: Path, tmp_path: Path, free_port: int):
+    places = [tmp_path / "machine0", tmp_path / "machine1"]
+    for place in places:
+        place.mkdir()
+    for status, said in by_hand(model, free_port, *((place, ()) for place in places)):
+        assert status == 2
+        assert (
+            "rank 1 does not see what rank 0 wrote into run: `out` must be on a file system that all" in said
+        )
+    assert not any(path.is_file() for place in places for path in place.rglob("*"))
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on."""
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_other_commands_are_for_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["evaluate", "x"]) == 2
+    assert (
+        "rank 1: evaluate is a command for one process: torchrun is for sft, rl, prm"
+        in capsys.readouterr().err
+    )
