@@ -5,6 +5,7 @@ Imports no torch.
 """
 
 import difflib
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -99,8 +100,20 @@ class JudgedDataConfig(DataConfig):
     which on all count as wrong; for loss=steps. Empty: `labels` or `label`."""
 
 
+class LoRAConfig(Section):
+    """Low-rank adapters in the place of training all weights (arXiv 2106.09685); needs the extra `lora`."""
+
+    rank: Count = 0
+    """Rank of an adapter; 0 trains all weights. A policy and a PRM that both have adapters and start from the same
+    model share it in memory, and with the adapters off it is the reference too."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """An adapter's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Linear layers that get an adapter, such as q_proj and v_proj. Empty: all of the blocks'."""
+
+
 class OptimizerConfig(Section):
-    """AdamW and how a batch is cut into micro-batches."""
+    """AdamW, what it trains, and how a batch is cut into micro-batches."""
 
     lr: Rate = 1e-5
     """Peak learning rate."""
@@ -119,6 +132,7 @@ class OptimizerConfig(Section):
     more are slower."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoRAConfig = LoRAConfig()
 
 
 class CodeConfig(Section):
@@ -336,6 +350,9 @@ class SFTConfig(RunConfig):
     def check(self) -> None:
         """Cross-field checks."""
         require(self, "model", "out", "data.source")
+        require_peft(self.optimizer)
+        if self.model == "new" and self.optimizer.lora.rank:
+            raise ValueError("optimizer.lora.rank: a new model has nothing to adapt: set it to 0")
         if self.model == "new" and self.new_model.hidden_size % self.new_model.heads:
             raise ValueError("new_model.heads must divide new_model.hidden_size")
         if self.eval.every and not self.eval_data.source:
@@ -368,7 +385,15 @@ class RLConfig(RunConfig):
     def check(self) -> list[str]:
         """Cross-field checks; returns warnings about settings that have no effect."""
         require(self, "model", "out", "data.source")
+        require_peft(self.policy, self.prm)
         a, warnings = self.advantage, []
+        on_one_base = self.policy.lora.rank and self.prm.lora.rank and self.prm.model in ("", self.model)
+        recompute = self.policy.gradient_checkpointing, self.prm.gradient_checkpointing
+        if on_one_base and a.process_weight and recompute[0] != recompute[1]:
+            raise ValueError(
+                "the policy and the PRM share one model in memory: set policy.gradient_checkpointing and "
+                "prm.gradient_checkpointing to the same"
+            )
         if self.filter.low > self.filter.high:
             raise ValueError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
         if a.process_weight == 0 and a.outcome_weight == 0:
@@ -453,6 +478,7 @@ class OfflinePRMConfig(RunConfig):
     def check(self) -> list[str]:
         """Cross-field checks; returns notes on settings that have no effect."""
         require(self, "model", "out", "data.source")
+        require_peft(self.optimizer)
         of_outcomes = ("data.outcome_field", "data.response_field", "step_split")
         other = of_outcomes if self.loss == "steps" else ("data.steps_field", "data.labels_field")
         keys = [key.strip(".") for key in changed(self.data, "data") + changed(self, "")]
@@ -662,6 +688,12 @@ def require(config: BaseModel, *paths: str) -> None:
             raise ValueError(
                 f"{path} is not set: put it into the YAML file or give --{path.replace('_', '-')}"
             )
+
+
+def require_peft(*sections: OptimizerConfig) -> None:
+    """Refuse adapters where the library for them is missing."""
+    if any(section.lora.rank for section in sections) and importlib.util.find_spec("peft") is None:
+        raise ValueError("lora.rank is set, but peft is not installed: pip install 'openprime[lora]'")
 
 
 def package_configs() -> Path:

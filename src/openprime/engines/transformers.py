@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from openprime.models.logprobs import float32_head, has_plain_head
+from openprime.models.lora import has_adapters
 from openprime.types import Group, NonFiniteError, Prompt, Response, Sampling
 
 COMPACT_AT = 0.9
@@ -124,10 +125,13 @@ class TransformersEngine:
         self.version = 0
 
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take new policy weights. Weights that are already the engine's own storage are not copied."""
+        """Take new policy weights. Weights that are already the engine's own storage are not copied.
+
+        Only the trainer's own model has adapters, and its policy's is the active one: then nothing is merged.
+        """
         own = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, tensor in named_tensors:
+            for name, tensor in () if has_adapters(self.model) else named_tensors:
                 if own[name].data_ptr() != tensor.data_ptr():
                     own[name].copy_(tensor)
         self.version = version

@@ -18,13 +18,13 @@ from openprime.data.stream import PromptStream
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import (
     end_tokens,
-    load_model,
     load_tokenizer,
     pad_token,
     pick_device,
     same_vocabulary,
 )
 from openprime.models.implicit_prm import is_prm, read_settings
+from openprime.models.lora import Loader
 from openprime.stages.evaluate import measure
 from openprime.training.collect import Collector, derive_seed
 from openprime.training.learner import Learner
@@ -61,7 +61,7 @@ def train_with(pool: Pool, config: RLConfig) -> None:
                 with run.clock.phase("policy"):
                     generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches", step))
                     policy_metrics = update_policy(policy, batch, advantages, config.policy, generator)
-            engine.load(policy.model.named_parameters(), step)
+            engine.load(policy.weights(), step)
 
             metrics = {"reward/outcome": float(batch.outcome.mean())} | collector.metrics
             metrics |= prm_metrics | advantage_metrics | policy_metrics
@@ -78,7 +78,7 @@ def train_with(pool: Pool, config: RLConfig) -> None:
             if not last:
                 signals.check()
 
-    run.export_model("model", policy.model, parts.tokenizer, config.data)
+    run.export_model("model", policy.exportable(), parts.tokenizer, config.data)
     if prm:
         reference = "" if config.prm.reference == "policy" else reference_name(config)
         run.export("prm", lambda folder: prm.prm.save_pretrained(folder, parts.tokenizer, reference))
@@ -112,7 +112,7 @@ class Parts:
         self.collector.restore(state["collector"])
         if self.prm:
             self.prm.learner.restore(state["prm"])
-        self.engine.load(self.policy.model.named_parameters(), self.run.step)
+        self.engine.load(self.policy.weights(), self.run.step)
 
 
 def prepare(config: RLConfig, pool: Pool) -> Parts:
@@ -126,12 +126,13 @@ def prepare(config: RLConfig, pool: Pool) -> Parts:
     held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
     held_out = pool.admit(held_out, warnings.append) if held_out else []
     torch.manual_seed(config.seed)
-    model = load_model(config.model, device)
+    loader = Loader(device)
+    model, adapter = loader.trained(config.model, "policy", config.policy.lora)
     rollout = config.rollout
     updates = -(-rollout.prompts * rollout.responses // config.policy.minibatch)
     total = config.steps * config.policy.epochs * updates
-    policy = Learner(model, config.policy, total, bfloat16, rollout.temperature)
-    prm = make_prm(config, device, bfloat16) if config.advantage.process_weight else None
+    policy = Learner(model, config.policy, total, bfloat16, rollout.temperature, adapter)
+    prm = make_prm(config, loader, bfloat16) if config.advantage.process_weight else None
     engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), rollout.sequences, bfloat16)
     stream = PromptStream(prompts, config.seed)
     collector = Collector(engine, stream, pool, rollout, config.filter, config.seed)
@@ -172,15 +173,16 @@ def finite(run: Run, step: int) -> Iterator[None]:
         ) from error
 
 
-def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> PRMTrainer:
+def make_prm(config: RLConfig, loader: Loader, bfloat16: bool) -> PRMTrainer:
     """The PRM, a copy of `prm.model` (else of the policy's start), and its reference."""
     name = config.prm.model or config.model
     if config.prm.model:
         same_vocabulary(load_tokenizer(name), name, load_tokenizer(config.model), config.model)
     size = config.prm.minibatch or config.rollout.prompts * config.rollout.responses
     updates = -(-config.rollout.prompts * config.rollout.responses // size)
-    learner = Learner(load_model(name, device), config.prm, config.steps * updates, bfloat16)
-    reference = load_model(reference_name(config), device) if config.prm.reference == "frozen" else None
+    model, adapter = loader.trained(name, "prm", config.prm.lora)
+    learner = Learner(model, config.prm, config.steps * updates, bfloat16, adapter=adapter)
+    reference = loader.reference(reference_name(config)) if config.prm.reference == "frozen" else None
     return PRMTrainer(learner, reference, config.prm)
 
 

@@ -13,7 +13,8 @@ from openprime.config import SFTConfig
 from openprime.data.collate import collate_demonstrations
 from openprime.data.readers import read_demonstrations, read_prompts, read_texts
 from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import end_tokens, load_model, load_tokenizer, pad_token, pick_device
+from openprime.models.hub import end_tokens, load_tokenizer, pad_token, pick_device
+from openprime.models.lora import Loader
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.stages.evaluate import measure
 from openprime.training.learner import Learner
@@ -53,15 +54,18 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
             f"{data.dropped_long} demonstrations are over max_tokens={config.max_tokens}: dropped"
         )
     torch.manual_seed(config.seed)
+    adapter = ""
     if model is None:
-        model = load_model(config.model, device)
+        model, adapter = Loader(device).trained(config.model, "sft", config.optimizer.lora)
     count = len(data.rows)
     steps = max(1, math.ceil(count * config.epochs / config.batch))
     bfloat16 = config.dtype == "bfloat16"
-    learner = Learner(model, config.optimizer, steps, bfloat16)
+    learner = Learner(model, config.optimizer, steps, bfloat16, adapter=adapter)
     engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), config.sequences, bfloat16)
-    parameters = sum(p.numel() for p in model.parameters())
-    run.console.print(f"{parameters:,} parameters, {count:,} demonstrations, {steps} steps", highlight=False)
+    parameters = sum(p.numel() for p in learner.trained.values())
+    run.console.print(
+        f"{parameters:,} trained parameters, {count:,} demonstrations, {steps} steps", highlight=False
+    )
 
     restored = run.load()
     if restored:
@@ -107,7 +111,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
             if not last:
                 signals.check()
 
-    folder = run.export_model("model", model, tokenizer, config.data)
+    folder = run.export_model("model", learner.exportable(), tokenizer, config.data)
     run.console.print(f"done: {folder}")
 
 
