@@ -663,6 +663,52 @@ class ReportConfig(Section):
         require(self, "runs", "out")
 
 
+class PlanConfig(Section):
+    """`openprime plan CONFIG`: memory, tokens, FLOPs, days and cost of a training run, before it is begun."""
+
+    positional = ("config",)
+    config: str = ""
+    """Configuration of `openprime sft`, `rl` or `prm`."""
+    stage: Literal["auto", "sft", "rl", "prm"] = "auto"
+    """Which of them. auto: the name of the file's folder."""
+    set: tuple[str, ...] = ()
+    """Settings of the configuration to change, such as policy.lora.rank=32 rollout.sequences=64."""
+    gpus: Positive = 8
+    """All of the run's."""
+    gpu_memory: Annotated[float, Field(gt=0)] = 80.0
+    """Of one, in GiB."""
+    gpus_per_node: Positive = 8
+    """For the memory of a node."""
+    architecture: str = ""
+    """config.json of the model, or its folder, where `model` is not here yet."""
+    prm_architecture: str = ""
+    """The same of `prm.model`."""
+    gpu_tflops: Annotated[float, Field(gt=0)] = 312.0
+    """Peak of a GPU in bfloat16, in 10^12 FLOPs a second: 312 for A100 and A800, 989 for H100."""
+    mfu: Annotated[float, Field(gt=0, le=1)] = 0.35
+    """Share of the peak that training reaches."""
+    sampling_mfu: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the peak that sampling reaches, where `tokens_per_second` is not given."""
+    tokens_per_second: Rate = 0.0
+    """Measured: tokens that all GPUs together sample in a second (`rollout/tokens_per_second`)."""
+    pass_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the groups that pass the filter (`rollout/passed`)."""
+    prompt_tokens: Count = 0
+    """Of a prompt, on average; 0: half of the longest."""
+    response_tokens: Count = 0
+    """Of a response, on average; 0: half of the longest."""
+    rows: Count = 0
+    """sft and prm: rows of the data, for the number of steps; 0: `data.limit`."""
+    price_per_gpu_hour: Rate = 2.0
+    """In any currency."""
+    format: Literal["table", "json"] = "table"
+    """What is printed."""
+
+    def check(self) -> None:
+        """Cross-field checks."""
+        require(self, "config")
+
+
 class DemoConfig(Section):
     """`openprime demo`: a small model learns by PRIME on this machine, in minutes."""
 
