@@ -50,9 +50,11 @@ def test_two_steps_of_sft(model: Path, tmp_path: Path):
 
 
 def test_two_steps_of_an_offline_prm(model: Path, tmp_path: Path):
+    talks = [(f"say {i // 2}", f"{'yes' if i % 2 else 'no'} {i}") for i in range(200)]
     rows = [
-        {"prompt": f"say {i // 2}", "response": f"{'yes' if i % 2 else 'no'} {i}", "label": i % 2}
-        for i in range(200)
+        {"response": [{"role": r, "content": c} for r, c in zip(("user", "assistant"), talk, strict=True)]}
+        | {"label": i % 2}
+        for i, talk in enumerate(talks)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = ["prm", "configs/prm/eurus-prm-7b.yaml", "--model", str(model), "--out", str(tmp_path / "run")]
