@@ -1,6 +1,6 @@
 """Two PRIME steps of a model of half a billion parameters within 20 GiB, all weights and LoRA.
 
-    python benchmarks/half_billion.py [--ways full lora] [--responses 2] [--new-tokens 32] [--json FILE]
+    python benchmarks/half_billion.py [--ways full lora] [--responses 2] [--new-tokens 16] [--model FOLDER]
 
 `openprime rl` as it is, in a process of its own: a Qwen2 model of the shape of Qwen2.5-0.5B (24 blocks, 896 wide,
 151,936 tokens, head tied) with random weights and a small tokenizer, bfloat16 matrix products, float32 weights;
@@ -45,7 +45,7 @@ def make_model(folder: Path) -> None:
 def command(folder: Path, way: str, args: argparse.Namespace) -> list[str]:
     """The run of a way."""
     flags = {
-        "model": folder / "model",
+        "model": args.model or folder / "model",
         "out": folder / way,
         "steps": 2,
         "device": "cpu",
@@ -118,8 +118,9 @@ def main() -> None:
     )
     parser.add_argument("--ways", nargs="*", choices=["full", "lora"], default=["full", "lora"])
     parser.add_argument("--responses", type=int, default=2)
-    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--limit", type=float, default=20.0, help="GiB that a run must stay within")
+    parser.add_argument("--model", help="where the model is, or is made; else in a folder that is deleted")
     parser.add_argument("--json")
     args = parser.parse_args()
     found = {}
@@ -127,8 +128,10 @@ def main() -> None:
         folder = Path(name)
         rows = "".join(json.dumps({"prompt": prompt, "answer": "1"}) + "\n" for prompt in PROMPTS)
         (folder / "prompts.jsonl").write_text(rows)
-        making = f"import pathlib, half_billion as h; h.make_model(pathlib.Path({str(folder / 'model')!r}))"
-        subprocess.run([sys.executable, "-c", making], check=True, cwd=Path(__file__).resolve().parent)
+        model = Path(args.model or folder / "model").resolve()
+        making = f"import pathlib, half_billion as h; h.make_model(pathlib.Path({str(model)!r}))"
+        if not model.is_dir():
+            subprocess.run([sys.executable, "-c", making], check=True, cwd=Path(__file__).resolve().parent)
         for way in args.ways:
             found[way] = run(folder, way, args) | {"planned_gib": planned(folder, way, args)}
     print(f"\n{'':6}{'peak GiB':>10}{'planned':>10}{'s a step':>10}{'checkpoint GiB':>16}")

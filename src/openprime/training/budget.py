@@ -9,7 +9,7 @@ holds it against measured peaks.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from openprime.config import LoRAConfig, OfflinePRMConfig, OptimizerConfig, RLConfig, SFTConfig
@@ -246,7 +246,7 @@ def sampling_bytes(config: RLConfig, layout: Layout, policy: Part, bfloat16: boo
     positions = -(-longest // CACHE_STEP) * CACHE_STEP
     cache = rows * positions * cache_per_token(s, bfloat16, "transformers")
     uniforms = rows * rollout.max_response_tokens * 8
-    copies = copied_bytes(policy, layout, bfloat16, kept=not policy.adapter)
+    copies = copied_bytes(replace(policy, trained=False), layout, bfloat16, kept=False)
     return {
         "cache": cache * (1 + 1 / (2 * s.layers)),
         "logits": 3 * 4 * rows * s.vocabulary + uniforms,
@@ -311,10 +311,9 @@ def flops_of_row(part: Part, config: TrainingConfig, prompt: float, response: fl
         return body + head
     # Backward is twice forward, once where the weights are frozen; the head forms its logits again.
     update = (2 if part.adapter else 3) * body + (3 if part.adapter else 4) * head
-    if (
-        part.optimizer.gradient_checkpointing
-    ):  # computes a block again but for its last product, which nothing needs
-        update += body - length * 2 * s.layers * s.width * s.mlp
+    if part.optimizer.gradient_checkpointing:
+        # A block is computed again up to the last product that is needed: not its own last one, but an adapter's.
+        update += body - (0 if part.adapter else length * 2 * s.layers * s.width * s.mlp)
     passes, scorings = 1, 0
     if isinstance(config, RLConfig):
         passes = config.policy.epochs if part.role == "policy" else 1
