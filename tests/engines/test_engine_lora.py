@@ -24,9 +24,7 @@ def adapted():
 
 
 def sampled(model) -> list[Group]:
-    engine = TransformersEngine(
-        model, build_tokenizer(["a b\n"] * 9, 300), frozenset({VOCABULARY}), 64, bfloat16
-    )
+    engine = TransformersEngine(model, build_tokenizer(["a b\n"] * 9, 300), frozenset({VOCABULARY}))
     return engine.generate(PROMPTS, Sampling(2, 12, 1.0), seed=1)
 
 

@@ -9,7 +9,7 @@ holds it against measured peaks.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from openprime.config import LoRAConfig, OfflinePRMConfig, OptimizerConfig, RLConfig, SFTConfig
@@ -196,13 +196,13 @@ def training_bytes(part: Part, tokens: int, passes: float, layout: Layout, bfloa
     begin = {
         "gradients": gradients if again else 0.0,
         "activations": tokens * (kept + flowing),
-        "copies": copied_bytes(part, layout, bfloat16, kept=not recompute) + passing,
+        "copies": copied_bytes(s, layout, bfloat16, whole=not (recompute and lora)) + passing,
         "logits": min(LOGITS, tokens * s.vocabulary) * (6 if bfloat16 else 4) + head,
     }
     end = {
         "gradients": gradients + (head if s.tied else 0.0) + (head if again else 0.0),
         "activations": tokens * 4 * 2 * s.width,
-        "copies": copied_bytes(part, layout, bfloat16, kept=False) + passing,
+        "copies": copied_bytes(s, layout, bfloat16, whole=False) + passing,
     }
     return max(begin, end, key=lambda parts: sum(parts.values()))
 
@@ -211,18 +211,21 @@ def scoring_bytes(part: Part, tokens: int, passes: float, layout: Layout, bfloat
     """Beside what is resident: a forward pass that keeps nothing, within one block."""
     s, size = part.shape, 2 if bfloat16 else 4
     inner = tokens * (size * 3 * s.mlp + 4 * 4 * s.width)
-    copies = copied_bytes(part, layout, bfloat16, kept=False)
+    copies = copied_bytes(s, layout, bfloat16, whole=part.trained and not part.adapter)
     return {"copies": copies, "activations": inner, "logits": min(LOGITS, tokens * s.vocabulary) * 4}
 
 
-def copied_bytes(part: Part, layout: Layout, bfloat16: bool, kept: bool) -> float:
-    """Weights that are gathered from other ranks, two blocks at a time and the head, or cast for the backward pass."""
-    s, size = part.shape, 2 if bfloat16 else 4
+def copied_bytes(shape: Shape, layout: Layout, bfloat16: bool, whole: bool) -> float:
+    """Weights gathered from other ranks, two blocks at a time and the head; or cast, `whole` or a matrix at a time.
+
+    Autocast keeps its copies until a pass is over where weights require gradients, and the backward pass needs them.
+    """
+    size = 2 if bfloat16 else 4
     if layout.ranks > 1 or layout.cpu_offload:
-        return 2 * size * s.matrices / s.layers + 4 * s.head * (1 if s.tied else 2)
+        return 2 * size * shape.matrices / shape.layers + 4 * shape.head * (1 if shape.tied else 2)
     if not bfloat16:
         return 0.0
-    return 2.0 * s.matrices if kept or part.trained else 2.0 * max(i * o for _, i, o in s.linear)
+    return 2.0 * (shape.matrices if whole else max(i * o for _, i, o in shape.linear))
 
 
 def cache_per_token(shape: Shape, bfloat16: bool, engine: str) -> int:
@@ -246,7 +249,7 @@ def sampling_bytes(config: RLConfig, layout: Layout, policy: Part, bfloat16: boo
     positions = -(-longest // CACHE_STEP) * CACHE_STEP
     cache = rows * positions * cache_per_token(s, bfloat16, "transformers")
     uniforms = rows * rollout.max_response_tokens * 8
-    copies = copied_bytes(replace(policy, trained=False), layout, bfloat16, kept=False)
+    copies = copied_bytes(s, layout, bfloat16, whole=False)
     return {
         "cache": cache * (1 + 1 / (2 * s.layers)),
         "logits": 3 * 4 * rows * s.vocabulary + uniforms,
