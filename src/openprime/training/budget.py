@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 GiB = 2**30
 LOGITS = 2**22
 """Logits that `models.logprobs` holds at a time."""
+KEPT_LOGITS = 2**26
+"""Logits that its forward pass leaves to the backward pass."""
 CACHE_STEP = 128
 """Positions that the transformers engine's cache makes room for at a time."""
 PARTS = ("weights", "optimiser", "gradients", "copies", "activations", "cache", "logits", "engine")
@@ -165,10 +167,10 @@ def kept_per_block(shape: Shape, bfloat16: bool, adapter: LoRAConfig | None) -> 
     norms = 2 * d if adapter else 4 * d
     if not bfloat16:
         ranks = 4 * 7 * adapter.rank if adapter else 0
-        return 4 * (norms + 2 * d + 2 * q + 2 * k + 4 * f) + ranks + small
-    # Each of q, k, v, gate and up casts its input anew; an adapter casts attention's output once more.
-    ranks, outputs = (2 * 7 * adapter.rank, 3 * q) if adapter else (0, 2 * q)
-    return 4 * norms + 2 * (5 * d + outputs + 2 * k + 4 * f) + ranks + small
+        return 4 * (norms + 2 * d + 3 * q + 2 * k + 4 * f) + ranks + small
+    ranks = 2 * 7 * adapter.rank if adapter else 0
+    # Each of q, k, v, gate and up casts its input anew.
+    return 4 * norms + 2 * (5 * d + 3 * q + 2 * k + 4 * f) + ranks + small
 
 
 def training_bytes(part: Part, tokens: int, passes: float, layout: Layout, bfloat16: bool) -> Bytes:
@@ -193,11 +195,12 @@ def training_bytes(part: Part, tokens: int, passes: float, layout: Layout, bfloa
         2 * 4 * s.matrices / s.layers if sharded and not lora else 0.0
     )  # whole ones, until they are reduced
     head = 0.0 if lora else 4.0 * s.head
+    logits = 4.0 * min(KEPT_LOGITS, tokens * s.vocabulary)
     begin = {
         "gradients": gradients if again else 0.0,
         "activations": tokens * (kept + flowing),
         "copies": copied_bytes(s, layout, bfloat16, whole=not (recompute and lora)) + passing,
-        "logits": min(LOGITS, tokens * s.vocabulary) * (6 if bfloat16 else 4) + head,
+        "logits": logits + min(LOGITS, tokens * s.vocabulary) * (6 if bfloat16 else 4) + head,
     }
     end = {
         "gradients": gradients + (head if s.tied else 0.0) + (head if again else 0.0),
@@ -249,7 +252,7 @@ def sampling_bytes(config: RLConfig, layout: Layout, policy: Part, bfloat16: boo
     positions = -(-longest // CACHE_STEP) * CACHE_STEP
     cache = rows * positions * cache_per_token(s, bfloat16, "transformers")
     uniforms = rows * rollout.max_response_tokens * 8
-    copies = copied_bytes(s, layout, bfloat16, whole=False)
+    copies = copied_bytes(s, layout, bfloat16, whole=True)
     return {
         "cache": cache * (1 + 1 / (2 * s.layers)),
         "logits": 3 * 4 * rows * s.vocabulary + uniforms,
@@ -305,9 +308,12 @@ def work_of(
 
 def flops_of_row(part: Part, config: TrainingConfig, prompt: float, response: float) -> float:
     """FLOPs of a model's passes over one prompt and response in a step."""
-    s, length = part.shape, prompt + response
-    body = length * (
-        2 * s.matrices + 2 * s.layers * s.query * length
+    s, length = part.shape, prompt + response - 1  # nothing is predicted from the last token
+    read = length
+    if isinstance(config, RLConfig):  # packed tokens: a prompt is read once for its responses
+        read -= prompt * (1 - 1 / config.rollout.responses)
+    body = (
+        2 * read * s.matrices + 2 * s.layers * s.query * length**2
     )  # causal attention: half of the positions
     head = response * 2 * s.head
     if not part.trained:
@@ -316,7 +322,7 @@ def flops_of_row(part: Part, config: TrainingConfig, prompt: float, response: fl
     update = (2 if part.adapter else 3) * body + (3 if part.adapter else 4) * head
     if part.optimizer.gradient_checkpointing:
         # A block is computed again up to the last product that is needed: not its own last one, but an adapter's.
-        update += body - (0 if part.adapter else length * 2 * s.layers * s.width * s.mlp)
+        update += body - (0 if part.adapter else read * 2 * s.layers * s.width * s.mlp)
     passes, scorings = 1, 0
     if isinstance(config, RLConfig):
         passes = config.policy.epochs if part.role == "policy" else 1
