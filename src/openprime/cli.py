@@ -21,6 +21,7 @@ STAGES = {
         "benchmarks: accuracy, votes, Best-of-N, ProcessBench",
     ),
     "ask": ("AskConfig", "ask", "ask", "ask a model a question and see the reward of every token"),
+    "plan": ("PlanConfig", "plan", "plan", "memory, time and cost of a training run before it is begun"),
     "verify": ("VerifyStageConfig", "verify", "verify", "judge the responses in a file, to try a verifier"),
     "report": ("ReportConfig", "report", "report", "one page with curves, tables and coloured token rewards"),
 }
@@ -74,13 +75,16 @@ def read_arguments(schema_name: str, stage: str, args: list[str]):
 
     schema = getattr(schemas, schema_name)
     default = schema()
-    for name in ("", *schema.positional):  # first the YAML file
+    own_file = () if "config" in schema.positional else ("",)  # the file of `plan` is another command's
+    for name in (*own_file, *schema.positional):  # first the YAML file
         if args and not args[0].startswith("-"):
             if name:
                 default = default.model_copy(update={name: args.pop(0)})
             elif not schema.positional or args[0].endswith((".yaml", ".yml")):
                 default = schemas.read_config(schema, schemas.find_config(args.pop(0)))
-    usage = " ".join(["[CONFIG.yaml]", *(f"[{name.upper()}]" for name in schema.positional)])
+    usage = " ".join(
+        [*("[CONFIG.yaml]" for _ in own_file), *(f"[{name.upper()}]" for name in schema.positional)]
+    )
     return tyro.cli(schema, default=default, args=args, prog=f"openprime {stage} {usage}")
 
 

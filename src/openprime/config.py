@@ -5,6 +5,7 @@ Imports no torch.
 """
 
 import difflib
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -99,8 +100,20 @@ class JudgedDataConfig(DataConfig):
     which on all count as wrong; for loss=steps. Empty: `labels` or `label`."""
 
 
+class LoRAConfig(Section):
+    """Low-rank adapters in the place of training all weights (arXiv 2106.09685); needs the extra `lora`."""
+
+    rank: Count = 0
+    """Rank of an adapter; 0 trains all weights. A policy and a PRM that both have adapters and start from the same
+    model share it in memory, and with the adapters off it is the reference too."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """An adapter's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Linear layers that get an adapter, such as q_proj and v_proj. Empty: all of the blocks'."""
+
+
 class OptimizerConfig(Section):
-    """AdamW and how a batch is cut into micro-batches."""
+    """AdamW, what it trains, and how a batch is cut into micro-batches."""
 
     lr: Rate = 1e-5
     """Peak learning rate."""
@@ -119,6 +132,7 @@ class OptimizerConfig(Section):
     more are slower."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoRAConfig = LoRAConfig()
 
 
 class CodeConfig(Section):
@@ -357,6 +371,9 @@ class SFTConfig(RunConfig):
     def check(self) -> None:
         """Cross-field checks."""
         require(self, "model", "out", "data.source")
+        require_peft(self.optimizer)
+        if self.model == "new" and self.optimizer.lora.rank:
+            raise ValueError("optimizer.lora.rank: a new model has nothing to adapt: set it to 0")
         if self.model == "new" and self.new_model.hidden_size % self.new_model.heads:
             raise ValueError("new_model.heads must divide new_model.hidden_size")
         if self.eval.every and not self.eval_data.source:
@@ -405,9 +422,17 @@ class RLConfig(RunConfig):
     def check(self) -> list[str]:
         """Cross-field checks; returns warnings about settings that have no effect."""
         require(self, "model", "out", "data.source")
+        require_peft(self.policy, self.prm)
         if self.algorithm == "distill":
             return self.check_distill()
         a, warnings = self.advantage, []
+        on_one_base = self.policy.lora.rank and self.prm.lora.rank and self.prm.model in ("", self.model)
+        recompute = self.policy.gradient_checkpointing, self.prm.gradient_checkpointing
+        if on_one_base and a.process_weight and recompute[0] != recompute[1]:
+            raise ValueError(
+                "the policy and the PRM share one model in memory: set policy.gradient_checkpointing and "
+                "prm.gradient_checkpointing to the same"
+            )
         if self.filter.low > self.filter.high:
             raise ValueError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
         if a.process_weight == 0 and a.outcome_weight == 0:
@@ -470,6 +495,10 @@ class RLConfig(RunConfig):
 
     def check_distill(self) -> list[str]:
         """`check` for algorithm=distill."""
+        if self.policy.lora.rank or self.prm.lora.rank:
+            raise ValueError(
+                "algorithm=distill makes its PRM of all the policy's weights: policy.lora.rank, prm.lora.rank must be 0"
+            )
         if self.rollout.temperature != 1:
             raise ValueError("algorithm=distill compares whole distributions: set rollout.temperature=1")
         if self.prm.loss != "ce":
@@ -509,6 +538,7 @@ class OfflinePRMConfig(RunConfig):
     def check(self) -> list[str]:
         """Cross-field checks; returns notes on settings that have no effect."""
         require(self, "model", "out", "data.source")
+        require_peft(self.optimizer)
         of_outcomes = ("data.outcome_field", "data.response_field", "step_split")
         other = of_outcomes if self.loss == "steps" else ("data.steps_field", "data.labels_field")
         keys = [key.strip(".") for key in changed(self.data, "data") + changed(self, "")]
@@ -693,6 +723,52 @@ class ReportConfig(Section):
         require(self, "runs", "out")
 
 
+class PlanConfig(Section):
+    """`openprime plan CONFIG`: memory, tokens, FLOPs, days and cost of a training run, before it is begun."""
+
+    positional = ("config",)
+    config: str = ""
+    """Configuration of `openprime sft`, `rl` or `prm`."""
+    stage: Literal["auto", "sft", "rl", "prm"] = "auto"
+    """Which of them. auto: the name of the file's folder."""
+    set: tuple[str, ...] = ()
+    """Settings of the configuration to change, such as policy.lora.rank=32 rollout.sequences=64."""
+    gpus: Positive = 8
+    """All of the run's."""
+    gpu_memory: Annotated[float, Field(gt=0)] = 80.0
+    """Of one, in GiB."""
+    gpus_per_node: Positive = 8
+    """For the memory of a node."""
+    architecture: str = ""
+    """config.json of the model, or its folder, where `model` is not here yet."""
+    prm_architecture: str = ""
+    """The same of `prm.model`."""
+    gpu_tflops: Annotated[float, Field(gt=0)] = 312.0
+    """Peak of a GPU in bfloat16, in 10^12 FLOPs a second: 312 for A100 and A800, 989 for H100."""
+    mfu: Annotated[float, Field(gt=0, le=1)] = 0.35
+    """Share of the peak that training reaches."""
+    sampling_mfu: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the peak that sampling reaches, where `tokens_per_second` is not given."""
+    tokens_per_second: Rate = 0.0
+    """Measured: tokens that all GPUs together sample in a second (`rollout/tokens_per_second`)."""
+    pass_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the groups that pass the filter (`rollout/passed`)."""
+    prompt_tokens: Count = 0
+    """Of a prompt, on average; 0: half of the longest."""
+    response_tokens: Count = 0
+    """Of a response, on average; 0: half of the longest."""
+    rows: Count = 0
+    """sft and prm: rows of the data, for the number of steps; 0: `data.limit`."""
+    price_per_gpu_hour: Rate = 2.0
+    """In any currency."""
+    format: Literal["table", "json"] = "table"
+    """What is printed."""
+
+    def check(self) -> None:
+        """Cross-field checks."""
+        require(self, "config")
+
+
 class DemoConfig(Section):
     """`openprime demo`: a small model learns by PRIME on this machine, in minutes."""
 
@@ -718,6 +794,12 @@ def require(config: BaseModel, *paths: str) -> None:
             raise ValueError(
                 f"{path} is not set: put it into the YAML file or give --{path.replace('_', '-')}"
             )
+
+
+def require_peft(*sections: OptimizerConfig) -> None:
+    """Refuse adapters where the library for them is missing."""
+    if any(section.lora.rank for section in sections) and importlib.util.find_spec("peft") is None:
+        raise ValueError("lora.rank is set, but peft is not installed: pip install 'openprime[lora]'")
 
 
 def package_configs() -> Path:

@@ -14,6 +14,7 @@ from tiny_runs import metrics, records, rl, rl_args, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openprime.cli import main
+from openprime.models import lora
 from openprime.models.implicit_prm import read_settings
 from openprime.stages import rl as stage
 from openprime.training.prm import PRMTrainer
@@ -170,13 +171,13 @@ def test_the_outcome_only_control_loads_no_prm(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     loaded = []
-    real = stage.load_trained
+    real = lora.load_trained
 
     def load(name: str, *args: object):
         loaded.append(name)
         return real(name, *args)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(stage, "load_trained", load)
+    monkeypatch.setattr(lora, "load_trained", load)
     monkeypatch.setattr(stage, "make_prm", None)
     monkeypatch.setattr(PRMTrainer, "__init__", None)
     run = rl(model, tmp_path / "run", "--advantage.process-weight", "0")

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from openprime.models.attention import use_own_attention
 from openprime.models.logprobs import float32_head, has_plain_head
+from openprime.models.lora import has_adapters
 from openprime.types import Group, NonFiniteError, Prompt, Response, Sampling
 
 COMPACT_AT = 0.9
@@ -60,6 +61,22 @@ class _GrowingLayer(DynamicLayer):
         return views[0], views[1]
 
 
+@contextlib.contextmanager
+def casts_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Let autocast keep its copies of frozen weights, which it does only of weights that require gradients.
+
+    The base below an adapter would be cast anew for every token. Not for passes that make gradients.
+    """
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 class TransformersEngine:
     """Samples from a live model: its weights are the trainer's, so `load` only counts versions."""
 
@@ -77,10 +94,13 @@ class TransformersEngine:
         use_own_attention(model)
 
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take new policy weights. Weights that are already the engine's own storage are not copied."""
+        """Take new policy weights. Weights that are already the engine's own storage are not copied.
+
+        Only the trainer's own model has adapters, and its policy's is the active one: then nothing is merged.
+        """
         own = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, tensor in named_tensors:
+            for name, tensor in () if has_adapters(self.model) else named_tensors:
                 if own[name].data_ptr() != tensor.data_ptr():
                     own[name].copy_(tensor)
         self.version = version
@@ -113,7 +133,7 @@ class TransformersEngine:
             else contextlib.nullcontext()
         )
         # Not inference_mode, in which autocast would cast all weights again for every token.
-        with torch.no_grad(), cast:
+        with casts_kept(self.model), torch.no_grad(), cast:
             for start in range(0, len(order), per_batch):
                 chosen = order[start : start + per_batch]
                 uniforms = torch.stack([_uniforms(seed, first + i, sampling) for i in chosen])

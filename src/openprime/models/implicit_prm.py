@@ -26,6 +26,7 @@ from openprime.models.hub import (
     save_model,
 )
 from openprime.models.logprobs import batch_logprobs
+from openprime.models.lora import has_adapters, merged_model, using_adapter
 from openprime.models.ranks import first
 from openprime.types import Batch, Group, Prompt, Response
 
@@ -80,11 +81,16 @@ class ImplicitPRM:
         tokenizer: PreTrainedTokenizerBase | None = None,
         tokens_per_microbatch: int = 16384,
         bfloat16: bool = False,
+        adapter: str = "",
     ) -> None:
-        """`reference` None: the sampling policy's log-probabilities, which a batch carries."""
+        """`reference` None: the sampling policy's log-probabilities, which a batch carries.
+
+        `adapter`: the one of the model's that makes it the PRM. The reference is read with its adapters off, so it
+        may be the PRM's model or the policy's.
+        """
         self.model, self.reference, self.beta, self.tokenizer = model, reference, beta, tokenizer
-        self.tokens_per_microbatch, self.bfloat16 = tokens_per_microbatch, bfloat16
-        if reference is not None:
+        self.tokens_per_microbatch, self.bfloat16, self.adapter = tokens_per_microbatch, bfloat16, adapter
+        if reference is not None and not has_adapters(reference):
             reference.requires_grad_(False).eval()
 
     @classmethod
@@ -108,7 +114,7 @@ class ImplicitPRM:
 
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
         """Write the PRM as a Hugging Face model, with beta and the name of its reference beside it."""
-        save_model(self.model, tokenizer, folder)
+        save_model(merged_model(self.model, self.adapter), tokenizer, folder)
         if not first():
             return
         if reference and Path(reference).is_dir():
@@ -120,11 +126,13 @@ class ImplicitPRM:
         """log ref of the response tokens, [B, T]."""
         if self.reference is None:
             return batch.logprobs
-        return batch_logprobs(self.reference, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
+        with using_adapter(self.reference, ""):
+            return batch_logprobs(self.reference, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
 
     def token_rewards(self, batch: Batch, reference: Tensor) -> Tensor:
         """Token rewards [B, T] under the present weights; `reference` from `reference_logprobs`."""
-        logprobs = batch_logprobs(self.model, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
+        with using_adapter(self.model, self.adapter):
+            logprobs = batch_logprobs(self.model, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
         return token_rewards(logprobs, reference, batch.response_mask, self.beta)
 
     def score(

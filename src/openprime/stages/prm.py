@@ -23,8 +23,8 @@ from openprime.data.steps import text_of_tokens, token_texts
 from openprime.models.hub import compute_device, load_tokenizer, pad_token, pick_device, same_vocabulary
 from openprime.models.implicit_prm import ImplicitPRM, is_prm, read_settings
 from openprime.models.logprobs import batch_logprobs
+from openprime.models.lora import Loader, using_adapter
 from openprime.models.ranks import on_first, together
-from openprime.models.sharding import load_trained
 from openprime.training.distributed import joined
 from openprime.training.learner import Learner
 from openprime.training.prm import PAIRS, fitting_beta, kto_reference_point, outcome_loss, prm_loss
@@ -61,18 +61,19 @@ def train_joined(config: OfflinePRMConfig) -> None:
     units = units_of(training, config.loss)
     plan = plan_steps([len(unit) for unit in units], config.batch, config.epochs, config.seed)
     steps = len(plan)
-    how = device, bfloat16, config.parallel.cpu_offload
-    model, frozen = load_trained(config.model, *how), load_trained(reference_name, *how)
+    torch.manual_seed(config.seed)
+    loader = Loader(device, bfloat16, config.parallel.cpu_offload)
+    model, adapter = loader.trained(config.model, "prm", config.optimizer.lora)
+    frozen = loader.reference(reference_name)
+    learner = Learner(model, config.optimizer, steps, bfloat16, adapter=adapter)
 
     run = Run(config, "prm")
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in learner.trained.values())
     run.console.print(
-        f"{parameters:,} parameters, {len(training):,} responses, {len(held_out):,} held out, "
+        f"{parameters:,} trained parameters, {len(training):,} responses, {len(held_out):,} held out, "
         f"{data.prompts:,} prompts in all, {steps:,} steps",
         highlight=False,
     )
-    torch.manual_seed(config.seed)
-    learner = Learner(model, config.optimizer, steps, bfloat16)
     restored = run.load()
     measured: dict[str, Measures] = {}
     if restored:
@@ -88,7 +89,8 @@ def train_joined(config: OfflinePRMConfig) -> None:
         beta = choose_beta(config.beta, own_beta, median_nats(frozen, training, config), notes)
     for note in notes:
         run.console.print(f"note: {note}", highlight=False)
-    prm = ImplicitPRM(model, frozen, beta, tokenizer, config.optimizer.tokens_per_microbatch, bfloat16)
+    tokens = config.optimizer.tokens_per_microbatch
+    prm = ImplicitPRM(model, frozen, beta, tokenizer, tokens, bfloat16, adapter)
 
     with Signals() as signals, closing(run):
         again = config.epochs > 1 and run.step < steps  # every response more than once
@@ -226,7 +228,8 @@ def median_nats(reference: PreTrainedModel, rows: Sequence[Judged], config: Offl
     chosen = random.Random(f"nats-{config.seed}").sample(rows, min(SAMPLE, len(rows)))
     batch = collate_judged(chosen, 0)[0].to(compute_device(reference))
     tokens, bfloat16 = config.optimizer.tokens_per_microbatch, config.dtype == "bfloat16"
-    return median((-batch_logprobs(reference, batch, tokens, bfloat16=bfloat16).sum(-1)).tolist())
+    with using_adapter(reference, ""):
+        return median((-batch_logprobs(reference, batch, tokens, bfloat16=bfloat16).sum(-1)).tolist())
 
 
 def choose_beta(asked: float | str, own: float | None, nats: float, notes: list[str]) -> float:

@@ -19,12 +19,12 @@ from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import (
     end_tokens,
     load_tokenizer,
-    named_tensors,
     pad_token,
     pick_device,
     same_vocabulary,
 )
 from openprime.models.implicit_prm import is_prm, read_settings
+from openprime.models.lora import Loader
 from openprime.models.ranks import LostRankError, all_sum, world
 from openprime.models.sharding import load_trained, sampling_model
 from openprime.stages.evaluate import measure
@@ -52,7 +52,7 @@ def train_with(pool: Pool, config: RLConfig) -> None:
     restored = run.load()
     if restored:
         parts.restore(restored)
-    engine.load(named_tensors(policy.model), run.step)
+    engine.load(policy.weights(), run.step)
 
     with Signals() as signals, closing(run), Bar(run.console, "rl", config.steps, run.step) as bar:
         if restored is None:
@@ -71,7 +71,7 @@ def train_with(pool: Pool, config: RLConfig) -> None:
                     with run.clock.phase("policy"):
                         metrics |= update_policy(policy, batch, advantages, config.policy, generator)
                     metrics |= prm_metrics
-            engine.load(named_tensors(policy.model), step)
+            engine.load(policy.weights(), step)
 
             metrics = {"reward/outcome": float(batch.outcome.mean())} | collector.metrics | metrics
             last = step == config.steps
@@ -88,7 +88,7 @@ def train_with(pool: Pool, config: RLConfig) -> None:
             if stopped and not last:
                 raise Interrupted(stopped)
 
-    run.export_model("model", policy.model, parts.tokenizer, config.data)
+    run.export_model("model", policy.exportable(), parts.tokenizer, config.data)
     if prm:
         reference = "" if config.prm.reference == "policy" else reference_name(config)
         if isinstance(prm, Distiller):  # the last step's
@@ -139,12 +139,13 @@ def prepare(config: RLConfig, pool: Pool) -> Parts:
     held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
     held_out = pool.admit(held_out, warnings.append) if held_out else []
     torch.manual_seed(config.seed)
-    model = load_trained(config.model, device, bfloat16, config.parallel.cpu_offload)
+    loader = Loader(device, bfloat16, config.parallel.cpu_offload)
+    model, adapter = loader.trained(config.model, "policy", config.policy.lora)
     rollout = config.rollout
     updates = -(-rollout.prompts * rollout.responses // config.policy.minibatch)
     total = config.steps * config.policy.epochs * updates
-    policy = Learner(model, config.policy, total, bfloat16, rollout.temperature)
-    prm = make_prm(config, device, bfloat16) if config.uses_prm else None
+    policy = Learner(model, config.policy, total, bfloat16, rollout.temperature, adapter)
+    prm = make_prm(config, loader, bfloat16) if config.uses_prm else None
     sampler = sampling_model(model, device, bfloat16)
     engine = TransformersEngine(sampler, tokenizer, end_tokens(model, tokenizer), rollout.sequences, bfloat16)
     same_prompts(prompts + held_out)
@@ -189,23 +190,19 @@ def finite(run: Run, step: int) -> Iterator[None]:
         ) from error
 
 
-def make_prm(config: RLConfig, device: torch.device, bfloat16: bool) -> PRMTrainer | Distiller:
+def make_prm(config: RLConfig, loader: Loader, bfloat16: bool) -> PRMTrainer | Distiller:
     """The PRM, a copy of `prm.model` (else of the policy's start), and its reference."""
     if config.algorithm == "distill":
-        model, reference = (load_trained(config.model, device, bfloat16, False) for _ in range(2))
+        model, reference = (load_trained(config.model, loader.device, bfloat16, False) for _ in range(2))
         return Distiller(model, reference, config.prm, config.distill, bfloat16)
     name = config.prm.model or config.model
     if config.prm.model:
         same_vocabulary(load_tokenizer(name), name, load_tokenizer(config.model), config.model)
     size = config.prm.minibatch or config.rollout.prompts * config.rollout.responses
     updates = -(-config.rollout.prompts * config.rollout.responses // size)
-    offload = config.parallel.cpu_offload
-    learner = Learner(
-        load_trained(name, device, bfloat16, offload), config.prm, config.steps * updates, bfloat16
-    )
-    reference = None
-    if config.prm.reference == "frozen":
-        reference = load_trained(reference_name(config), device, bfloat16, offload)
+    model, adapter = loader.trained(name, "prm", config.prm.lora)
+    learner = Learner(model, config.prm, config.steps * updates, bfloat16, adapter=adapter)
+    reference = loader.reference(reference_name(config)) if config.prm.reference == "frozen" else None
     return PRMTrainer(learner, reference, config.prm)
 
 

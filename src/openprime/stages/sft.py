@@ -13,8 +13,9 @@ from openprime.config import SFTConfig
 from openprime.data.collate import collate_demonstrations
 from openprime.data.readers import read_demonstrations, read_prompts, read_texts
 from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import end_tokens, load_tokenizer, named_tensors, pad_token, pick_device
-from openprime.models.sharding import load_trained, sampling_model, shard
+from openprime.models.hub import end_tokens, load_tokenizer, pad_token, pick_device
+from openprime.models.lora import Loader
+from openprime.models.sharding import sampling_model, shard
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.stages.evaluate import measure
 from openprime.training.distributed import joined, workers
@@ -54,19 +55,21 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
             f"{data.dropped_long} demonstrations are over max_tokens={config.max_tokens}: dropped"
         )
     torch.manual_seed(config.seed)
-    bfloat16, offload = config.dtype == "bfloat16", config.parallel.cpu_offload
+    bfloat16, offload, adapter = config.dtype == "bfloat16", config.parallel.cpu_offload, ""
     if model is None:
-        model = load_trained(config.model, device, bfloat16, offload)
+        model, adapter = Loader(device, bfloat16, offload).trained(config.model, "sft", config.optimizer.lora)
     else:
         model.to(device)  # pyright: ignore[reportArgumentType]
         shard(model, device, bfloat16, offload)
     count = len(data.rows)
     steps = max(1, math.ceil(count * config.epochs / config.batch))
-    learner = Learner(model, config.optimizer, steps, bfloat16)
+    learner = Learner(model, config.optimizer, steps, bfloat16, adapter=adapter)
     sampler = sampling_model(model, device, bfloat16) if held_out else model
     engine = TransformersEngine(sampler, tokenizer, end_tokens(model, tokenizer), config.sequences, bfloat16)
-    parameters = sum(p.numel() for p in model.parameters())
-    run.console.print(f"{parameters:,} parameters, {count:,} demonstrations, {steps} steps", highlight=False)
+    parameters = sum(p.numel() for p in learner.trained.values())
+    run.console.print(
+        f"{parameters:,} trained parameters, {count:,} demonstrations, {steps} steps", highlight=False
+    )
 
     restored = run.load()
     if restored:
@@ -96,7 +99,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
             }
             if held_out and (last or (config.eval.every and step % config.eval.every == 0)):
                 with run.clock.phase("evaluate"):
-                    engine.load(named_tensors(model), step)
+                    engine.load(learner.weights(), step)
                     limit = config.eval.max_response_tokens
                     metrics |= measure(engine, held_out, pool, config.eval.samples, limit, config.seed)
                 bar.say(
@@ -114,7 +117,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
             if stopped and not last:
                 raise Interrupted(stopped)
 
-    folder = run.export_model("model", model, tokenizer, config.data)
+    folder = run.export_model("model", learner.exportable(), tokenizer, config.data)
     run.console.print(f"done: {folder}")
 
 

@@ -1,7 +1,7 @@
 """The one thing that trains: SFT, policy and PRM are a Learner with another loss."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from openprime.config import OptimizerConfig
 from openprime.models.logprobs import batch_logprobs, micro_batches, token_distributions, token_logprobs
+from openprime.models.lora import merged_model, merged_tensors, trained_parameters, using_adapter
 from openprime.models.ranks import all_sum, world
 from openprime.training.checkpoint import SHARDS, load_shards
 from openprime.types import Batch, NonFiniteError
@@ -41,7 +42,10 @@ class Learner:
         total_updates: int,
         bfloat16: bool = False,
         temperature: float = 1.0,
+        adapter: str = "",
     ) -> None:
+        """`adapter`: train this adapter of the model alone; the model may carry others."""
+        self.adapter, self.trained = adapter, trained_parameters(model, adapter)
         self.model, self.config, self.bfloat16, self.temperature = model, config, bfloat16, temperature
         self.total_updates, self.updates = total_updates, 0
         if config.gradient_checkpointing:
@@ -49,7 +53,7 @@ class Learner:
         # Dropout would make the same tokens' log-probabilities differ between sampler and trainer.
         model.eval() if not config.gradient_checkpointing else _train_without_dropout(model)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
+            self.trained.values(),
             lr=config.lr,
             betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
@@ -79,17 +83,18 @@ class Learner:
         budget = self.config.tokens_per_microbatch
         for rows in micro_batches(batch.lengths, budget, batch.group, whole_groups):
             micro = batch.select(rows) if len(rows) else batch.shortest()
-            current = forward(
-                self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16
-            )
-            part = loss(current, micro, rows) / denominator if len(rows) else 0.0 * current.sum()
-            (part * world()).backward()  # FSDP takes the mean over ranks: this makes it the sum (trap 2)
+            with using_adapter(self.model, self.adapter):  # around the backward pass, which may compute again
+                current = forward(
+                    self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16
+                )
+                part = loss(current, micro, rows) / denominator if len(rows) else 0.0 * current.sum()
+                (part * world()).backward()  # FSDP takes the mean over ranks: this makes it the sum (trap 2)
             total += float(part.detach())
             if not whole_vocabulary:
                 # In the batch's order (trap 7).
                 logprobs[rows, : current.shape[1]] = current.detach()[: len(rows)]
         total = float(all_sum(torch.tensor(total, dtype=torch.float64, device=logprobs.device)))
-        clipped = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        clipped = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip_grad)
         norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
         if not (math.isfinite(total) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
@@ -104,16 +109,26 @@ class Learner:
 
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities of the response tokens under the present weights, [B, T], without gradient."""
-        return batch_logprobs(
-            self.model, batch, self.config.tokens_per_microbatch, self.temperature, self.bfloat16
-        )
+        with using_adapter(self.model, self.adapter):
+            return batch_logprobs(
+                self.model, batch, self.config.tokens_per_microbatch, self.temperature, self.bfloat16
+            )
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Named weights for an engine: those of the model without adapters, ours merged in, one at a time."""
+        return merged_tensors(self.model, self.adapter)
+
+    def exportable(self) -> PreTrainedModel:
+        """The model as everything else reads it: an adapter merged into a copy."""
+        return merged_model(self.model, self.adapter)
 
     def state(self) -> dict:
-        """Weights, optimiser and schedule."""
+        """Trained weights, optimiser and schedule."""
         if world() > 1:
             return {"updates": self.updates, SHARDS: self._tensors()}
+        own = {name: p.detach() for name, p in self.trained.items()}
         return {
-            "model": self.model.state_dict(),
+            "model": own if self.adapter else self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
         }
@@ -126,7 +141,7 @@ class Learner:
         elif world() > 1:
             self._take_shares(state)
         else:
-            self.model.load_state_dict(state["model"])
+            self.model.load_state_dict(state["model"], strict=not self.adapter)
             self.optimizer.load_state_dict(state["optimizer"])
 
     def _tensors(self) -> dict[str, Tensor]:

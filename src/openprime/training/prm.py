@@ -51,6 +51,7 @@ class PRMTrainer:
             config.beta,
             tokens_per_microbatch=config.tokens_per_microbatch,
             bfloat16=learner.bfloat16,
+            adapter=learner.adapter,
         )
 
     def update(self, batch: Batch, reference: Tensor) -> tuple[list[float], list[float], float, Tensor]:

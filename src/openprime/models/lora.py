@@ -1,0 +1,149 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): several trained models on one base model in memory.
+
+W x + (alpha / rank) B A x for each adapted linear layer; W is frozen, B starts at 0. The policy's adapter and the
+PRM's stand side by side on the same base; with both off, the base is the reference.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from openprime.config import LoRAConfig
+from openprime.models.hub import named_tensors
+from openprime.models.ranks import world
+from openprime.models.sharding import load_trained
+
+
+class Loader:
+    """Loads the models of a run; one whose own weights nothing trains is loaded once, whoever uses it."""
+
+    def __init__(self, device: torch.device, bfloat16: bool = False, cpu_offload: bool = False) -> None:
+        self.device, self.how = device, (device, bfloat16, cpu_offload)
+        self.frozen: dict[str, PreTrainedModel] = {}
+
+    def trained(self, name: str, adapter: str, config: LoRAConfig) -> tuple[PreTrainedModel, str]:
+        """(model, '') to train whole; or with `config.rank` (base that others may use too, `adapter`)."""
+        if not config.rank:
+            return load_trained(name, *self.how), ""
+        if world() > 1:
+            raise ValueError(
+                "lora.rank: adapters are for one process: start it without torchrun, or set rank=0"
+            )
+        model = self.reference(name)
+        add_adapter(model, adapter, config)
+        return model, adapter
+
+    def reference(self, name: str) -> PreTrainedModel:
+        """A model to read only. It may carry adapters: `using_adapter(model, "")` is the model itself."""
+        if name not in self.frozen:
+            self.frozen[name] = load_trained(name, *self.how).requires_grad_(False).eval()
+        return self.frozen[name]
+
+
+def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> None:
+    """Give a model an adapter and freeze its own weights; the adapter that came first is the active one.
+
+    Raises ValueError for a target that is no linear layer of the model's blocks.
+    """
+    from peft import LoraConfig  # an extra: pip install 'openprime[lora]'
+
+    head = model.get_output_embeddings()
+    modules = [(n, m) for n, m in model.named_modules() if m is not head and ".lora_" not in n]
+    known = {n.removesuffix(".base_layer").split(".")[-1] for n, m in modules if isinstance(m, nn.Linear)}
+    unknown = sorted(set(config.targets) - known)
+    if unknown or not known:
+        raise ValueError(
+            f"lora.targets={unknown}: not among the linear layers of this model's blocks, which are: "
+            + (", ".join(sorted(known)) or "none; set lora.rank=0")
+        )
+    first = name if not has_adapters(model) else model.active_adapters()[0]
+    targets = sorted(config.targets or known)
+    options: Any = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": targets}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant
+        model.add_adapter(LoraConfig(**options), name)
+    _switch(model, first)
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether a model carries any."""
+    return model._hf_peft_config_loaded
+
+
+@contextmanager
+def using_adapter(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model with this adapter alone, or with '' as it is without any; afterwards the one before is active again.
+
+    Parameters of the adapter in use require gradients, those of the others do not. Does nothing to a model that
+    carries no adapters.
+    """
+    if not has_adapters(model):
+        assert not name
+        yield
+        return
+    layer = next(_layers(model))[1]
+    before = "" if layer.disable_adapters else layer.active_adapters[0]
+    _switch(model, name)
+    try:
+        yield
+    finally:
+        _switch(model, before)
+
+
+def trained_parameters(model: PreTrainedModel, adapter: str) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name: those of an adapter, or with '' all."""
+    named = model.named_parameters()
+    return {name: p for name, p in named if not adapter or (f".{adapter}." in name and ".lora_" in name)}
+
+
+def merged_tensors(model: PreTrainedModel, adapter: str) -> Iterator[tuple[str, Tensor]]:
+    """(name, weight) as in the model without adapters, this one merged in, W + (alpha / rank) B A, one at a time.
+
+    With '' a model's own weights. Tied weights come once.
+    """
+    if not adapter:
+        yield from named_tensors(model)
+        return
+    layers: dict[str, Any] = dict(_layers(model))
+    for name, weight in model.named_parameters():
+        owner, inside, kind = name.rpartition(".base_layer.")
+        if ".lora_" in name:
+            continue
+        if kind == "weight" and inside and adapter in layers[owner].lora_A:
+            with torch.no_grad():
+                weight = weight + layers[owner].get_delta_weight(adapter)
+        yield (f"{owner}.{kind}" if inside else name), weight
+
+
+def merged_model(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """A model without adapters that computes what this one does with the adapter on; with '' the model itself."""
+    if not adapter:
+        return model
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config)
+    plain.load_state_dict(dict(merged_tensors(model, adapter)), strict=False, assign=True)
+    plain.tie_weights()
+    for name, buffer in model.named_buffers():
+        owner, _, kind = name.rpartition(".")
+        setattr(plain.get_submodule(owner), kind, buffer)
+    plain.generation_config = model.generation_config
+    return plain.eval()
+
+
+def _layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """Names and modules of the adapted layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+
+
+def _switch(model: PreTrainedModel, name: str) -> None:
+    for _, layer in _layers(model):
+        if name:
+            layer.set_adapter(name)
+        layer.enable_adapters(bool(name))
