@@ -17,7 +17,7 @@ from openprime.algorithm.advantages import Centring, centre
 from openprime.algorithm.rewards import pairwise_accuracy, response_scores
 from openprime.stages import rl
 from openprime.tasks.clock import check_steps
-from openprime.training.learner import learning_rate
+from openprime.training.distill import Distiller
 from openprime.types import Batch, Group
 
 
@@ -27,18 +27,16 @@ class Candidate:
 
     checker: bool = False
     """Analysis only: the truth of every line, from `tasks.clock.check_steps`, instead of a PRM. Upper bound."""
-    verified: int | None = None
-    """Groups of a step whose outcomes are looked at; the PRM learns from these alone. None: all of them."""
     credit: str = "package"
-    """package; token: A_t = r_t - E_pi[r], gamma 0; all: the policy's exact gradient of E_pi[r] over the vocabulary."""
+    """package; token: A_t = r_t - E_pi[r], with the expectation over the vocabulary exact, gamma 0."""
     clip: tuple[float, float] = (-float("inf"), float("inf"))
-    """Bounds of log phi - log ref, in nats, before it is a reward (credit token and all)."""
+    """Bounds of log phi - log ref, in nats, before it is a reward (credit token)."""
     gate: bool = False
-    """Process term x max(0, 2 a - 1), a the moving average of pairwise accuracy on fresh verified groups."""
-    anchor: float = 0.0
-    """Credit all: so many times log pi - log ref is taken off the reward, which holds the policy near the reference."""
+    """Process term x max(0, 2 a - 1), a the moving average of pairwise accuracy on groups new to the PRM."""
     prm_updates: int = 1
-    """PRM updates on the verified groups of a step."""
+    """PRM updates on a step's groups."""
+    prm_is_policy: bool = False
+    """Of `algorithm: distill`, the PRM itself is the next policy: nothing is distilled."""
 
 
 class Lab:
@@ -46,7 +44,6 @@ class Lab:
 
     def __init__(self, how: Candidate) -> None:
         self.how = how
-        self.calls = 0  # verifier calls that the run made use of
         self.skill: float | None = None
         self.parts: Any = None
         self.groups: list[Group] = []
@@ -54,11 +51,13 @@ class Lab:
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """In place of the package's functions."""
-        names = ("prepare", "collate", "process_rewards", "compute_advantages", "update_policy")
+        names = ("prepare", "collate", "process_rewards", "compute_advantages", "Distiller")
         before = {name: getattr(rl, name) for name in names}
         self.before = before
-        for name in names:
+        for name in names[:-1]:
             setattr(rl, name, getattr(self, name))
+        if self.how.prm_is_policy:
+            rl.Distiller = Undistilled
         try:
             yield
         finally:
@@ -81,9 +80,7 @@ class Lab:
             rewards, metrics = self.before["process_rewards"](prm, batch, run)
         else:
             with run.clock.phase("prm"):
-                rewards, metrics = self.partly_verified(prm, batch)
-        rollouts = self.parts.collector.rollouts
-        metrics["verify/calls"] = rollouts if self.how.verified is None or self.how.checker else self.calls
+                rewards, metrics = self.scored(prm, batch)
         return rewards, metrics
 
     def checked(self, batch: Batch) -> Tensor:
@@ -101,39 +98,25 @@ class Lab:
             rewards[b, start : start + len(values)] = torch.tensor(values)
         return rewards
 
-    def partly_verified(self, prm, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Scores for all, an update from the verified groups."""
-        how = self.how
-        if how.credit == "package":
+    def scored(self, prm, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Scores of all tokens, then the PRM's updates."""
+        if self.how.credit == "package":
             reference = prm.prm.reference_logprobs(batch)
             rewards = prm.prm.token_rewards(batch, reference)
         else:
-            rewards, reference, self.fields = self.fields_of(prm, batch)
-        asked = how.verified is None or (how.verified > 0)
-        metrics: dict[str, float] = {}
-        if asked:
-            count = int(batch.group.max()) + 1 if how.verified is None else how.verified
-            rows = (batch.group < count).nonzero()[:, 0]
-            part = batch.select(rows)
-            self.calls += len(rows)
-            scores = response_scores(rewards)[rows]
-            won, pairs = pairwise_accuracy(scores, part.outcome, part.group)
-            if pairs:
-                now = float(won / pairs)
-                self.skill = now if self.skill is None else 0.8 * self.skill + 0.2 * now
-                metrics["prm/pairwise_accuracy"] = now
-            if prm.config.update != "never":
-                for _ in range(how.prm_updates):
-                    losses, _, _, _ = prm.update(part, reference[rows, : part.token_ids.shape[1]])
-                    metrics["prm/loss"] = sum(losses) / len(losses)
-        right = batch.outcome > 0.5
-        score = response_scores(rewards)
-        metrics["analysis/score_gap"] = float(score[right].mean() - score[~right].mean())
+            rewards, reference, self.process = self.expected(prm, batch)
+        won, pairs = pairwise_accuracy(response_scores(rewards), batch.outcome, batch.group)
+        now = float(won / pairs)
+        self.skill = now if self.skill is None else 0.8 * self.skill + 0.2 * now
+        metrics = {"prm/pairwise_accuracy": now}
+        for _ in range(self.how.prm_updates):
+            losses, _, _, _ = prm.update(batch, reference)
+            metrics["prm/loss"] = sum(losses) / len(losses)
         return rewards, metrics
 
     @torch.no_grad()
-    def fields_of(self, prm, batch: Batch):
-        """Token rewards, log ref of the tokens, and the log-ratio of every word of the vocabulary on every token."""
+    def expected(self, prm, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Token rewards, log ref of the tokens, and each clipped reward less what the policy expects, [B, T]."""
         rows, columns = batch.response_mask.nonzero(as_tuple=True)
         targets = batch.token_ids[rows, columns]
         phi = logits_of(prm.prm.model, batch, rows, columns).log_softmax(-1)
@@ -148,7 +131,7 @@ class Lab:
         put = lambda values: torch.zeros_like(batch.logprobs).index_put((rows, columns), values)  # noqa: E731
         pick = lambda values: values.gather(-1, targets[:, None])[:, 0]  # noqa: E731
         rewards = put(prm.prm.beta * pick(phi - ref))
-        return rewards, put(pick(ref)), (put(pick(ratio) - expected), ratio, ref, rows, columns)
+        return rewards, put(pick(ref)), put(pick(ratio) - expected)
 
     def weight(self) -> float:
         """What the gate leaves of the process weight."""
@@ -163,7 +146,7 @@ class Lab:
             how = Centring(config.estimator, config.preset)
             process = centre(rewards, mask, batch.group, how) * mask
         elif self.how.credit == "token":
-            process = self.fields[0]
+            process = self.process
         else:
             config = config.model_copy(update={"process_weight": weight})
             return self.before["compute_advantages"](batch, rewards, config)
@@ -177,27 +160,13 @@ class Lab:
         }
         return weight * process + outcome, spread
 
-    def update_policy(self, policy, batch: Batch, advantages: Tensor, config, generator):
-        if self.how.credit != "all":
-            return self.before["update_policy"](policy, batch, advantages, config, generator)
-        _, ratio, ref, rows, columns = self.fields
-        metrics = {}
-        for _ in range(config.epochs):
-            policy.optimizer.zero_grad(set_to_none=True)
-            log_pi = logits_of(policy.model, batch, rows, columns).log_softmax(-1)
-            reward = ratio - self.how.anchor * (log_pi.detach() - ref)
-            loss = -(log_pi.exp() * reward).sum() * self.weight() / len(rows)
-            if self.config.advantage.outcome_weight:
-                chosen = log_pi.gather(-1, batch.token_ids[rows, columns][:, None])[:, 0]
-                loss = loss - (chosen * advantages[rows, columns]).sum() / len(rows)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.clip_grad)
-            for group in policy.optimizer.param_groups:
-                group["lr"] = learning_rate(config, policy.updates, policy.total_updates)
-            policy.optimizer.step()
-            policy.updates += 1
-            metrics = {"policy/loss": float(loss.detach()), "policy/grad_norm": float(norm)}
-        return metrics
+
+class Undistilled(Distiller):
+    """The PRM is the policy that its rewards ask for with beta = 1; here it becomes the policy as it is."""
+
+    def teach(self, policy, batch: Batch, config, generator) -> dict[str, float]:
+        policy.model.load_state_dict(self.prm.model.state_dict())
+        return {}
 
 
 def logits_of(model, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
-"""How many rollouts and verifier calls PRIME saves: real `openprime rl` runs against the outcome-only control.
+"""How many rollouts PRIME saves: real `openprime rl` runs against the outcome-only control.
 
-python benchmarks/sample_efficiency.py [--settings clock-8] [--methods outcome-only ...] [--seeds 0 1 2 3 4]
-    [--lrs 2e-4 4e-4] [--batches 8 32] [--select 100 101] [--out runs/sample-efficiency] [--quick]
+python benchmarks/sample_efficiency.py [--settings clock-8] [--methods distill ...] [--seeds 0 1 2 3 4]
+    [--lrs 4e-4 8e-4] [--batches 32 128] [--select 100] [--out runs/sample-efficiency] [--quick]
 
 A seed is a new pupil, a new SFT model and a new run. Every method of a seed starts from the same SFT model and, where
-it wants an offline PRM, from the same judged responses, which count as rollouts and as verifier calls. Rollouts are
-counted before the filter. Two protocols: `equal` (the learning rate and batch of the setting's configuration) and,
-with --lrs and --batches, `tuned`: each method at the best point of the grid on the seeds of --select, reported on
---seeds. Prints how many times fewer rollouts and verifier calls than the first method are needed to reach an
-accuracy, with 95 % bootstrap intervals over seeds, and writes results.json and results.html into --out.
+it wants an offline PRM, from the same judged responses, which are counted. Rollouts are counted before the filter;
+each is verified once, so they are the verifier calls too. Two protocols: `equal`, the same learning rate of the
+policy for all, and with --lrs and --batches `tuned`: each method at the best point of the grid on the seeds of
+--select, reported on --seeds. Prints how many times fewer rollouts than the control an accuracy needs, with 95 %
+bootstrap intervals over seeds, and writes results.json and results.html into --out.
 
-The first of --methods is what the others are compared with. "outcome-only, 4 epochs" uses every label four times, as
-an offline PRM does: a method that beats only the first control has gained from that alone.
+The control is outcome rewards alone that use every rollout four times (`policy.epochs: 4`), which needs far fewer
+rollouts than one use of each; most methods below do so too, and say so.
 
 It takes hours. What is finished is read, not repeated: call it again to go on.
 """
@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import math
+import random
 import shutil
 import statistics
 from collections.abc import Callable
@@ -35,10 +36,10 @@ from candidates import Candidate, Lab, only_changed
 from openprime.algorithm.voting import bootstrap_interval
 from openprime.cli import main as openprime
 from openprime.stages.report import COLOURS, draw, read_jsonl, write_html
+from openprime.tasks.clock import DIGITS, OPERATIONS, apply
 
 Flags = tuple[object, ...]
 MEASURES = ("eval/greedy", "eval/avg@")
-COUNTS = ("rollouts", "verifier calls")
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,22 @@ class Setting:
 
     configs: str
     """configs/sft/NAME.yaml and configs/rl/NAME.yaml."""
-    steps: int
+    rollouts: int
+    """About how many a run may take."""
     tokens: int
     """Longest response."""
     task: Callable[[int], dict[str, object]] = lambda seed: {}
     """Settings of the data by seed."""
     sft: Flags = ()
     """Flags of the SFT alone, such as more epochs."""
-    pretrain: Flags = ()
-    """Flags of an SFT before it, on broader data; then the SFT goes on from that model."""
+    pretrained: bool = False
+    """The SFT starts from a model that has read right and wrong solutions of other pupils, each with its verdict."""
     thresholds: tuple[float, ...] = (0.5, 0.7, 0.9)
+
+
+def verified_by_code(seed: int) -> dict[str, object]:
+    """A pupil of its own for every seed."""
+    return {"task-seed": seed}
 
 
 def clock(horizon: int) -> Callable[[int], dict[str, object]]:
@@ -65,14 +72,17 @@ def clock(horizon: int) -> Callable[[int], dict[str, object]]:
 
 
 SETTINGS = {
-    "clock-8": Setting("tiny", 60, 48, clock(8)),
-    "clock-16": Setting("tiny", 80, 80, clock(16), ("--epochs", 6)),
-    "clock-32": Setting("tiny", 100, 144, clock(32), ("--epochs", 8)),
-    "gym": Setting("gym-tiny", 60, 48),
+    "clock-8": Setting("tiny", 4000, 48, clock(8)),
+    "clock-16": Setting("tiny", 4000, 80, clock(16), ("--epochs", 6)),
+    "clock-32": Setting("tiny", 4000, 144, clock(32), ("--epochs", 8)),
+    "pretrained": Setting("tiny", 3000, 48, clock(8), ("--epochs", 2), pretrained=True),
+    "programs": Setting("programs-tiny", 3000, 96, verified_by_code, thresholds=(0.5, 0.7, 0.9)),
+    "gym": Setting("gym-tiny", 4000, 64, thresholds=(0.5, 0.55, 0.6)),
 }
-
-
 PACKAGE = Candidate()
+"""Nothing but the package's own way."""
+LR = 4e-4
+"""Of the policy, of every method, in the protocol of equal learning rates; the best for the first method."""
 
 
 @dataclass(frozen=True)
@@ -83,44 +93,42 @@ class Method:
     candidate: Candidate = PACKAGE
     warm: int = 0
     """Prompts, 4 responses each, that an offline PRM is trained on before; they are counted."""
-    warm_epochs: int = 4
-    """Passes of the offline PRM over them."""
-    steps: int = 0
-    """0: as many as the setting says."""
-    policy_from_prm: bool = False
-    """The policy starts from the offline PRM, which is a language model too."""
+    batch: int = 32
+    """Prompts of a step."""
+    per_step: int = 230
+    """About how many rollouts a step of 32 prompts takes with its filter: how long a run is."""
+    share: float = 1.0
+    """Of the setting's rollouts: less where a step takes long."""
 
 
 OUTCOME: Flags = ("--advantage.process-weight", 0)
-ALONE: Flags = ("--advantage.outcome-weight", 0, "--filter.low", 0, "--filter.high", 1)
-CHECKER = Candidate(checker=True, verified=0)
-IMPROVED = Candidate(credit="token", clip=(-2.0, 0.3), gate=True, prm_updates=2)
-REFRESHED = Candidate(verified=8, credit="all", clip=(-2.0, 0.3), anchor=0.5)
-TEACHER = Candidate(verified=0, credit="all", clip=(-2.0, 0.3), anchor=0.5)
+NO_FILTER: Flags = ("--filter.low", 0, "--filter.high", 1)
+PROCESS: Flags = ("--advantage.process-weight", 1, "--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
+ALONE: Flags = ("--advantage.outcome-weight", 0, *NO_FILTER)
 REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
-TAUGHT: Flags = (*ALONE, *REUSED, "--prm.update", "never")
+DISTILL: Flags = ("--algorithm", "distill", *NO_FILTER, *REUSED)
+LEARNT: Flags = ("--prm.lr", 1e-3, "--prm.minibatch", 64, "--prm.warmup", 0.1)
+CHECKER = Candidate(checker=True)
+IMPROVED = Candidate(credit="token", clip=(-2.0, 0.3), gate=True, prm_updates=2)
 METHODS = {
-    "outcome-only": Method(OUTCOME),
     "outcome-only, 4 epochs": Method((*OUTCOME, *REUSED)),
-    "PRIME, after": Method(("--prm.update", "after")),
-    "PRIME, before": Method(("--prm.update", "before")),
-    "PRIME, gate": Method((), Candidate(gate=True)),
-    "PRIME, improved": Method(("--prm.beta", 0.5), IMPROVED),
-    "PRIME, frozen PRM": Method(("--prm.update", "never"), warm=512),
-    "PRIME, offline start": Method(("--prm.update", "after"), warm=512),
-    "perfect checker": Method((), Candidate(checker=True)),
-    "perfect checker alone": Method(ALONE, CHECKER),
-    "perfect checker alone, 4 epochs": Method((*ALONE, *REUSED), CHECKER),
-    "sampled tokens, frozen PRM": Method(
-        (*ALONE, "--prm.update", "never"), Candidate(verified=0, credit="token", clip=(-2.0, 0.3)), warm=512
+    "outcome-only": Method(OUTCOME),
+    "PRIME, after": Method((*PROCESS, "--prm.update", "after")),
+    "PRIME, before": Method((*PROCESS, "--prm.update", "before")),
+    "PRIME, after, 4 epochs": Method((*PROCESS, *REUSED)),
+    "PRIME, gate, 4 epochs": Method((*PROCESS, *REUSED), Candidate(gate=True)),
+    "PRIME, improved, 4 epochs": Method((*PROCESS, *REUSED, "--prm.beta", 0.5), IMPROVED),
+    "PRIME, frozen PRM, 4 epochs": Method((*PROCESS, *REUSED, "--prm.update", "never"), warm=128),
+    "PRIME, offline start, 4 epochs": Method((*PROCESS, *REUSED), warm=128),
+    "perfect checker, 4 epochs": Method((*PROCESS, *REUSED), CHECKER),
+    "perfect checker alone, 4 epochs": Method((*PROCESS, *ALONE, *REUSED), CHECKER, per_step=128),
+    "distill": Method((*DISTILL, *LEARNT), batch=128, per_step=128, share=0.5),
+    "distill, 64 prompts, 8 epochs": Method(
+        (*DISTILL, *LEARNT, "--policy.epochs", 8), batch=64, per_step=128, share=0.5
     ),
-    "PRM teaches, 128": Method(TAUGHT, TEACHER, warm=128, warm_epochs=8, steps=15),
-    "PRM teaches, 256": Method(TAUGHT, TEACHER, warm=256, steps=15),
-    "PRM teaches, 256, refreshed": Method(
-        (*ALONE, *REUSED, "--prm.beta", 0.5), REFRESHED, warm=256, steps=15
+    "distill, the PRM is the policy": Method(
+        (*DISTILL, *LEARNT), Candidate(prm_is_policy=True), batch=128, per_step=128, share=0.5
     ),
-    "PRM is the policy, 128": Method(OUTCOME, warm=128, warm_epochs=8, policy_from_prm=True),
-    "PRM is the policy, 256": Method(OUTCOME, warm=256, policy_from_prm=True),
 }
 """The first is what all others are compared with."""
 
@@ -136,19 +144,13 @@ class Result:
     collapsed: bool
     """A loss was not finite, no batch could be filled, or the final greedy accuracy is below the first."""
 
-    def curve(self, measure: str, count: str) -> list[tuple[float, float]]:
-        """(rollouts or verifier calls, accuracy) of each evaluation."""
+    def curve(self, measure: str) -> list[tuple[float, float]]:
+        """(rollouts, which are verifier calls, and the accuracy) of each evaluation."""
         points = []
         for row in self.rows:
             key = next((k for k in row if k.startswith(measure)), None)
             if key:
-                rollouts = row.get("rollout/rollouts", 0)
-                used = (
-                    rollouts
-                    if count == "rollouts"
-                    else row.get("verify/calls", 0 if rollouts == 0 else rollouts)
-                )
-                points.append((used + self.warm, row[key]))
+                points.append((row.get("rollout/rollouts", 0) + self.warm, row[key]))
         return points
 
     def mean(self, metric: str) -> float:
@@ -169,20 +171,22 @@ def crossing(curve: list[tuple[float, float]], threshold: float) -> float:
     return math.inf
 
 
-def ratio(control: list[float], method: list[float]) -> dict:
+def ratio(control: list[float], method: list[float], ends: list[float]) -> dict:
     """How many times fewer: geometric mean over seeds of control / method, and its interval.
 
-    A seed in which neither arrives says nothing. Where only one arrives there is no number either: then `arrived`
-    tells, and the ratio is over the seeds in which both did.
+    Seeds in which the method does not arrive have no number, `arrived` tells. Where the control does not, its run's
+    end stands for it (`ends`), and the ratio is a lower bound. Seeds that begin above the threshold are left out.
     """
-    both = [
-        math.log(c / m) for c, m in zip(control, method, strict=True) if math.isfinite(c) and math.isfinite(m)
-    ]
+    logs, bound = [], False
+    for c, m, end in zip(control, method, ends, strict=True):
+        if math.isfinite(m) and m > 0 < c:
+            logs.append(math.log(min(c, end) / m))
+            bound |= not math.isfinite(c)
     arrived = [sum(map(math.isfinite, values)) for values in (control, method)]
-    found: dict = {"seeds": len(control), "arrived": arrived, "ratio": None, "interval": None}
-    if both:
-        low, high = bootstrap_interval(both)
-        found |= {"ratio": math.exp(statistics.fmean(both)), "interval": [math.exp(low), math.exp(high)]}
+    found: dict = {"seeds": len(control), "arrived": arrived, "ratio": None, "interval": None, "bound": bound}
+    if logs:
+        low, high = bootstrap_interval(logs)
+        found |= {"ratio": math.exp(statistics.fmean(logs)), "interval": [math.exp(low), math.exp(high)]}
     return found
 
 
@@ -196,32 +200,25 @@ class Bench:
     out: Path
     quick: bool
 
-    def run(self, setting: str, name: str, seed: int, lr: float | None, batch: int | None) -> Result:
+    def run(self, setting: str, name: str, seed: int, lr: float, batch: int) -> Result:
         """A finished run is read; what is missing is run."""
         s, method = SETTINGS[setting], METHODS[name]
         folder = self.out / setting / str(seed)
         sft = self.sft(s, folder, seed)
-        prm = self.prm(s, folder, seed, sft, method.warm, method.warm_epochs) if method.warm else None
-        point = f"{lr or 'config'}-{batch or 'config'}"
+        prm = self.prm(s, folder, seed, sft, method.warm) if method.warm else None
+        steps = max(3, round(method.share * s.rollouts / (method.per_step * batch / 32)))
+        point = f"{lr:g}-{batch}"
         place = folder / "rl" / f"{name.replace(', ', '-').replace(' ', '-')}-{point}"
         done, failed = place / "done", place / "failed"
         command: list[object] = ["rl", f"configs/rl/{s.configs}.yaml", "--out", place, "--seed", seed]
-        command += [
-            "--model",
-            prm if method.policy_from_prm else sft,
-            "--steps",
-            6 if self.quick else s.steps,
-        ]
+        command += ["--model", sft, "--steps", 3 if self.quick else steps]
         command += data_flags(s, seed, "data", "eval-data")
-        command += ["--eval.every", 3, "--eval.samples", 2, "--eval-data.limit", 20 if self.quick else 200]
+        # About 250 rollouts between two evaluations.
+        command += ["--eval.every", max(1, 32 // batch * (2 if method.per_step == 128 else 1))]
+        command += ["--eval.samples", 2, "--eval-data.limit", 20 if self.quick else 100, "--data.limit", 6000]
         command += ["--rollout.max-response-tokens", s.tokens, "--save-every", 0, "--sample-every", 0]
-        if prm and not method.policy_from_prm:
-            command += ["--prm.model", prm]
-        command += method.flags
-        if lr is not None:
-            command += ["--policy.lr", lr]
-        if batch is not None:
-            command += ["--rollout.prompts", batch, "--policy.minibatch", 4 * batch]
+        command += ["--rollout.prompts", batch, "--policy.minibatch", min(128, 4 * batch), "--policy.lr", lr]
+        command += [*method.flags, *(("--prm.model", prm) if prm else ())]
         if not done.is_file() and not failed.is_file():
             shutil.rmtree(place, ignore_errors=True)  # a candidate keeps no state: it starts again
             with Lab(method.candidate).installed():
@@ -247,15 +244,17 @@ class Bench:
         ]
         if not model.is_dir():
             start: list[object] = []
-            if s.pretrain:
-                must([*base, *s.pretrain, "--out", folder / "pretrain"])
+            if s.pretrained:
+                read = folder / "read.jsonl"
+                write_read(read, seed)
+                must([*base, "--data.source", read, "--eval-data.source", "", "--out", folder / "pretrain"])
                 start = ["--model", folder / "pretrain" / "model"]
             must([*base, *start, *s.sft, "--out", folder / "sft"])
         return model
 
-    def prm(self, s: Setting, folder: Path, seed: int, sft: Path, prompts: int, epochs: int) -> Path:
+    def prm(self, s: Setting, folder: Path, seed: int, sft: Path, prompts: int) -> Path:
         """An offline PRM from `prompts` x 4 judged responses of the SFT model."""
-        prm = folder / f"prm-{prompts}-{epochs}" / "prm"
+        prm = folder / f"prm-{prompts}" / "prm"
         if not prm.is_dir():
             judged = folder / f"generate-{prompts}"
             rl = ["--model", sft, "--seed", seed]
@@ -267,12 +266,33 @@ class Bench:
                 "--held-out",
                 0,
                 "--epochs",
-                epochs,
+                8,
                 "--out",
                 prm.parent,
             ]
             must(["prm", "configs/prm/tiny.yaml", *rl, *source])
         return prm
+
+
+def write_read(path: Path, seed: int) -> None:
+    """6,000 solutions of shorter chains, half of them with a slip somewhere, and the verdict behind each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(f"read-{seed}")
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(6000):
+            horizon = rng.choice((2, 3, 4, 6, 8))
+            digit = true = rng.randrange(10)
+            operations = [rng.choice(OPERATIONS) for _ in range(horizon)]
+            slip = rng.randrange(horizon) if i % 2 else -1
+            prompt = [f"Start {DIGITS[digit]}", *(f"{operation} = ?" for operation in operations)]
+            lines = []
+            for k, operation in enumerate(operations):
+                digit, true = apply(operation, digit), apply(operation, true)
+                digit = (digit + rng.randrange(1, 10)) % 10 if k == slip else digit
+                lines.append(f"{operation} {DIGITS[digit]}")
+            lines += [f"#### {digit}", "right" if digit == true else "wrong"]
+            row = {"prompt": "\n".join(prompt), "answer": str(true), "response": "\n".join(lines)}
+            file.write(json.dumps(row) + "\n")
 
 
 def data_flags(s: Setting, seed: int, *sections: str) -> list[object]:
@@ -308,16 +328,16 @@ def main() -> None:
     args = parser.parse_args()
     if (args.lrs or args.batches) and (not args.select or set(args.select) & set(args.seeds)):
         parser.error("a grid is chosen on seeds of its own: give --select, other than --seeds")
-    bench, console = Bench(Path(args.out), args.quick), Console(width=160)
-    grid = list(product(args.lrs or [None], args.batches or [None]))
+    bench, console = Bench(Path(args.out), args.quick), Console(width=200)
+    grid = list(product(args.lrs or [LR], args.batches or [32]))
     protocols = ["equal"] + (["tuned"] if args.lrs or args.batches else [])
     report: dict = {}
     for setting, protocol in product(args.settings, protocols):
         found, points = {}, {}
         for name in args.methods:
-            points[name] = (
-                (None, None) if protocol == "equal" else best(bench, setting, name, grid, args.select)
-            )
+            points[name] = (LR, METHODS[name].batch)
+            if protocol == "tuned":
+                points[name] = best(bench, setting, name, grid, args.select)
             found[name] = [bench.run(setting, name, seed, *points[name]) for seed in args.seeds]
             entry = summary(setting, found, points)
             show(console, setting, protocol, entry)  # after every method: it takes hours
@@ -329,15 +349,19 @@ def main() -> None:
 
 
 def best(bench: Bench, setting: str, name: str, grid: list, seeds: list[int]) -> tuple:
-    """The point of the grid where the middle threshold costs the fewest rollouts, greedy; a collapse costs all."""
-    middle = SETTINGS[setting].thresholds[len(SETTINGS[setting].thresholds) // 2]
+    """The point of the grid where the thresholds cost the fewest rollouts on average.
 
-    def cost(point: tuple) -> tuple[int, float]:
-        results = [bench.run(setting, name, seed, *point) for seed in seeds]
-        needed = [crossing(r.curve("eval/greedy", "rollouts"), middle) for r in results]
-        finite = [x for x in needed if math.isfinite(x)]
-        failed = len(needed) - len(finite) + sum(r.collapsed for r in results)
-        return failed, math.exp(statistics.fmean(map(math.log, finite))) if finite else math.inf
+    Geometric mean over thresholds, both accuracies and seeds; where a run does not arrive, twice its rollouts.
+    """
+
+    def cost(point: tuple) -> float:
+        logs = []
+        for result in (bench.run(setting, name, seed, *point) for seed in seeds):
+            for measure, threshold in product(MEASURES, SETTINGS[setting].thresholds):
+                curve = result.curve(measure)
+                needed = crossing(curve, threshold)
+                logs.append(math.log(max(1.0, needed if math.isfinite(needed) else 2 * curve[-1][0])))
+        return statistics.fmean(logs)
 
     return min(grid, key=cost)
 
@@ -352,15 +376,15 @@ def summary(setting: str, found: dict[str, list[Result]], points: dict) -> dict:
             "collapsed": sum(r.collapsed for r in results),
             "reach": {},
         }
-        for count, measure, threshold in product(COUNTS, MEASURES, SETTINGS[setting].thresholds):
-            ours = [crossing(r.curve(measure, count), threshold) for r in results]
-            theirs = [crossing(r.curve(measure, count), threshold) for r in control]
+        for measure, threshold in product(MEASURES, SETTINGS[setting].thresholds):
+            ours = [crossing(r.curve(measure), threshold) for r in results]
+            theirs = [crossing(r.curve(measure), threshold) for r in control]
+            ends = [r.curve(measure)[-1][0] for r in control]
             needed = [x if math.isfinite(x) else None for x in ours]
-            label = f"{count} to {measure.removeprefix('eval/').replace('avg@', 'sampled')} {threshold}"
-            row["reach"][label] = {"needed": needed} | ratio(theirs, ours)
-        row["final"] = {m: [r.curve(m, "rollouts")[-1][1] for r in results] for m in MEASURES}
-        row["curves"] = {m: [r.curve(m, "rollouts") for r in results] for m in MEASURES}
-        row["calls"] = {m: [r.curve(m, "verifier calls") for r in results] for m in MEASURES}
+            label = f"{measure.removeprefix('eval/').replace('avg@', 'sampled')} {threshold}"
+            row["reach"][label] = {"needed": needed} | ratio(theirs, ours, ends)
+        row["final"] = {m: [r.curve(m)[-1][1] for r in results] for m in MEASURES}
+        row["curves"] = {m: [r.curve(m) for r in results] for m in MEASURES}
         key = "prm/pairwise_accuracy"
         row["pairwise"] = [[(x["step"], x[key]) for x in r.rows if key in x] for r in results]
         row["seconds a step"] = statistics.fmean(r.mean("time/step") for r in results)
@@ -369,27 +393,26 @@ def summary(setting: str, found: dict[str, list[Result]], points: dict) -> dict:
 
 
 def show(console: Console, setting: str, protocol: str, entry: dict) -> None:
-    """One table a count: times fewer than the first method."""
+    """A table: times fewer rollouts than the first method."""
     first = next(iter(entry))
-    for count in COUNTS:
-        title = f"{setting}, {protocol}: times fewer {count} than {first} (95 % over seeds)"
-        labels = [label for label in entry[first]["reach"] if label.startswith(count)]
-        table = Table(title=title, title_justify="left")
-        heads = [label.split(" to ")[1] for label in labels]
-        table.add_column("method", no_wrap=True)
-        for heading in (*heads, "final greedy", "sampled", "pairs", "collapsed", "s/step"):
-            table.add_column(heading, justify="right")
-        for name, row in entry.items():
-            pairs = [y for curve in row["pairwise"] for _, y in curve]
-            table.add_row(
-                name,
-                *(cell(row["reach"][label]) for label in labels),
-                *(f"{statistics.fmean(row['final'][m]):.3f}" for m in MEASURES),
-                f"{statistics.fmean(pairs):.2f}" if pairs else "",
-                str(row["collapsed"]),
-                f"{row['seconds a step']:.2f}",
-            )
-        console.print(table)
+    title = f"{setting}, {protocol}: times fewer rollouts (and verifier calls) than {first} (95 % over seeds)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    table.add_column("lr, prompts", no_wrap=True)
+    for heading in (*entry[first]["reach"], "final greedy", "sampled", "pairs", "collapsed", "s/step"):
+        table.add_column(heading, justify="right")
+    for name, row in entry.items():
+        pairs = [y for curve in row["pairwise"] for _, y in curve]
+        table.add_row(
+            name,
+            "{:g}, {}".format(*row["lr, batch"]),
+            *map(cell, row["reach"].values()),
+            *(f"{statistics.fmean(row['final'][m]):.3f}" for m in MEASURES),
+            f"{statistics.fmean(pairs):.2f}" if pairs else "",
+            str(row["collapsed"]),
+            f"{row['seconds a step']:.2f}",
+        )
+    console.print(table)
 
 
 def cell(found: dict) -> str:
@@ -399,24 +422,23 @@ def cell(found: dict) -> str:
     if found["ratio"] is None:
         return f"-{note}"
     low, high = found["interval"]
-    return f"{found['ratio']:.2f}\n({low:.2f}-{high:.2f}){note}"
+    return f"{'>' if found['bound'] else ''}{found['ratio']:.2f}\n({low:.2f}-{high:.2f}){note}"
 
 
 def page(title: str, entry: dict) -> str:
     """Curves of a setting: every seed thin, colours by method."""
     parts = [f"<h2>{title}</h2><div class=grid>"]
-    for (key, x), measure in product((("curves", "rollouts"), ("calls", "verifier calls")), MEASURES):
+    for measure in MEASURES:
         figure = go.Figure()
         for (name, row), colour in zip(entry.items(), COLOURS * 3, strict=False):
-            for i, curve in enumerate(row[key][measure]):
+            for i, curve in enumerate(row["curves"][measure]):
                 xs, ys = zip(*curve, strict=True)
                 line = {"color": colour, "width": 1.5}
                 figure.add_scatter(
                     x=xs, y=ys, name=name, legendgroup=name, showlegend=i == 0, mode="lines", line=line
                 )
-        parts.append(
-            draw(figure, f"Held-out accuracy, {measure.removeprefix('eval/')}", x, "accuracy", height=420)
-        )
+        title = f"Held-out accuracy, {measure.removeprefix('eval/')}"
+        parts.append(draw(figure, title, "rollouts", "accuracy", height=420))
     figure = go.Figure()
     for (name, row), colour in zip(entry.items(), COLOURS * 3, strict=False):
         for i, curve in enumerate(c for c in row["pairwise"] if c):

@@ -470,3 +470,30 @@ def test_every_setting_is_documented():
                 after = node.body[at + 1] if at + 1 < len(node.body) else None
                 documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 assert section or overrides or documented, f"{name} has no docstring"
+
+
+# Distillation
+
+
+def test_distillation_takes_no_setting_of_the_paper_s_algorithm_in_silence():
+    config = rl(
+        algorithm="distill", advantage={"process_weight": 2.0}, prm={"beta": 0.3}, policy={"clip_low": 0.1}
+    )
+    (warning,) = config.check()
+    for key in ("advantage.process_weight", "prm.beta", "policy.clip_low"):
+        assert key in warning
+    assert rl(algorithm="distill", prm={"minibatch": 64}, policy={"epochs": 4}).check() == []
+
+
+def test_settings_of_distillation_without_it_are_warned_about():
+    (warning,) = rl(distill={"anchor": 0.2}).check()
+    assert "distill.anchor" in warning
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"rollout": {"temperature": 0.7}}, "rollout.temperature=1"), ({"prm": {"loss": "dpo"}}, "prm.loss=ce")],
+)
+def test_what_distillation_cannot_do_is_refused(changes: dict, said: str):
+    with pytest.raises(ValueError, match=said):
+        rl(algorithm="distill", **changes).check()

@@ -128,7 +128,7 @@ class OptimizerConfig(Section):
     clip_grad: Annotated[float, Field(gt=0)] = 1.0
     """Largest global gradient norm."""
     tokens_per_microbatch: Positive = 16384
-    """Padded tokens in one forward and backward pass; bounds memory, changes no result. At most 2,048 on a CPU, where
+    """Tokens in one forward and backward pass; bounds memory, changes no result. At most 2,048 on a CPU, where
     more are slower."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -272,6 +272,19 @@ class PRMConfig(OptimizerConfig):
     """Responses in one optimiser step (with dpo: rounded to whole groups); 0 is the whole batch."""
 
 
+class DistillConfig(Section):
+    """How the policy learns from a PRM that is learnt anew in every step; for algorithm=distill."""
+
+    prm_epochs: Positive = 8
+    """Passes of the PRM over the batch's outcomes, in minibatches of prm.minibatch."""
+    low: Annotated[float, Field(le=0)] = -2.0
+    """Smallest reward of a word, log phi/ref in nats: what is worse is worse no longer."""
+    high: Annotated[float, Field(ge=0)] = 0.3
+    """Largest reward of a word. Small: the PRM is to take away, not to invent."""
+    anchor: Annotated[float, Field(gt=0)] = 0.5
+    """Price of a nat of KL to the reference; the policy moves towards ref * exp(reward / anchor)."""
+
+
 class EvalConfig(Section):
     """Evaluation on held-out prompts during training."""
 
@@ -365,8 +378,23 @@ FROZEN_PRM = ("prm.model", "prm.reference", "prm.beta", "prm.update", "prm.token
 PROCESS_ONLY = ("advantage.granularity", "advantage.process_gamma", "advantage.scaling")
 
 
+OF_PRIME = (
+    "prm.model",
+    "prm.reference",
+    "prm.beta",
+    "prm.update",
+    "policy.clip_low",
+    "policy.clip_high",
+    "policy.reduction",
+)
+
+
 class RLConfig(RunConfig):
-    """`openprime rl`: online reinforcement learning, PRIME's algorithm 1."""
+    """`openprime rl`: online reinforcement learning with implicit process rewards."""
+
+    algorithm: Literal["prime", "distill"] = "prime"
+    """prime: the paper's algorithm 1. distill: in every step the PRM is learnt anew from the policy and then teaches
+    it (training/distill.py); for small models and vocabularies, where it needs fewer rollouts."""
 
     model: str = ""
     """Directory or hub id of the SFT model: the policy, and where the PRM and its reference start."""
@@ -380,12 +408,15 @@ class RLConfig(RunConfig):
     advantage: AdvantageConfig = AdvantageConfig()
     policy: PolicyConfig = PolicyConfig()
     prm: PRMConfig = PRMConfig()
+    distill: DistillConfig = DistillConfig()
     eval: EvalConfig = EvalConfig()
 
     def check(self) -> list[str]:
         """Cross-field checks; returns warnings about settings that have no effect."""
         require(self, "model", "out", "data.source")
         require_peft(self.policy, self.prm)
+        if self.algorithm == "distill":
+            return self.check_distill()
         a, warnings = self.advantage, []
         on_one_base = self.policy.lora.rank and self.prm.lora.rank and self.prm.model in ("", self.model)
         recompute = self.policy.gradient_checkpointing, self.prm.gradient_checkpointing
@@ -430,6 +461,7 @@ class RLConfig(RunConfig):
                         f"advantage.{name} has no effect: it is the only term and advantages are whitened"
                     )
         unused = ["advantage.outcome_gamma"] if a.outcome_weight == 0 and a.outcome_gamma != 1 else []
+        unused += changed(self.distill, "distill")
         if a.granularity != "step":
             unused += [k for k in changed(a, "advantage") if k == "advantage.step_delimiter"]
         if self.prm.update == "never" and a.process_weight:
@@ -447,6 +479,26 @@ class RLConfig(RunConfig):
                 "Name a trained PRM in prm.model"
             )
         return warnings
+
+    @property
+    def uses_prm(self) -> bool:
+        """Not so for the outcome-only control."""
+        return self.algorithm == "distill" or self.advantage.process_weight > 0
+
+    def check_distill(self) -> list[str]:
+        """`check` for algorithm=distill."""
+        if self.policy.lora.rank or self.prm.lora.rank:
+            raise ValueError(
+                "algorithm=distill makes its PRM of all the policy's weights: policy.lora.rank, prm.lora.rank must be 0"
+            )
+        if self.rollout.temperature != 1:
+            raise ValueError("algorithm=distill compares whole distributions: set rollout.temperature=1")
+        if self.prm.loss != "ce":
+            raise ValueError("algorithm=distill learns its PRM by cross-entropy: set prm.loss=ce")
+        unused = changed(self.advantage, "advantage")
+        for section, prefix in ((self.prm, "prm"), (self.policy, "policy")):
+            unused += [k for k in changed(section, prefix) if k in OF_PRIME]
+        return [f"algorithm=distill: these have no effect: {', '.join(unused)}"] if unused else []
 
 
 class OfflinePRMConfig(RunConfig):
@@ -524,7 +576,7 @@ class ScoreConfig(FolderConfig):
     step_split: StepSplit = "newline"
     """Where a step of a response ends."""
     tokens_per_microbatch: Positive = 16384
-    """Padded tokens in one forward pass; bounds memory, changes no result."""
+    """Tokens in one forward pass; bounds memory, changes no result."""
 
     def check(self) -> None:
         """Cross-field checks."""
@@ -577,7 +629,7 @@ class EvaluateConfig(FolderConfig):
     sequences: Positive = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
     tokens_per_microbatch: Positive = 16384
-    """Padded tokens in one scoring pass."""
+    """Tokens in one scoring pass."""
     verify: VerifyConfig = VerifyConfig(code=CodeConfig(score="all", seconds=10.0, total_seconds=60.0))
 
     def check(self) -> None:

@@ -11,6 +11,7 @@ from strategies import Case, cases, property_test, widen
 from torch import Tensor
 
 from openprime.algorithm.losses import (
+    distillation_loss,
     policy_loss,
     prm_ce_loss,
     prm_dpo_loss,
@@ -18,6 +19,7 @@ from openprime.algorithm.losses import (
     prm_nca_loss,
     prm_step_loss,
     sft_loss,
+    tilted_reference,
     token_weights,
 )
 from openprime.algorithm.rewards import prefix_values, response_scores, token_rewards
@@ -407,3 +409,42 @@ def test_policy_loss_survives_a_huge_ratio():
     assert float(result.loss) == pytest.approx(-2.2)
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [[0.0, -1.0]]
+
+
+# Distillation
+
+
+@property_test
+@given(st.integers(0, 10_000), st.floats(-3, 0), st.floats(0, 2), st.floats(0.1, 2))
+def test_distillation_loss_is_a_kl_to_the_tilted_reference(seed: int, low: float, high: float, anchor: float):
+    """anchor * KL(policy || ref exp(clip(log phi/ref)/anchor)/Z) - anchor log Z, word by word."""
+    draw = torch.Generator().manual_seed(seed)
+    pi, phi, ref = (
+        torch.randn(3, 7, generator=draw, dtype=torch.float64).mul(2).log_softmax(-1) for _ in range(3)
+    )
+    expected = 0.0
+    for n in range(3):
+        weights = [
+            math.exp(float(ref[n, a]) + min(max(float(phi[n, a] - ref[n, a]), low), high) / anchor)
+            for a in range(7)
+        ]
+        z = math.fsum(weights)
+        for a in range(7):
+            p = math.exp(float(pi[n, a]))
+            expected += anchor * p * (float(pi[n, a]) - math.log(weights[a] / z))
+        expected -= anchor * math.log(z)
+    assert distillation_loss(
+        pi, tilted_reference(phi, ref, low, high, anchor), anchor
+    ).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_distillation_has_no_gradient_at_its_target():
+    draw = torch.Generator().manual_seed(0)
+    phi, ref = (torch.randn(4, 9, generator=draw, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    logits = (ref + (phi - ref).clamp(-2, 0.3) / 0.5).requires_grad_()
+    tilted = tilted_reference(phi, ref, -2, 0.3, 0.5)
+    loss = distillation_loss(logits.log_softmax(-1), tilted, 0.5)
+    assert gradient(loss, logits).abs().max() < 1e-12
+    elsewhere = (ref + 0.1 * phi).detach().requires_grad_()
+    loss = distillation_loss(elsewhere.log_softmax(-1), tilted, 0.5)
+    assert gradient(loss, elsewhere).abs().max() > 1e-3

@@ -1,8 +1,9 @@
-"""Sampling from a base with an adapter: the same samples as from merged weights."""
+"""Sampling from a base with an adapter: the same samples as from merged weights, cast once."""
 
 import pytest
 import torch
 from tiny_zoo import VOCABULARY, make
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from openprime.config import LoRAConfig
 from openprime.engines.transformers import TransformersEngine
@@ -14,6 +15,20 @@ pytest.importorskip("peft")
 PROMPTS = [Prompt(str(i), tuple(range(3, 7 + i)), "", None) for i in range(3)]
 
 
+class Casts(TorchDispatchMode):
+    """Counts the casts of the feed-forward layers' matrices to bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if str(func).startswith(("aten.to.", "aten._to_copy")) and found.dtype == torch.bfloat16:
+            self.count += tuple(found.shape) in ((32, 48), (48, 32))
+        return found
+
+
 def adapted():
     model = make("qwen2")
     add_adapter(model, "policy", LoRAConfig(rank=2))
@@ -23,11 +38,10 @@ def adapted():
     return model
 
 
-def sampled(model) -> list[Group]:
-    engine = TransformersEngine(
-        model, build_tokenizer(["a b\n"] * 9, 300), frozenset({VOCABULARY}), 64, bfloat16
-    )
-    return engine.generate(PROMPTS, Sampling(2, 12, 1.0), seed=1)
+def sampled(model, tokens: int = 12, bfloat16: bool = False) -> list[Group]:
+    tokenizer = build_tokenizer(["a b\n"] * 9, 300)
+    engine = TransformersEngine(model, tokenizer, frozenset({VOCABULARY}), bfloat16=bfloat16)
+    return engine.generate(PROMPTS, Sampling(2, tokens, 1.0), seed=1)
 
 
 def test_samples_are_those_of_the_merged_model():
@@ -36,3 +50,15 @@ def test_samples_are_those_of_the_merged_model():
     assert [r.token_ids for g in ours for r in g.responses] == [
         r.token_ids for g in theirs for r in g.responses
     ]
+
+
+def test_frozen_weights_are_cast_once_whatever_the_tokens():
+    model = adapted()
+    before = [p.requires_grad for p in model.parameters()]
+    counts = []
+    for tokens in (2, 9):
+        with Casts() as casts:
+            sampled(model, tokens, bfloat16=True)
+        counts.append(casts.count)
+    assert counts[0] == counts[1] > 0
+    assert [p.requires_grad for p in model.parameters()] == before

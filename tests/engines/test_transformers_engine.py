@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.data.collate import collate
 from openprime.engines import transformers as module
-from openprime.engines.transformers import TransformersEngine, sample, shared_heads
+from openprime.engines.transformers import TransformersEngine, sample
+from openprime.models.attention import attention
 from openprime.models.logprobs import token_logprobs
 from openprime.models.tiny import build_tokenizer
 from openprime.types import Group, Prompt, Sampling
@@ -343,13 +344,6 @@ def test_the_model_comes_back_in_the_mode_it_was_in(training: bool, make_engine)
     assert engine.model.training == training
 
 
-def test_the_models_attention_is_its_own_again_after_sampling(make_engine):
-    engine = make_engine()
-    assert engine.model.config._attn_implementation == "sdpa"
-    engine.generate(prompts_of([3]), Sampling(2, 3), 0)
-    assert engine.model.config._attn_implementation == "sdpa"
-
-
 def test_dropout_is_off_while_sampling(tokenizer: PreTrainedTokenizerBase):
     model = make("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
     engine = TransformersEngine(model, tokenizer, ENDS)
@@ -359,7 +353,7 @@ def test_dropout_is_off_while_sampling(tokenizer: PreTrainedTokenizerBase):
 
 
 def test_the_model_can_be_trained_after_sampling(make_engine):
-    """Nothing made under inference_mode stays in the model."""
+    """Nothing made without gradients stays in the model."""
     engine = make_engine()
     engine.generate(prompts_of([3, 5]), Sampling(2, 4), 0)
     engine.model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
@@ -539,7 +533,7 @@ def test_heads_that_share_a_key_head_see_what_they_saw_with_keys_of_their_own(ma
     mask = (
         torch.arange(5)[None, None, None] >= torch.tensor([0, 2, 4])[:, None, None, None] if masked else None
     )
-    found, _ = shared_heads(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    found, _ = attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
     assert found.shape == (3, 1, 6, 8)
     for row in range(3):
         for head in range(6):

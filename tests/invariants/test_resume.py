@@ -53,6 +53,19 @@ KINDS = {
         *("--prm.loss", "dpo", "--advantage.granularity", "step", "--policy.epochs", "2"),
         *("--policy.schedule", "cosine", "--prm.schedule", "cosine", "--policy.warmup", "0.3"),
     ),
+    "distill": (
+        *(
+            "--algorithm",
+            "distill",
+            "--prm.minibatch",
+            "4",
+            "--policy.epochs",
+            "2",
+            "--distill.prm-epochs",
+            "2",
+        ),
+        *("--filter.low", "0", "--filter.high", "1"),
+    ),
     "control": ("--advantage.process-weight", "0"),
     "epoch after epoch": ("--data.limit", "3", "--filter.low", "0", "--filter.high", "1"),
 }
@@ -111,7 +124,7 @@ def killing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
 
 def models(kind: str) -> tuple[str, ...]:
     """The folders with models that a run leaves."""
-    return ("model",) if kind == "control" else ("model", "prm")
+    return {"control": ("model",), "distill": ("model", "prm", "reference")}.get(kind, ("model", "prm"))
 
 
 # Killed in this process, at moments chosen with care

@@ -11,7 +11,7 @@ from tiny_zoo import PLAIN, SCALED, VOCABULARY, logits_of_head, make
 from torch import Tensor
 
 from openprime.models import logprobs
-from openprime.models.logprobs import has_plain_head, selected_logprobs, token_logprobs
+from openprime.models.logprobs import has_plain_head, selected_logprobs, token_distributions, token_logprobs
 
 property_test = settings(max_examples=80, deadline=None, derandomize=True)
 
@@ -77,23 +77,27 @@ def assert_all_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float)
     st.booleans(),
     st.sampled_from([1.0, 0.7, 2.0]),
     st.integers(1, 40),
+    st.integers(0, 90),
     st.integers(0, 5),
 )
-def test_values_and_gradients_are_those_of_the_definition_for_any_shape_and_block(
-    tokens: int, width: int, vocabulary: int, bias: bool, temperature: float, block: int, seed: int
+def test_values_and_gradients_are_those_of_the_definition_for_any_shape_block_and_room(
+    tokens: int, width: int, vocabulary: int, bias: bool, temperature: float, block: int, room: int, seed: int
 ):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logprobs, "BLOCK_ELEMENTS", block)
+        patch.setattr(logprobs, "KEPT_ELEMENTS", room)
         ours, theirs = both(tokens, width, vocabulary, bias, temperature, torch.float64, seed)
     assert_all_close(ours, theirs, 1e-10)
 
 
 @pytest.mark.parametrize("block", [1, 3 * 50, 7 * 50 + 49, 2**24])
+@pytest.mark.parametrize("room", [0, 23 * 20, 2**24])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_float32_values_and_gradients_in_several_blocks(
-    monkeypatch: pytest.MonkeyPatch, block: int, temperature: float
+    monkeypatch: pytest.MonkeyPatch, block: int, room: int, temperature: float
 ):
     monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", room)
     ours, theirs = both(23, 16, 50, True, temperature, torch.float32)
     assert_all_close(ours, theirs, 2e-5)
 
@@ -156,14 +160,20 @@ class Recorder:
         monkeypatch.setattr(logprobs, "_logits", record)
 
 
-def test_logits_of_more_than_a_block_are_never_held(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("room", "again"), [(159, [4, 4, 3]), (160, [4, 3]), (320, [3]), (439, [3]), (440, [])]
+)
+def test_blocks_of_logits_are_made_again_where_there_was_no_room(
+    room: int, again: list[int], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", 4 * 40 + 1)
+    monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", room)
     recorder = Recorder(monkeypatch)
     hidden, weight, bias, targets, grad = problem(40, 3, 11, True, torch.float32)
     values = selected_logprobs(hidden, weight, bias, targets)
     assert recorder.blocks == [(40, 4), (40, 4), (40, 3)]
     values.backward(grad)
-    assert recorder.blocks == [(40, 4), (40, 4), (40, 3)] * 2
+    assert recorder.blocks[3:] == [(40, size) for size in again]
 
 
 def test_more_tokens_than_a_block_go_one_entry_of_the_vocabulary_at_a_time(monkeypatch: pytest.MonkeyPatch):
@@ -187,14 +197,19 @@ def test_gradients_multiplied_in_bfloat16_change_no_value_and_little_of_a_gradie
         assert float((exact - ours).norm() / exact.norm()) < 1e-2
 
 
-def test_autograd_keeps_no_logits():
-    """What is saved for the backward pass is the inputs and one number a token."""
+@pytest.mark.parametrize("room", [0, 50 * 10, 50 * 25])
+def test_autograd_keeps_no_more_logits_than_there_is_room_for(room: int, monkeypatch: pytest.MonkeyPatch):
+    """What is saved for the backward pass otherwise is the inputs and a few numbers a token."""
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", 50 * 10)
+    monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", room)
     hidden, weight, bias, targets, _ = problem(50, 3, 40, True, torch.float32)
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         selected_logprobs(hidden, weight, bias, targets)
     assert saved
-    assert max(saved) <= max(hidden.numel(), weight.numel())
+    logits = [size for size in saved if size == 50 * 10]
+    assert len(logits) == room // (50 * 10)
+    assert sum(saved) - sum(logits) <= hidden.numel() + weight.numel() + 40 + 4 * 50
 
 
 # Whole models
@@ -262,6 +277,20 @@ def test_every_architecture_has_the_gradient_of_its_own_logits(
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-4 * largest, msg=key)
 
 
+@pytest.mark.parametrize("name", [*PLAIN, *SCALED])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_whole_distributions_are_those_of_every_architectures_own_logits(
+    name: str, temperature: float, ids: Tensor, mask: Tensor
+):
+    model = make(name)
+    ours = token_distributions(model, ids, mask, temperature)
+    theirs = []
+    for row, columns in zip(ids, mask, strict=True):
+        logits = model(input_ids=row[None]).logits[0].float() / temperature
+        theirs += [logits[t - 1].log_softmax(-1) for t in columns.nonzero()[:, 0].tolist()]
+    torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_linear_head_is_recognised(name: str):
     assert has_plain_head(make(name))
@@ -306,7 +335,7 @@ def test_prompt_positions_and_padding_cost_no_work_in_the_head(
     model = make("gpt2 tied")
     recorder = Recorder(monkeypatch)
     token_logprobs(model, ids, mask).sum().backward()
-    assert recorder.blocks == [(int(mask.sum()), VOCABULARY)] * 2
+    assert recorder.blocks == [(int(mask.sum()), VOCABULARY)]  # kept for the backward pass
 
 
 def test_a_frozen_model_gives_the_same_values(ids: Tensor, mask: Tensor):

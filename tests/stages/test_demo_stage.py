@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from openprime.cli import main
-from openprime.stages.demo import area, summarise, verdict
+from openprime.stages.demo import crossing, summarise, verdict
 
 
-def test_the_area_is_the_mean_over_rollouts():
-    assert area([(0, 0.5), (10, 0.5)]) == 0.5
-    assert area([(0, 0.0), (10, 1.0)]) == 0.5
-    assert area([(0, 0.0), (10, 1.0), (40, 1.0)]) == pytest.approx((5 + 30) / 40)
+def test_the_mark_is_reached_between_two_evaluations():
+    assert crossing([(0, 0.5), (10, 0.5)], 0.9) is None
+    assert crossing([(0, 0.95), (10, 1.0)], 0.9) == 0
+    assert crossing([(0, 0.0), (10, 1.0)], 0.9) == 9
+    assert crossing([(0, 0.0), (10, 0.8), (30, 1.0), (40, 0.0)], 0.9) == 20
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -22,8 +23,8 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def fake(out: Path, prime: list[float], control: list[float], **chosen: float) -> Path:
-    """What the demo's commands leave, as far as its summary reads it."""
-    for name, curve in (("prime", prime), ("outcome-only", control)):
+    """What the demo's commands leave, as far as its summary reads it; distillation is at 1 at once."""
+    for name, curve in (("prime", prime), ("distill", [prime[0], 1.0]), ("outcome-only", control)):
         (out / name).mkdir(parents=True)
         rows = [{"step": 0, "rollout/rollouts": 0.0, "eval/greedy": curve[0], "eval/avg@4": 0.25}]
         for step, value in enumerate(curve[1:], 1):
@@ -50,21 +51,12 @@ def test_the_summary_has_the_curves_and_the_choices(tmp_path: Path):
     assert json.loads(json.dumps(summary))["runs"]["outcome-only"]["final"] == {"eval/greedy": 0.5}
 
 
-@pytest.mark.parametrize(
-    ("prime", "control", "end", "average"),
-    [
-        ([0.25, 0.5, 0.75], [0.25, 0.25, 0.5], "PRIME", "PRIME"),
-        ([0.25, 0.25, 0.75], [0.25, 0.75, 0.5], "PRIME", "outcome rewards alone"),
-        ([0.25, 0.5, 0.5], [0.25, 0.25, 0.75], "outcome rewards alone", "PRIME"),
-        ([0.25, 0.5, 0.5], [0.25, 0.5, 0.5], "neither (a tie)", "neither (a tie)"),
-    ],
-)
-def test_the_winner_is_the_one_with_the_higher_number(
-    tmp_path: Path, prime: list[float], control: list[float], end: str, average: str
-):
-    said = verdict(summarise(fake(tmp_path, prime, control)))
-    assert f"from 0.250 to {prime[-1]:.3f} by PRIME, to {control[-1]:.3f} by outcome rewards alone" in said
-    assert f"Higher at the end: {end}; higher on average over the run: {average}." in said
+def test_every_run_has_its_line(tmp_path: Path):
+    said = verdict(summarise(fake(tmp_path, [0.4, 0.6, 1.0], [0.4, 0.5, 0.75]))).splitlines()
+    assert "0.400 at the start" in said[0]
+    assert said[1] == "  PRIME: 0.9 after 350 rollouts, 1.000 at the end"
+    assert said[2] == "  PRIME by distillation: 0.9 after 167 rollouts, 1.000 at the end"
+    assert said[3] == "  outcome rewards alone: 0.9 not reached, 0.750 at the end"
 
 
 def test_the_best_choice_of_the_largest_n_is_named_and_equals_too(tmp_path: Path):
@@ -84,16 +76,23 @@ def test_the_demo_runs_whole_and_says_what_came_out(tmp_path: Path, capsys: pyte
     for command in ("sft", "rl", "evaluate", "report"):
         assert f"$ openprime {command}" in said
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary["runs"]) == {"prime", "outcome-only"}
+    assert set(summary["runs"]) == {"prime", "distill", "outcome-only"}
     for run in summary["runs"].values():
         assert 0 <= run["start"] < run["final"]["eval/greedy"] <= 1  # both learn
         assert run["curve"][0][0] == 0
         assert len(run["curve"]) > 5
-    assert summary["runs"]["prime"]["start"] == summary["runs"]["outcome-only"]["start"]
-    assert "Held-out greedy accuracy from" in " ".join(said.split())
+    assert len({run["start"] for run in summary["runs"].values()}) == 1
+    assert "Held-out greedy accuracy," in " ".join(said.split())
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert all(word in page for word in ("prime", "outcome-only", "Best of N"))
+    assert all(word in page for word in ("prime", "distill", "outcome-only", "Best of N"))
     assert summary["best_of_n"]["samples"] == 16
-    for name in ("sft/model", "prime/model", "prime/prm", "outcome-only/model"):
+    for name in (
+        "sft/model",
+        "prime/model",
+        "prime/prm",
+        "distill/prm",
+        "distill/reference",
+        "outcome-only/model",
+    ):
         assert (out / name / "model.safetensors").is_file()
     assert not (out / "outcome-only" / "prm").exists()

@@ -24,6 +24,7 @@ from openprime.models.hub import load_model, load_tokenizer, save_model
 from openprime.models.implicit_prm import ImplicitPRM, read_settings
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.stages import prm as stage
+from openprime.training import prm
 from openprime.training.checkpoint import checkpoints
 from openprime.training.run import Run
 from openprime.types import Batch
@@ -479,24 +480,24 @@ def short_rows() -> list[dict]:
 def test_beta_auto_lets_the_median_response_reach_a_fixed_probability(
     start: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(stage, "REACH", 2.0)  # so that the beta of so poor a model lies between the bounds
+    monkeypatch.setattr(prm, "REACH", 2.0)  # so that the beta of so poor a model lies between the bounds
     out = train(start, write(tmp_path / "d.jsonl", short_rows()), tmp_path / "run", "--epochs", "0.1")
     held = held_prompts(out)
     nats = nats_by_hand(start, [row for row in short_rows() if row["prompt"] not in held])
-    expected = stage.REACH / nats
+    expected = prm.REACH / nats
     assert 0.05 < expected < 1
     beta, reference = read_settings(str(out / "prm"))
     assert beta == pytest.approx(expected, rel=1e-3)
     assert Path(reference) == Path(start)
     assert held_out(out)["beta"] == beta
     said = " ".join(capsys.readouterr().out.split())
-    bound = 1 / (1 + math.exp(-stage.REACH))
+    bound = 1 / (1 + math.exp(-prm.REACH))
     assert f"beta {beta:.3g}; the median response has {nats:.3g} nats" in said
     assert f"its P(right) can reach {bound:.2f}" in said
     assert "cannot rise" not in said
 
 
-@pytest.mark.parametrize(("nats", "expected"), [(1000.0, 0.05), (stage.REACH / 4, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize(("nats", "expected"), [(1000.0, 0.05), (prm.REACH / 4, 1.0), (0.0, 1.0)])
 def test_beta_auto_has_bounds(nats: float, expected: float):
     assert stage.choose_beta("auto", None, nats, []) == expected
 
@@ -504,7 +505,7 @@ def test_beta_auto_has_bounds(nats: float, expected: float):
 def test_a_beta_that_is_too_small_is_warned_about(
     start: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(stage, "REACH", 2.0)
+    monkeypatch.setattr(prm, "REACH", 2.0)
     source = write(tmp_path / "d.jsonl", short_rows())
     out = train(start, source, tmp_path / "run", "--epochs", "0.1", "--beta", "0.001")
     assert read_settings(str(out / "prm"))[0] == 0.001
@@ -513,7 +514,7 @@ def test_a_beta_that_is_too_small_is_warned_about(
     bound = 1 / (1 + math.exp(-0.001 * nats))
     said = " ".join(capsys.readouterr().out.split())
     assert f"with beta=0.001 the sigmoid cannot rise above {bound:.2f} for half of the responses" in said
-    assert f"beta={stage.REACH / nats:.2g} would let it move" in said
+    assert f"beta={prm.REACH / nats:.2g} would let it move" in said
 
 
 @pytest.mark.parametrize(("beta", "warned"), [(0.039, True), (0.043, False)])

@@ -24,6 +24,7 @@ RL = (
     *("rl", "configs/rl/tiny.yaml", *CLOCK, "--data.limit", "100", "--eval-data.limit", "6"),
     *("--rollout.prompts", "2", "--rollout.responses", "4", "--rollout.max-response-tokens", "16"),
     *("--filter.max-draws", "100", "--policy.minibatch", "4", "--policy.warmup", "0", "--prm.warmup", "0"),
+    *("--policy.epochs", "1"),
     *("--policy.lr", "1e-3", "--eval.samples", "0", "--steps", "2"),
 )
 """Two optimiser steps of the policy to a rollout step; held-out prompts only at the start and the end."""

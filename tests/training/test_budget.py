@@ -124,7 +124,7 @@ def test_what_a_block_keeps_is_what_autograd_keeps(rank: int, bfloat16: bool, tm
 
             add_adapter(model, "policy", lora)
         found.append(kept_by(model, bfloat16))
-    measured = (found[1] - found[0]) / 2 / (3 * 80)
+    measured = (found[1] - found[0]) / 2 / (3 * 79)  # nothing is predicted from the last token
     assert kept_per_block(shape, bfloat16, lora if rank else None) == pytest.approx(measured, rel=0.01)
 
 
@@ -152,7 +152,8 @@ def test_flops_of_an_update_are_those_that_are_counted(rank: int, recompute: boo
         token_logprobs(model, ids, mask).sum().backward()
     optimizer = OptimizerConfig(gradient_checkpointing=recompute, lora=lora)
     ours = flops_of_row(Part("model", shape, lora, True, optimizer), SFTConfig(), 8, 16)
-    assert ours == pytest.approx(counter.get_total_flops(), rel=0.04)  # attention and adapters are small here
+    # Adapters are small; below the first block with one, which is half of this model, no gradient is needed.
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.05 if rank else 0.02)
 
 
 def test_a_rollout_step_is_the_sum_of_its_passes(tmp_path: Path):

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -159,20 +160,24 @@ def test_trap_07_the_loss_is_told_which_rows_of_the_batch_it_sees(batch: Batch, 
 
 
 @property_test
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=25), st.integers(1, 120), st.data())
-def test_micro_batches_are_a_partition_within_the_budget(sizes: list[int], tokens: int, data):
-    together = data.draw(
-        st.none() | st.lists(st.integers(0, 6), min_size=len(sizes), max_size=len(sizes)), "together"
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=25), st.integers(1, 120), st.booleans(), st.data())
+def test_micro_batches_are_a_partition_within_the_budget(sizes: list[int], tokens: int, whole: bool, data):
+    group = data.draw(
+        st.none() | st.lists(st.integers(0, 6), min_size=len(sizes), max_size=len(sizes)), "group"
     )
-    cut = micro_batches(torch.tensor(sizes), tokens, None if together is None else torch.tensor(together))
+    cut = micro_batches(torch.tensor(sizes), tokens, None if group is None else torch.tensor(group), whole)
     rows = [part.tolist() for part in cut]
     assert sorted(row for part in rows for row in part) == list(range(len(sizes)))
-    unit_of = together if together is not None else list(range(len(sizes)))
+    group_of = group if group is not None else list(range(len(sizes)))
     for part in rows:
-        units = {unit_of[row] for row in part}
-        assert len(units) == 1 or len(part) * max(sizes[row] for row in part) <= tokens
-    homes = [{unit_of[row] for row in part} for part in rows]
-    assert sum(len(units) for units in homes) == len(set(unit_of))  # no unit in two micro-batches
+        groups = {group_of[row] for row in part}
+        assert len(groups if whole else part) == 1 or sum(sizes[row] for row in part) <= tokens
+    homes = [{group_of[row] for row in part} for part in rows]
+    if whole:
+        assert sum(len(groups) for groups in homes) == len(set(group_of))  # no group in two micro-batches
+    in_order = [group_of[row] for part in rows for row in part]
+    changes = sum(one != other for one, other in pairwise(in_order))
+    assert changes == len(set(group_of)) - 1  # a group's rows follow one another
 
 
 def test_micro_batches_are_small_on_a_cpu():
@@ -182,17 +187,16 @@ def test_micro_batches_are_small_on_a_cpu():
 
 
 def test_micro_batches_fill_the_budget():
-    """By hand: widths 9, 9 | 5, 4, 3, 3 | 1, 1 under a budget of 20 padded tokens."""
+    """By hand: lengths 9, 9 | 5, 4, 3, 3, 1, 1 under a budget of 20 tokens."""
     cut = micro_batches(torch.tensor([3, 9, 1, 5, 3, 9, 4, 1]), 20)
-    assert [sorted(part.tolist()) for part in cut] == [[1, 5], [0, 3, 4, 6], [2, 7]]
+    assert [sorted(part.tolist()) for part in cut] == [[1, 5], [0, 2, 3, 4, 6, 7]]
 
 
-def test_units_stay_together_even_over_the_budget():
-    cut = micro_batches(torch.tensor([9, 1, 1, 9, 1]), 9, torch.tensor([0, 1, 2, 0, 2]))
-    assert [sorted(part.tolist()) for part in cut] == [[0, 3], [1, 2, 4]]
-
-
-# The step
+def test_groups_are_cut_where_the_budget_ends_or_stay_whole():
+    lengths, group = torch.tensor([9, 1, 1, 9, 1]), torch.tensor([0, 1, 2, 0, 2])
+    cut, whole = (micro_batches(lengths, 9, group, whole) for whole in (False, True))
+    assert [part.tolist() for part in cut] == [[0], [3], [1, 2, 4]]
+    assert [sorted(part.tolist()) for part in whole] == [[0, 3], [1, 2, 4]]
 
 
 def adamw(

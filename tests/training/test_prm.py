@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openprime.config import OptimizerConfig, PRMConfig
 from openprime.data.judged import Judged
+from openprime.models import logprobs as logprobs_module
 from openprime.models.hub import load_model
 from openprime.models.implicit_prm import ImplicitPRM, read_settings
 from openprime.models.tiny import build_model, build_tokenizer
@@ -443,3 +444,27 @@ def test_the_reference_point_of_kto_is_the_mean_score_beside_the_next_prompt(jud
     assert kto_reference_point(prm, judged, 7) == pytest.approx(sign * sum(short) / len(short), abs=1e-5)
     assert kto_reference_point(prm, [row for row in judged if row.group == 2], 100) == 0.0
     assert model.base_model.embed_tokens.weight.grad is None
+
+
+def test_the_first_gradient_is_reinforce_on_a_twin_of_the_policy(make_model, make_batch):
+    """Where phi is still the reference, d CE / d phi = -beta * sum (o - 1/2) grad log phi(y): REINFORCE with baseline
+    one half, written out response by response. What a PRM knows beyond that it has from somewhere else."""
+    batch = make_batch(GROUP, OUTCOMES)
+    model, reference, twin = make_model(seed=4), make_model(seed=4), make_model(seed=4)
+    prm = ImplicitPRM(model, reference, BETA)
+    loss, count, _ = prm_loss("ce", batch, prm.reference_logprobs(batch), BETA)
+    rows = torch.arange(len(batch))
+    logprobs = logprobs_module.token_logprobs(model, batch.token_ids, batch.response_mask)
+    (loss(logprobs, batch, rows) / count).backward()
+    total = torch.zeros(())
+    for row, mask, length, outcome in zip(
+        batch.token_ids, batch.response_mask, batch.lengths, batch.outcome, strict=True
+    ):
+        logits = twin(input_ids=row[None, :length]).logits[0].log_softmax(-1)
+        tokens = [t for t in range(int(length)) if mask[t]]
+        total = total - BETA * (outcome - 0.5) * sum(logits[t - 1, row[t]] for t in tokens)
+    (total / len(batch)).backward()
+    for (name, mine), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert mine.grad is not None, name
+        assert other.grad is not None, name
+        torch.testing.assert_close(mine.grad, other.grad, atol=1e-5, rtol=1e-3)

@@ -62,6 +62,24 @@ def policy_loss(
     return PolicyLoss(-(weights * torch.minimum(plain, clipped)).sum(), was_clipped, kl)
 
 
+def tilted_reference(log_prm: Tensor, log_ref: Tensor, low: float, high: float, anchor: float) -> Tensor:
+    """anchor log ref(a) + clip(log phi(a)/ref(a), low, high) for every word a of the vocabulary, [N, V].
+
+    Over `anchor` and normalised it is the log-probability of the best policy for one who earns the clipped process
+    reward at every token and pays `anchor` nats for a nat of KL to the reference.
+    """
+    return anchor * log_ref + (log_prm - log_ref).clamp(low, high)
+
+
+def distillation_loss(log_policy: Tensor, tilted: Tensor, anchor: float) -> Tensor:
+    """Sum over tokens of anchor KL(policy || tilted reference), less a constant: the PRM teaches the policy.
+
+    The same as -E_policy[clip(log phi/ref)] + anchor KL(policy || ref), with no sampled token in it. log_policy
+    [N, V] of N response tokens; `tilted` from `tilted_reference`. Count: N.
+    """
+    return (log_policy.exp() * (anchor * log_policy - tilted)).sum()
+
+
 def prm_ce_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
     """Sum over responses of the cross-entropy of sigmoid(s(y)) against o in [0, 1]. PRIME eq. 4; 2412.01981 eq. 5.
 

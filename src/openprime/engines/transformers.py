@@ -8,17 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
+from openprime.models.attention import use_own_attention
 from openprime.models.logprobs import float32_head, has_plain_head
 from openprime.models.lora import has_adapters
 from openprime.types import Group, NonFiniteError, Prompt, Response, Sampling
@@ -68,45 +61,20 @@ class _GrowingLayer(DynamicLayer):
         return views[0], views[1]
 
 
-def shared_heads(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs,
-) -> tuple[Tensor, Tensor | None]:
-    """Transformers' `sdpa` attention, without copies of the cache where query heads share a key head.
-
-    For a single position [B, H, 1, D] the heads that share a key head stand as positions of that head:
-    each sees all keys, as it did. Transformers repeats keys and values for every query head instead.
-    """
-    rows, heads, positions, width = query.shape
-    one_mask = attention_mask is None or attention_mask.shape[1] == 1
-    if positions > 1 or heads == key.shape[1] or not one_mask or kwargs.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    grouped = query.reshape(rows, key.shape[1], -1, width)
-    found = torch.nn.functional.scaled_dot_product_attention(
-        grouped, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling")
-    )
-    return found.reshape(rows, 1, heads, -1), None
-
-
-AttentionInterface.register("shared_heads", shared_heads)
-AttentionMaskInterface.register("shared_heads", sdpa_mask)
-
-
 @contextlib.contextmanager
-def decoding_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Put `shared_heads` in the place of `sdpa` for a while."""
-    before = model.config._attn_implementation
-    if before == "sdpa":
-        model.set_attn_implementation("shared_heads")
+def casts_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Let autocast keep its copies of frozen weights, which it does only of weights that require gradients.
+
+    The base below an adapter would be cast anew for every token. Not for passes that make gradients.
+    """
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     try:
         yield
     finally:
-        if before == "sdpa":
-            model.set_attn_implementation(before)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 class TransformersEngine:
@@ -123,6 +91,7 @@ class TransformersEngine:
         self.model, self.tokenizer, self.sequences, self.bfloat16 = model, tokenizer, sequences, bfloat16
         self.end_tokens = end_tokens
         self.version = 0
+        use_own_attention(model)
 
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take new policy weights. Weights that are already the engine's own storage are not copied.
@@ -161,7 +130,8 @@ class TransformersEngine:
             if self.bfloat16
             else contextlib.nullcontext()
         )
-        with torch.inference_mode(), decoding_attention(self.model), cast:
+        # Not inference_mode, in which autocast would cast all weights again for every token.
+        with casts_kept(self.model), torch.no_grad(), cast:
             for start in range(0, len(order), per_batch):
                 chosen = order[start : start + per_batch]
                 uniforms = torch.stack([_uniforms(seed, i, sampling) for i in chosen])  # [P, K, max_tokens]

@@ -1,4 +1,4 @@
-"""Token log-probabilities from float32 logits, never holding more than a block of the logits."""
+"""Token log-probabilities from float32 logits in bounded memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from openprime.models.attention import alike, pack, packed_inputs, packs
 from openprime.types import Batch
 
 BLOCK_ELEMENTS = 2**22
 """Logits held at a time: 16 MiB in float32, which stay in a CPU's cache."""
+KEPT_ELEMENTS = 2**26
+"""Logits that the forward pass leaves to the backward pass, 256 MiB in float32; the others are made again."""
 CPU_TOKENS = 2048
-"""Padded tokens of a micro-batch on a CPU: what larger ones hold leaves its cache, and they are slower."""
+"""Tokens of a micro-batch on a CPU: what larger ones hold leaves its cache, and they are slower."""
 
 
 def token_logprobs(
@@ -26,47 +29,100 @@ def token_logprobs(
     transformer runs in autocast; logits and log-softmax are float32 all the same (trap 11).
     Returns [B, T] float32, differentiable.
     """
-    cast = torch.autocast(token_ids.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
-    rows, columns = mask.nonzero(as_tuple=True)
-    targets = token_ids[rows, columns]
-    # Right padding needs no attention mask: causal attention never looks to the right.
+    if packs(model) and mask.any():
+        packing = pack(token_ids, mask)
+        inputs, places = packed_inputs(packing), (0, packing.places)
+        return _logprobs(model, inputs, places, token_ids, mask, temperature, bfloat16)
+    # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
+    values = torch.zeros_like(mask, dtype=torch.float32)
+    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
+    for block in alike(ends) or [[0]]:  # one row where nothing is asked for: all passes leave a graph
+        rows, width = torch.tensor(block, device=mask.device), max(1, ends[block[0]])
+        ids, own = token_ids[rows, :width], mask[rows, :width]
+        at, columns = own.nonzero(as_tuple=True)
+        inputs = {"input_ids": ids, "use_cache": False}
+        part = _logprobs(model, inputs, (at, columns - 1), ids, own, temperature, bfloat16)
+        values = values.index_put((rows,), torch.nn.functional.pad(part, (0, mask.shape[1] - width)))
+    return values
+
+
+def _logprobs(
+    model: PreTrainedModel,
+    inputs: dict,
+    places: tuple,
+    token_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    bfloat16: bool,
+) -> Tensor:
+    """[B, T] of one forward pass; `places` are those of the tokens before the True ones of mask [B, T]."""
+    cast = torch.autocast(mask.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
+    targets = token_ids[mask]
     if has_plain_head(model):
         with cast:
-            hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, D]
+            hidden = model.base_model(**inputs).last_hidden_state[places]  # [M, D]
         head: Any = model.get_output_embeddings()
-        values = selected_logprobs(
-            hidden[rows, columns - 1].float(), head.weight, head.bias, targets, temperature, bfloat16
-        )
+        values = selected_logprobs(hidden.float(), head.weight, head.bias, targets, temperature, bfloat16)
     else:
         with cast, float32_head(model):
-            logits = model(input_ids=token_ids, use_cache=False).logits  # [B, T, V]
-        logits = logits[rows, columns - 1].float() / temperature
+            logits = model(**inputs).logits[places].float() / temperature  # [M, V]
         values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    return torch.zeros_like(mask, dtype=torch.float32).index_put((rows, columns), values)
+    return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, values)
 
 
-def micro_batches(lengths: Tensor, tokens: int, together: Tensor | None = None) -> list[Tensor]:
-    """Rows of micro-batches of at most `tokens` padded tokens, longest first.
+def token_distributions(
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float = 1.0, bfloat16: bool = False
+) -> Tensor:
+    """log p(. | tokens before t) over the whole vocabulary where `mask` is True, [N, V] float32, differentiable.
 
-    Args: lengths [B]; together [B]: rows with the same number stay together. A unit longer than the
-    budget gets a micro-batch of its own. Every row is in exactly one micro-batch. On a CPU the budget is
-    at most CPU_TOKENS.
+    Arguments as in `token_logprobs`. Holds all N rows: for small vocabularies, or few tokens at a time.
+    """
+    cast = torch.autocast(mask.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
+    if packs(model) and mask.any():
+        packing = pack(token_ids, mask)
+        inputs, places = packed_inputs(packing), (0, packing.places)
+    else:
+        rows, columns = mask.nonzero(as_tuple=True)
+        inputs, places = {"input_ids": token_ids, "use_cache": False}, (rows, columns - 1)
+    if has_plain_head(model):
+        with cast:
+            hidden = model.base_model(**inputs).last_hidden_state[places]  # [N, D]
+        head: Any = model.get_output_embeddings()
+        logits = nn.functional.linear(hidden.float(), head.weight, head.bias)
+    else:
+        with cast, float32_head(model):
+            logits = model(**inputs).logits[places].float()
+    return (logits / temperature).log_softmax(-1)
+
+
+def micro_batches(
+    lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False
+) -> list[Tensor]:
+    """Rows of micro-batches of at most `tokens` tokens, longest first.
+
+    Args: lengths [B]; group [B]: rows with the same number follow one another, so that they share their prompt.
+    With `whole` they stay in one micro-batch. What is longer than the budget by itself gets a micro-batch of
+    its own. Every row is in exactly one micro-batch. On a CPU the budget is at most CPU_TOKENS.
     """
     if lengths.device.type == "cpu":
         tokens = min(tokens, CPU_TOKENS)
-    units: dict[int, list[int]] = {}
-    for row, unit in enumerate(range(len(lengths)) if together is None else together.tolist()):
-        units.setdefault(unit, []).append(row)
     sizes = lengths.tolist()
-    ordered = sorted(units.values(), key=lambda rows: -max(sizes[row] for row in rows))
+    groups: dict[int, list[int]] = {}
+    for row, unit in enumerate(range(len(sizes)) if group is None else group.tolist()):
+        groups.setdefault(unit, []).append(row)
+    for rows in groups.values():
+        rows.sort(key=lambda row: -sizes[row])
+    ordered = sorted(groups.values(), key=lambda rows: -sizes[rows[0]])
+    units = ordered if whole else [[row] for rows in ordered for row in rows]
     batches: list[list[int]] = []
-    width = 0
-    for rows in ordered:
-        if batches and (len(batches[-1]) + len(rows)) * width <= tokens:
-            batches[-1] += rows
-        else:
-            batches.append(list(rows))
-            width = max(sizes[row] for row in rows)
+    held = 0
+    for rows in units:
+        size = sum(sizes[row] for row in rows)
+        if not batches or held + size > tokens:
+            batches.append([])
+            held = 0
+        batches[-1] += rows
+        held += size
     return [torch.tensor(rows, device=lengths.device) for rows in batches]
 
 
@@ -76,7 +132,7 @@ def batch_logprobs(
     """Log-probabilities of the response tokens, [B, T], in micro-batches, without gradient."""
     logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
     with torch.no_grad():
-        for rows in micro_batches(batch.lengths, tokens):
+        for rows in micro_batches(batch.lengths, tokens, batch.group):
             micro = batch.select(rows)
             part = token_logprobs(model, micro.token_ids, micro.response_mask, temperature, bfloat16)
             logprobs[rows, : part.shape[1]] = part
@@ -135,45 +191,58 @@ def selected_logprobs(
     Args: hidden [N, D], weight [V, D], bias [V] or None, targets [N]. With `bfloat16` the backward pass
     multiplies its float32 gradients of the logits in bfloat16. Returns [N] float32.
     """
-    return _SelectedLogprobs.apply(hidden, weight, bias, targets, temperature, bfloat16)  # pyright: ignore
+    needed = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (hidden, weight, bias)
+    )
+    kept = KEPT_ELEMENTS if needed else 0
+    return _SelectedLogprobs.apply(hidden, weight, bias, targets, temperature, bfloat16, kept)  # pyright: ignore
 
 
 class _SelectedLogprobs(torch.autograd.Function):
-    """Forward keeps one number a token (log of the partition sum); backward makes the logits again.
+    """Forward keeps one number a token (log of the partition sum), and exp(logits) while there is room.
 
+    What it did not keep, backward makes again: a fourth product beside the logits and the two gradients.
     Blocks of the vocabulary rather than of tokens: a large weight and its gradient pass by once.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, temperature, bfloat16):
+    def forward(ctx, hidden, weight, bias, targets, temperature, bfloat16, room):
         partition = hidden.new_full((hidden.shape[0],), -torch.inf)
         values = torch.zeros_like(partition)
+        kept: list[Tensor] = []  # of each block, while there is room: exp(logits - largest), largest
         for part in _blocks(hidden.shape[0], weight.shape[0]):
             logits = _logits(hidden, weight[part], None if bias is None else bias[part], temperature)
             rows, columns = _within(part, targets)
             values[rows] = logits[rows, columns]
             largest = logits.amax(-1)
-            sums = logits.sub_(largest[:, None]).exp_().sum(-1)
-            partition = torch.logaddexp(partition, largest + sums.log_())
-        ctx.save_for_backward(hidden, weight, bias, targets, partition)
+            powers = logits.sub_(largest[:, None]).exp_()
+            partition = torch.logaddexp(partition, largest + powers.sum(-1).log_())
+            room -= powers.numel()
+            if room >= 0:
+                kept += [powers, largest]
+        ctx.save_for_backward(hidden, weight, bias, targets, partition, *kept)
         ctx.temperature, ctx.bfloat16 = temperature, bfloat16
         return values - partition
 
     @staticmethod
     def backward(ctx, *grads):
         (grad,) = grads
-        hidden, weight, bias, targets, partition = ctx.saved_tensors
+        hidden, weight, bias, targets, partition, *kept = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
         grad_bias = torch.empty_like(bias) if bias is not None and need_bias else None
         dtype = torch.bfloat16 if ctx.bfloat16 else hidden.dtype
         narrow_hidden, scale = hidden.to(dtype), grad / ctx.temperature  # the temperature's 1/T
-        for part in _blocks(hidden.shape[0], weight.shape[0]):
-            own_bias = None if bias is None else bias[part]
-            logits = _logits(hidden, weight[part], own_bias, ctx.temperature)  # [N, v]
+        for i, part in enumerate(_blocks(hidden.shape[0], weight.shape[0])):
             # d log p(y) / d logits = onehot(y) - softmax
-            grad_logits = logits.sub_(partition[:, None]).exp_().mul_(-scale[:, None])
+            if 2 * i < len(kept):
+                powers, largest = kept[2 * i : 2 * i + 2]
+                grad_logits = powers * (-scale * (largest - partition).exp())[:, None]
+            else:
+                own_bias = None if bias is None else bias[part]
+                logits = _logits(hidden, weight[part], own_bias, ctx.temperature)  # [N, v]
+                grad_logits = logits.sub_(partition[:, None]).exp_().mul_(-scale[:, None])
             rows, columns = _within(part, targets)
             grad_logits[rows, columns] += scale[rows]
             narrow = grad_logits.to(dtype)
@@ -183,7 +252,7 @@ class _SelectedLogprobs(torch.autograd.Function):
                 grad_weight[part] = narrow.t() @ narrow_hidden
             if grad_bias is not None:
                 grad_bias[part] = grad_logits.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:

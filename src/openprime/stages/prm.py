@@ -21,16 +21,14 @@ from openprime.config import OfflinePRMConfig
 from openprime.data.judged import Judged, collate_judged, read_judged, split_prompts
 from openprime.data.steps import text_of_tokens, token_texts
 from openprime.models.hub import load_tokenizer, pad_token, pick_device, same_vocabulary
-from openprime.models.implicit_prm import PUBLISHED_BETA, ImplicitPRM, is_prm, read_settings
+from openprime.models.implicit_prm import ImplicitPRM, is_prm, read_settings
 from openprime.models.logprobs import batch_logprobs
 from openprime.models.lora import Loader, using_adapter
 from openprime.training.learner import Learner
-from openprime.training.prm import PAIRS, kto_reference_point, outcome_loss, prm_loss
+from openprime.training.prm import PAIRS, fitting_beta, kto_reference_point, outcome_loss, prm_loss
 from openprime.training.run import Bar, Run, Signals
 from openprime.types import Batch, NonFiniteError
 
-REACH = 0.5
-"""What beta=auto makes of beta S, where S is -log ref of the median response: its P(right) can reach 0.62."""
 SAMPLE = 256
 """Responses that S is measured on."""
 ROWS = 1024
@@ -226,11 +224,9 @@ def median_nats(reference: PreTrainedModel, rows: Sequence[Judged], config: Offl
 def choose_beta(asked: float | str, own: float | None, nats: float, notes: list[str]) -> float:
     """The PRM's beta: as asked; auto is its own of a PRM that is trained on, else what fits `nats`.
 
-    The log-ratio of a response, sum_t log(phi/ref), cannot exceed -log ref(y), for phi(y) <= 1. So sigmoid(beta S)
-    bounds P(right) of the median response from above, and a beta that is too small leaves the loss nothing to
-    gain. It is noted where the bound is below 0.6.
+    It is noted where P(right) of the median response cannot rise above 0.6.
     """
-    fitting = max(PUBLISHED_BETA, min(1.0, REACH / max(nats, 1e-6)))
+    fitting = fitting_beta(nats)
     beta = own or fitting if isinstance(asked, str) else asked
     bound = 1 / (1 + math.exp(-beta * nats))
     notes.append(

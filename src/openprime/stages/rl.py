@@ -1,4 +1,4 @@
-"""`openprime rl`: PRIME's algorithm 1 (arXiv 2502.01456), top to bottom."""
+"""`openprime rl`: PRIME's algorithm 1 (arXiv 2502.01456), top to bottom; and its variant by distillation."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,6 +18,7 @@ from openprime.data.stream import PromptStream
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import (
     end_tokens,
+    load_model,
     load_tokenizer,
     pad_token,
     pick_device,
@@ -27,6 +28,7 @@ from openprime.models.implicit_prm import is_prm, read_settings
 from openprime.models.lora import Loader
 from openprime.stages.evaluate import measure
 from openprime.training.collect import Collector, derive_seed
+from openprime.training.distill import Distiller
 from openprime.training.learner import Learner
 from openprime.training.prm import PRMTrainer
 from openprime.training.run import Bar, Run, Signals
@@ -55,16 +57,19 @@ def train_with(pool: Pool, config: RLConfig) -> None:
             with finite(run, step), saved_on_error(parts, step):
                 groups = collector.collect(step, signals.check)  # sample, verify, filter, refill
             batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer)).to(engine.model.device)
+            generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches", step))
             with finite(run, step):
-                rewards, prm_metrics = process_rewards(prm, batch, run)  # score, update the PRM
-                advantages, advantage_metrics = compute_advantages(batch, rewards, config.advantage)
-                with run.clock.phase("policy"):
-                    generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches", step))
-                    policy_metrics = update_policy(policy, batch, advantages, config.policy, generator)
+                if isinstance(prm, Distiller):
+                    rewards, metrics = prm.step(policy, batch, config.policy, generator, run.clock)
+                else:
+                    rewards, prm_metrics = process_rewards(prm, batch, run)  # score, update the PRM
+                    advantages, metrics = compute_advantages(batch, rewards, config.advantage)
+                    with run.clock.phase("policy"):
+                        metrics |= update_policy(policy, batch, advantages, config.policy, generator)
+                    metrics |= prm_metrics
             engine.load(policy.weights(), step)
 
-            metrics = {"reward/outcome": float(batch.outcome.mean())} | collector.metrics
-            metrics |= prm_metrics | advantage_metrics | policy_metrics
+            metrics = {"reward/outcome": float(batch.outcome.mean())} | collector.metrics | metrics
             last = step == config.steps
             if last or (config.eval.every and step % config.eval.every == 0):
                 metrics |= evaluate(parts, config)
@@ -81,6 +86,8 @@ def train_with(pool: Pool, config: RLConfig) -> None:
     run.export_model("model", policy.exportable(), parts.tokenizer, config.data)
     if prm:
         reference = "" if config.prm.reference == "policy" else reference_name(config)
+        if isinstance(prm, Distiller):  # the last step's
+            reference = str(run.export_model("reference", prm.reference, parts.tokenizer, config.data))
         run.export("prm", lambda folder: prm.prm.save_pretrained(folder, parts.tokenizer, reference))
     run.console.print(f"done: {run.folder} holds the policy in model/" + (", the PRM in prm/" if prm else ""))
 
@@ -91,7 +98,7 @@ class Parts:
 
     run: Run
     policy: Learner
-    prm: PRMTrainer | None
+    prm: PRMTrainer | Distiller | None
     """None in the outcome-only control."""
     engine: TransformersEngine
     collector: Collector
@@ -103,7 +110,7 @@ class Parts:
 
     def state(self) -> dict:
         """What a checkpoint keeps (trap 10)."""
-        trained = {"policy": self.policy.state()} | ({"prm": self.prm.learner.state()} if self.prm else {})
+        trained = {"policy": self.policy.state()} | ({"prm": self.prm.state()} if self.prm else {})
         return trained | {"collector": self.collector.state()}
 
     def restore(self, state: dict) -> None:
@@ -111,7 +118,7 @@ class Parts:
         self.policy.restore(state["policy"])
         self.collector.restore(state["collector"])
         if self.prm:
-            self.prm.learner.restore(state["prm"])
+            self.prm.restore(state["prm"])
         self.engine.load(self.policy.weights(), self.run.step)
 
 
@@ -132,7 +139,7 @@ def prepare(config: RLConfig, pool: Pool) -> Parts:
     updates = -(-rollout.prompts * rollout.responses // config.policy.minibatch)
     total = config.steps * config.policy.epochs * updates
     policy = Learner(model, config.policy, total, bfloat16, rollout.temperature, adapter)
-    prm = make_prm(config, loader, bfloat16) if config.advantage.process_weight else None
+    prm = make_prm(config, loader, bfloat16) if config.uses_prm else None
     engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), rollout.sequences, bfloat16)
     stream = PromptStream(prompts, config.seed)
     collector = Collector(engine, stream, pool, rollout, config.filter, config.seed)
@@ -173,8 +180,11 @@ def finite(run: Run, step: int) -> Iterator[None]:
         ) from error
 
 
-def make_prm(config: RLConfig, loader: Loader, bfloat16: bool) -> PRMTrainer:
+def make_prm(config: RLConfig, loader: Loader, bfloat16: bool) -> PRMTrainer | Distiller:
     """The PRM, a copy of `prm.model` (else of the policy's start), and its reference."""
+    if config.algorithm == "distill":
+        model, reference = (load_model(config.model, loader.device) for _ in range(2))
+        return Distiller(model, reference, config.prm, config.distill, bfloat16)
     name = config.prm.model or config.model
     if config.prm.model:
         same_vocabulary(load_tokenizer(name), name, load_tokenizer(config.model), config.model)

@@ -9,7 +9,7 @@ holds it against measured peaks.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from openprime.config import LoRAConfig, OfflinePRMConfig, OptimizerConfig, RLConfig, SFTConfig
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 GiB = 2**30
 LOGITS = 2**22
 """Logits that `models.logprobs` holds at a time."""
+KEPT_LOGITS = 2**26
+"""Logits that its forward pass leaves to the backward pass."""
 CACHE_STEP = 128
 """Positions that the transformers engine's cache makes room for at a time."""
 PARTS = ("weights", "optimiser", "gradients", "copies", "activations", "cache", "logits", "engine")
@@ -165,10 +167,10 @@ def kept_per_block(shape: Shape, bfloat16: bool, adapter: LoRAConfig | None) -> 
     norms = 2 * d if adapter else 4 * d
     if not bfloat16:
         ranks = 4 * 7 * adapter.rank if adapter else 0
-        return 4 * (norms + 2 * d + 2 * q + 2 * k + 4 * f) + ranks + small
-    # Each of q, k, v, gate and up casts its input anew; an adapter casts attention's output once more.
-    ranks, outputs = (2 * 7 * adapter.rank, 3 * q) if adapter else (0, 2 * q)
-    return 4 * norms + 2 * (5 * d + outputs + 2 * k + 4 * f) + ranks + small
+        return 4 * (norms + 2 * d + 3 * q + 2 * k + 4 * f) + ranks + small
+    ranks = 2 * 7 * adapter.rank if adapter else 0
+    # Each of q, k, v, gate and up casts its input anew.
+    return 4 * norms + 2 * (5 * d + 3 * q + 2 * k + 4 * f) + ranks + small
 
 
 def training_bytes(part: Part, tokens: int, passes: float, layout: Layout, bfloat16: bool) -> Bytes:
@@ -193,16 +195,17 @@ def training_bytes(part: Part, tokens: int, passes: float, layout: Layout, bfloa
         2 * 4 * s.matrices / s.layers if sharded and not lora else 0.0
     )  # whole ones, until they are reduced
     head = 0.0 if lora else 4.0 * s.head
+    logits = 4.0 * min(KEPT_LOGITS, tokens * s.vocabulary)
     begin = {
         "gradients": gradients if again else 0.0,
         "activations": tokens * (kept + flowing),
-        "copies": copied_bytes(part, layout, bfloat16, kept=not recompute) + passing,
-        "logits": min(LOGITS, tokens * s.vocabulary) * (6 if bfloat16 else 4) + head,
+        "copies": copied_bytes(s, layout, bfloat16, whole=not (recompute and lora)) + passing,
+        "logits": logits + min(LOGITS, tokens * s.vocabulary) * (6 if bfloat16 else 4) + head,
     }
     end = {
         "gradients": gradients + (head if s.tied else 0.0) + (head if again else 0.0),
         "activations": tokens * 4 * 2 * s.width,
-        "copies": copied_bytes(part, layout, bfloat16, kept=False) + passing,
+        "copies": copied_bytes(s, layout, bfloat16, whole=False) + passing,
     }
     return max(begin, end, key=lambda parts: sum(parts.values()))
 
@@ -211,18 +214,21 @@ def scoring_bytes(part: Part, tokens: int, passes: float, layout: Layout, bfloat
     """Beside what is resident: a forward pass that keeps nothing, within one block."""
     s, size = part.shape, 2 if bfloat16 else 4
     inner = tokens * (size * 3 * s.mlp + 4 * 4 * s.width)
-    copies = copied_bytes(part, layout, bfloat16, kept=False)
+    copies = copied_bytes(s, layout, bfloat16, whole=part.trained and not part.adapter)
     return {"copies": copies, "activations": inner, "logits": min(LOGITS, tokens * s.vocabulary) * 4}
 
 
-def copied_bytes(part: Part, layout: Layout, bfloat16: bool, kept: bool) -> float:
-    """Weights that are gathered from other ranks, two blocks at a time and the head, or cast for the backward pass."""
-    s, size = part.shape, 2 if bfloat16 else 4
+def copied_bytes(shape: Shape, layout: Layout, bfloat16: bool, whole: bool) -> float:
+    """Weights gathered from other ranks, two blocks at a time and the head; or cast, `whole` or a matrix at a time.
+
+    Autocast keeps its copies until a pass is over where weights require gradients, and the backward pass needs them.
+    """
+    size = 2 if bfloat16 else 4
     if layout.ranks > 1 or layout.cpu_offload:
-        return 2 * size * s.matrices / s.layers + 4 * s.head * (1 if s.tied else 2)
+        return 2 * size * shape.matrices / shape.layers + 4 * shape.head * (1 if shape.tied else 2)
     if not bfloat16:
         return 0.0
-    return 2.0 * s.matrices if kept or part.trained else 2.0 * max(i * o for _, i, o in s.linear)
+    return 2.0 * (shape.matrices if whole else max(i * o for _, i, o in shape.linear))
 
 
 def cache_per_token(shape: Shape, bfloat16: bool, engine: str) -> int:
@@ -246,7 +252,7 @@ def sampling_bytes(config: RLConfig, layout: Layout, policy: Part, bfloat16: boo
     positions = -(-longest // CACHE_STEP) * CACHE_STEP
     cache = rows * positions * cache_per_token(s, bfloat16, "transformers")
     uniforms = rows * rollout.max_response_tokens * 8
-    copies = copied_bytes(replace(policy, trained=False), layout, bfloat16, kept=False)
+    copies = copied_bytes(s, layout, bfloat16, whole=True)
     return {
         "cache": cache * (1 + 1 / (2 * s.layers)),
         "logits": 3 * 4 * rows * s.vocabulary + uniforms,
@@ -302,9 +308,12 @@ def work_of(
 
 def flops_of_row(part: Part, config: TrainingConfig, prompt: float, response: float) -> float:
     """FLOPs of a model's passes over one prompt and response in a step."""
-    s, length = part.shape, prompt + response
-    body = length * (
-        2 * s.matrices + 2 * s.layers * s.query * length
+    s, length = part.shape, prompt + response - 1  # nothing is predicted from the last token
+    read = length
+    if isinstance(config, RLConfig):  # packed tokens: a prompt is read once for its responses
+        read -= prompt * (1 - 1 / config.rollout.responses)
+    body = (
+        2 * read * s.matrices + 2 * s.layers * s.query * length**2
     )  # causal attention: half of the positions
     head = response * 2 * s.head
     if not part.trained:
@@ -313,7 +322,7 @@ def flops_of_row(part: Part, config: TrainingConfig, prompt: float, response: fl
     update = (2 if part.adapter else 3) * body + (3 if part.adapter else 4) * head
     if part.optimizer.gradient_checkpointing:
         # A block is computed again up to the last product that is needed: not its own last one, but an adapter's.
-        update += body - (0 if part.adapter else length * 2 * s.layers * s.width * s.mlp)
+        update += body - (0 if part.adapter else read * 2 * s.layers * s.width * s.mlp)
     passes, scorings = 1, 0
     if isinstance(config, RLConfig):
         passes = config.policy.epochs if part.role == "policy" else 1

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from openprime.config import OptimizerConfig
-from openprime.models.logprobs import batch_logprobs, micro_batches, token_logprobs
+from openprime.models.logprobs import batch_logprobs, micro_batches, token_distributions, token_logprobs
 from openprime.models.lora import merged_model, merged_tensors, trained_parameters, using_adapter
 from openprime.types import Batch, NonFiniteError
 
@@ -57,25 +57,37 @@ class Learner:
             fused=True,
         )
 
-    def update(self, batch: Batch, loss: Loss, denominator: float, together: Tensor | None = None) -> Update:
+    def update(
+        self,
+        batch: Batch,
+        loss: Loss,
+        denominator: float,
+        whole_groups: bool = False,
+        whole_vocabulary: bool = False,
+    ) -> Update:
         """One optimiser step on the whole batch, in micro-batches.
 
-        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). Rows with the
-        same number in `together` [B] stay in one micro-batch. Raises NonFiniteError before the step.
+        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). With `whole_groups` the
+        rows of a group stay in one micro-batch. With `whole_vocabulary` the loss gets the log-probabilities of
+        every word at the micro-batch's response tokens [N, V], and the update's own are left 0. Raises
+        NonFiniteError before the step.
         """
+        forward = token_distributions if whole_vocabulary else token_logprobs
         self.optimizer.zero_grad(set_to_none=True)
         logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
         total = 0.0
-        for rows in micro_batches(batch.lengths, self.config.tokens_per_microbatch, together):
+        budget = self.config.tokens_per_microbatch
+        for rows in micro_batches(batch.lengths, budget, batch.group, whole_groups):
             micro = batch.select(rows)
             with using_adapter(self.model, self.adapter):  # around the backward pass, which may compute again
-                current = token_logprobs(
+                current = forward(
                     self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16
                 )
                 part = loss(current, micro, rows) / denominator
                 part.backward()
             total += float(part.detach())
-            logprobs[rows, : current.shape[1]] = current.detach()  # in the batch's order (trap 7)
+            if not whole_vocabulary:
+                logprobs[rows, : current.shape[1]] = current.detach()  # in the batch's order (trap 7)
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip_grad))
         if not (math.isfinite(total) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)

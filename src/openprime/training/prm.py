@@ -11,12 +11,16 @@ from openprime.algorithm.losses import prm_ce_loss, prm_dpo_loss, prm_kto_loss, 
 from openprime.algorithm.rewards import prefix_values, response_scores, token_rewards
 from openprime.config import PRMConfig
 from openprime.data.judged import Judged, collate_judged
-from openprime.models.implicit_prm import ImplicitPRM
+from openprime.models.implicit_prm import PUBLISHED_BETA, ImplicitPRM
 from openprime.training.learner import Learner, Loss
 from openprime.types import Batch
 
 PAIRS = ("dpo", "nca")
 """Losses on pairs of a prompt's responses."""
+
+
+REACH = 0.5
+"""What `fitting_beta` makes of beta S, where S is -log ref of the median response: its P(right) can reach 0.62."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,10 @@ class PRMTrainer:
         for rows in _minibatches(batch.group, self.config.minibatch):
             part = batch.select(rows)
             ref = reference[rows, : part.token_ids.shape[1]]
-            loss, count, together = prm_loss(self.config.loss, part, ref, self.config.beta)
+            loss, count, pairs = prm_loss(self.config.loss, part, ref, self.config.beta)
             if count == 0:  # DPO without a right and a wrong response
                 continue
-            done = self.learner.update(part, loss, count, together)
+            done = self.learner.update(part, loss, count, pairs)
             fresh = token_rewards(done.logprobs, ref, part.response_mask, self.config.beta)
             rewards[rows, : fresh.shape[1]] = fresh
             losses.append(done.loss)
@@ -91,6 +95,14 @@ class PRMTrainer:
         mean = sum(losses) / len(losses) if losses else nothing
         return PRMStep(rewards, fresh, mean, max(norms, default=nothing), rate)
 
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return self.learner.state()
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`."""
+        self.learner.restore(state)
+
     def _one_update(self, batch: Batch) -> bool:
         whole = self.config.minibatch == 0 or self.config.minibatch >= len(batch)
         return whole and _count(self.config.loss, batch) > 0
@@ -103,8 +115,8 @@ def prm_loss(
     beta: float,
     labels: Tensor | None = None,
     reference_point: float = 0.0,
-) -> tuple[Loss, int, Tensor | None]:
-    """The loss of a batch as the learner calls it, the count that divides its sum, and the rows that stay together.
+) -> tuple[Loss, int, bool]:
+    """The loss of a batch as the learner calls it, the count that divides its sum, and whether groups stay whole.
 
     `name` is ce, dpo, nca, kto or steps; `reference` [B, T] log ref of the response tokens. steps needs
     `labels` [B, T] where the batch's `step_end` is True; kto its `reference_point` z0. The count is the
@@ -119,7 +131,7 @@ def prm_loss(
             return prm_step_loss(prefix_values(rewards), labels[rows, :width], micro.step_end)[0]
         return outcome_loss(name, response_scores(rewards), micro.outcome, micro.group, reference_point)[0]
 
-    return loss, _count(name, batch), batch.group if name in PAIRS else None
+    return loss, _count(name, batch), name in PAIRS
 
 
 def outcome_loss(
@@ -132,6 +144,15 @@ def outcome_loss(
         return prm_kto_loss(scores, outcomes, reference_point), len(scores)
     total, pairs = (prm_dpo_loss if name == "dpo" else prm_nca_loss)(scores, outcomes, group)
     return total, int(pairs)
+
+
+def fitting_beta(nats: float) -> float:
+    """The beta for responses of which the median has S = `nats` nats under the reference: REACH / S, in [.05, 1].
+
+    The log-ratio of a response, sum_t log(phi/ref), cannot exceed -log ref(y), for phi(y) <= 1. So sigmoid(beta S)
+    bounds P(right) of the median response from above, and a beta that is too small leaves the loss nothing to gain.
+    """
+    return max(PUBLISHED_BETA, min(1.0, REACH / max(nats, 1e-6)))
 
 
 def kto_reference_point(prm: ImplicitPRM, rows: Sequence[Judged], max_tokens: int) -> float:
