@@ -18,6 +18,7 @@ from openprime.data.stream import PromptStream
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import (
     end_tokens,
+    load_model,
     load_tokenizer,
     pad_token,
     pick_device,
