@@ -18,7 +18,6 @@ from openprime.data.stream import PromptStream
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import (
     end_tokens,
-    load_model,
     load_tokenizer,
     pad_token,
     pick_device,
