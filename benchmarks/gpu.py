@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from plan_memory import forget_peak, resident
-from step_time import Shape, alternate, make_files
+from step_work import Shape, alternate, make_files
 
 SHAPES = {
     "tiny": Shape(256, 4, 4, 2, 768, 4096, 4, 4, 64),

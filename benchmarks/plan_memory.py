@@ -94,7 +94,7 @@ def make_files(folder: Path, case: Case) -> None:
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    from step_time import make_tokenizer, text_of, write_rows
+    from step_work import make_tokenizer, text_of, write_rows
 
     tokenizer = make_tokenizer(min(case.vocabulary, 4096))
     config = Qwen2Config(
