@@ -15,22 +15,15 @@ from openprime.config import AdvantageConfig, PolicyConfig, RLConfig
 from openprime.data.collate import collate, tokens_containing
 from openprime.data.readers import read_prompts
 from openprime.data.stream import PromptStream
-from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import (
-    end_tokens,
-    load_model,
-    load_tokenizer,
-    pad_token,
-    pick_device,
-    same_vocabulary,
-)
+from openprime.engines.make import make_engine
+from openprime.models.hub import load_model, load_tokenizer, pad_token, pick_device, same_vocabulary
 from openprime.models.implicit_prm import is_prm, read_settings
 from openprime.stages.evaluate import measure
 from openprime.training.collect import Collector, derive_seed
 from openprime.training.learner import Learner
 from openprime.training.prm import PRMTrainer
 from openprime.training.run import Bar, Run, Signals
-from openprime.types import Batch, Group, NonFiniteError, Prompt
+from openprime.types import Batch, Engine, Group, NonFiniteError, Prompt
 from openprime.verifiers.pool import Pool
 
 
@@ -54,7 +47,8 @@ def train_with(pool: Pool, config: RLConfig) -> None:
         for step in range(run.step + 1, config.steps + 1):
             with finite(run, step), saved_on_error(parts, step):
                 groups = collector.collect(step, signals.check)  # sample, verify, filter, refill
-            batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer)).to(engine.model.device)
+            batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer)).to(policy.model.device)
+            engine.rest()
             with finite(run, step):
                 rewards, prm_metrics = process_rewards(prm, batch, run)  # score, update the PRM
                 advantages, advantage_metrics = compute_advantages(batch, rewards, config.advantage)
@@ -93,7 +87,7 @@ class Parts:
     policy: Learner
     prm: PRMTrainer | None
     """None in the outcome-only control."""
-    engine: TransformersEngine
+    engine: Engine
     collector: Collector
     held_out: list[Prompt]
     pool: Pool
@@ -132,7 +126,17 @@ def prepare(config: RLConfig, pool: Pool) -> Parts:
     total = config.steps * config.policy.epochs * updates
     policy = Learner(model, config.policy, total, bfloat16, rollout.temperature)
     prm = make_prm(config, device, bfloat16) if config.advantage.process_weight else None
-    engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), rollout.sequences, bfloat16)
+    longest = config.data.max_prompt_tokens + rollout.max_response_tokens
+    engine = make_engine(
+        config.engine,
+        config,
+        config.model,
+        tokenizer,
+        rollout.sequences,
+        longest,
+        model,
+        lambda: policy.model.named_parameters(),
+    )
     stream = PromptStream(prompts, config.seed)
     collector = Collector(engine, stream, pool, rollout, config.filter, config.seed)
     step_ends = tokens_containing(tokenizer, config.advantage.step_delimiter)

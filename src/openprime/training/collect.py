@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from openprime.config import FilterConfig, RolloutConfig
 from openprime.data.stream import PromptStream
-from openprime.engines.transformers import TransformersEngine
-from openprime.types import Group, Prompt, Response, Sampling, Verdict
+from openprime.types import Engine, Group, Prompt, Response, Sampling, Verdict
 from openprime.verifiers.pool import Pool, with_verdicts
 
 SMALLEST_PASS_RATE = 0.1
@@ -28,7 +27,7 @@ class CannotFillError(ValueError):
 class Collector:
     """Keeps the training batch full of groups that the filter lets pass."""
 
-    engine: TransformersEngine
+    engine: Engine
     stream: PromptStream
     pool: Pool
     rollout: RolloutConfig
@@ -137,7 +136,7 @@ class Collector:
 
 
 def sample_and_verify(
-    engine: TransformersEngine,
+    engine: Engine,
     pool: Pool,
     prompts: list[Prompt],
     sampling: Sampling,

@@ -36,7 +36,18 @@ from openprime.config import FolderConfig, PromptFormat, RunConfig
 from openprime.models.hub import save_model
 from openprime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
-MAY_CHANGE = {"resume", "steps", "epochs", "save_every", "keep", "sample_every", "wandb", "out", "sequences"}
+MAY_CHANGE = {
+    "resume",
+    "steps",
+    "epochs",
+    "save_every",
+    "keep",
+    "sample_every",
+    "wandb",
+    "out",
+    "sequences",
+    "engine",
+}
 """Settings that a resumed run may change."""
 CHUNK = 128
 """Items of a file that are made at a time: what a kill can cost."""

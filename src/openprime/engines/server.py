@@ -1,0 +1,298 @@
+"""Sampling on vLLM servers, here or on other machines; their user starts them, we hand them weights.
+
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs \\
+        --worker-extension-cls openprime.engines.vllm_worker.Weights
+"""
+
+import http.client
+import json
+import shutil
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from openprime.engines.responses import prompt_seed, to_response
+from openprime.types import EngineError, Group, Prompt, Sampling
+
+COMMAND = (
+    "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs "
+    "--worker-extension-cls openprime.engines.vllm_worker.Weights"
+)
+TRIES = 3
+"""Failures of servers over one prompt, after which it is the prompt's fault."""
+LOOK = 2.0
+"""Seconds between two looks at whether a server has come back."""
+SHARD = 4 * 2**30
+"""Bytes in one file of weights."""
+
+
+class ServerFault(RuntimeError):
+    """A server that cannot be reached, does not answer in time, or answers nonsense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Weights of one version, where servers find them."""
+
+    path: str
+    tag: str
+    """The version's name, unlike that of any other run's weights."""
+    version: int
+
+
+@dataclass(eq=False, slots=True)
+class Server:
+    """One server."""
+
+    url: str
+    timeout: float
+    tag: str = ""
+    """The weights it has, as far as we know; empty: not known, or it is down."""
+    running: int = 0
+    """Prompts that it is working on."""
+    open: set[http.client.HTTPConnection] = field(default_factory=set)
+
+    def ask(self, method: str, path: str, body: dict | None = None, timeout: float | None = None) -> Any:
+        """One request and its JSON. Raises ServerFault, and EngineError where the server refuses the request."""
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=timeout or self.timeout)
+        self.open.add(connection)
+        try:
+            text = None if body is None else json.dumps(body)
+            connection.request(method, path, text, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            status, answer = response.status, response.read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerFault(f"{self.url}: {type(error).__name__} {error}") from error
+        finally:
+            self.open.discard(connection)
+            connection.close()
+        if status == 404:
+            raise EngineError(f"{self.url} has no {path}: start it with `{COMMAND}`")
+        if 400 <= status < 500:
+            raise EngineError(f"{self.url}{path} refused: {answer[:500]}")
+        if status != 200:
+            raise ServerFault(f"{self.url}{path}: status {status}: {answer[:500]}")
+        try:
+            return json.loads(answer) if answer else None
+        except ValueError as error:
+            raise ServerFault(f"{self.url}{path}: no JSON: {answer[:100]!r}") from error
+
+    def take(self, source: Source) -> None:
+        """Have it take weights over and forget what it cached of older ones. Nothing may be running on it."""
+        self.ask("POST", "/collective_rpc", {"method": "take_weights", "args": [source.path]})
+        if not self.ask("POST", "/reset_prefix_cache")["success"]:
+            raise ServerFault(f"{self.url}: its prefix cache could not be reset; does somebody else use it?")
+        self.ask("POST", "/update_weight_version", {"new_version": source.tag})
+        self.tag = source.tag
+
+    def complete(
+        self, prompt: Prompt, sampling: Sampling, seed: int, ends: list[int], source: Source
+    ) -> list[dict]:
+        """Its `choices` for one prompt, all of them sampled whole and from the weights of `source`."""
+        body = {
+            "prompt": list(prompt.token_ids),
+            "n": sampling.responses,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "seed": seed,
+            # A model's own generation configuration would fill in what is not said here.
+            **{"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+            "stop_token_ids": ends,
+            "ignore_eos": True,  # those above are all
+            "logprobs": 0,  # of the sampled token
+            "return_token_ids": True,
+        }
+        choices = self.ask("POST", "/v1/completions", body)["choices"]
+        cut = {choice["finish_reason"] for choice in choices} - {"stop", "length"}
+        if cut:
+            raise ServerFault(f"{self.url}: it ended a response by {cut}")
+        # A server that was started anew in between has other weights.
+        has = self.ask("GET", "/weight_info")["weight_version"]
+        if has != source.tag:
+            raise ServerFault(f"{self.url}: it has the weights {has!r}, not {source.tag!r}")
+        return sorted(choices, key=lambda choice: choice["index"])
+
+    def hang_up(self) -> None:
+        """End what is under way; vLLM drops requests whose client is gone."""
+        for connection in list(self.open):
+            if connection.sock:
+                connection.sock.close()
+
+
+class ServerEngine:
+    """vLLM servers. A prompt goes to the least busy one, and to another where that one fails."""
+
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        model: str,
+        tokenizer: PreTrainedTokenizerBase,
+        end_tokens: frozenset[int],
+        sequences: int,
+        folder: Path,
+        timeout: float = 600.0,
+        bfloat16: bool = False,
+    ) -> None:
+        """`model`: where the first weights are. `folder`: through which later ones go, seen by the servers too.
+
+        Raises ValueError where no server answers or one was started in a way that cannot work.
+        """
+        self.servers = [Server(url.rstrip("/"), timeout) for url in urls]
+        self.tokenizer, self.end_tokens, self.sequences = tokenizer, end_tokens, sequences
+        self.folder, self.timeout, self.bfloat16 = folder.absolute(), timeout, bfloat16
+        self.name = uuid.uuid4().hex[:8]
+        local = Path(model)
+        self.source = Source(str(local.absolute()) if local.is_dir() else model, f"{self.name}-0", 0)
+        self.in_use = self.source
+        self.lock = threading.Lock()
+        """One call of `generate` at a time: weights change between calls only."""
+        faults = [fault for fault in map(_inspect, self.servers) if fault]
+        if len(faults) == len(self.servers):
+            raise ValueError(
+                f"engine.urls: no server answers: {'; '.join(faults)}. Start them with `{COMMAND}`"
+            )
+
+    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Write new policy weights, under their Hugging Face names; servers take them with the next `generate`."""
+        tag = f"{self.name}-{version}"
+        target, partial = self.folder / tag, self.folder / f".partial-{tag}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        shard: dict[str, Tensor] = {}
+        files = 0
+
+        def write() -> None:
+            save_file(shard, partial / f"model-{files:05d}.safetensors", {"format": "pt"})
+            shard.clear()
+
+        for name, tensor in named_tensors:
+            held = tensor.detach().to("cpu", torch.bfloat16 if self.bfloat16 else tensor.dtype)
+            if shard and sum(t.nbytes for t in shard.values()) + held.nbytes > SHARD:
+                write()
+                files += 1
+            shard[name] = held.contiguous()
+        write()
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        self.source = Source(str(target), tag, version)
+        for old in self.folder.glob(f"{self.name}-*"):
+            if str(old) not in (self.source.path, self.in_use.path):
+                shutil.rmtree(old)
+
+    def rest(self) -> None:
+        """They have their own memory."""
+
+    def generate(
+        self,
+        prompts: list[Prompt],
+        sampling: Sampling,
+        seed: int,
+        check: Callable[[], None] | None = None,
+        finished: Callable[[Group], None] | None = None,
+    ) -> list[Group]:
+        """As `Engine.generate` says. Raises EngineError where no server is left for `timeout` seconds."""
+        with self.lock:
+            self.in_use = source = self.source
+            slots = max(1, self.sequences // sampling.responses)  # prompts at a time on each server
+            groups: list[Group | None] = [None] * len(prompts)
+            waiting, failures = deque(range(len(prompts))), [0] * len(prompts)
+            running: dict[Future, tuple[int, Server]] = {}  # place of the prompt; -1: taking weights
+            looked: dict[str, float] = {}  # when a server was last asked to take weights
+            alive = time.monotonic()
+            ends = sorted(self.end_tokens)
+            pool = ThreadPoolExecutor(len(self.servers) * (slots + 1))
+            try:
+                while waiting or any(i >= 0 for i, _ in running.values()):
+                    now = time.monotonic()
+                    busy = {server.url for i, server in running.values() if i < 0}
+                    for server in self.servers:
+                        due = now - looked.get(server.url, -LOOK) >= LOOK
+                        if server.tag != source.tag and not server.running and server.url not in busy and due:
+                            looked[server.url] = now
+                            running[pool.submit(server.take, source)] = (-1, server)
+                    ready = [s for s in self.servers if s.tag == source.tag and s.running < slots]
+                    while waiting and ready:
+                        server = min(ready, key=lambda s: s.running)
+                        i = waiting.popleft()
+                        call = (prompts[i], sampling, prompt_seed(seed, i), ends, source)
+                        running[pool.submit(server.complete, *call)] = (i, server)
+                        server.running += 1
+                        ready = [s for s in ready if s.running < slots]
+                    done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        i, server = running.pop(future)
+                        server.running -= i >= 0
+                        try:
+                            choices = future.result()
+                        except ServerFault as fault:
+                            if server.tag:
+                                print(f"\n{fault}: going on without it until it answers again", flush=True)
+                            server.tag = ""
+                            if i >= 0:
+                                waiting.appendleft(i)
+                                failures[i] += 1
+                                if failures[i] == TRIES:
+                                    raise EngineError(
+                                        f"servers failed {TRIES} times over one prompt: {fault}"
+                                    ) from fault
+                            continue
+                        if i >= 0:
+                            groups[i] = group = self._group(prompts[i], choices, source.version)
+                            if finished is not None:
+                                finished(group)
+                    if any(server.tag == source.tag for server in self.servers):
+                        alive = time.monotonic()
+                    elif time.monotonic() - alive > self.timeout:
+                        raise EngineError(
+                            f"no vLLM server has answered for {self.timeout:.0f} seconds: start them again with "
+                            f"`{COMMAND}`"
+                        )
+                    if check is not None:
+                        check()
+            finally:
+                for server in self.servers:
+                    server.running = 0
+                    server.hang_up()
+                pool.shutdown(wait=True, cancel_futures=True)
+            return [group for group in groups if group is not None]
+
+    def _group(self, prompt: Prompt, choices: list[dict], version: int) -> Group:
+        """What a server returns for a prompt, as a group."""
+        responses = [
+            to_response(c["token_ids"], c["logprobs"]["token_logprobs"], self.tokenizer, self.end_tokens)
+            for c in choices
+        ]
+        return Group(prompt, tuple(responses), version)
+
+
+def _inspect(server: Server) -> str:
+    """Why a server is not there; empty where it is. Raises ValueError where it was not started as it must be."""
+    try:
+        info = server.ask("GET", "/server_info?config_format=json", timeout=30)["vllm_config"]
+    except ServerFault as fault:
+        return str(fault)
+    except EngineError as error:
+        raise ValueError(str(error)) from error
+    mode = info["model_config"]["logprobs_mode"]
+    if mode != "processed_logprobs":
+        raise ValueError(
+            f"{server.url}: its log-probabilities are {mode}, not those of the sampling distribution: start it with "
+            f"`{COMMAND}`"
+        )
+    if not info["parallel_config"]["worker_extension_cls"]:
+        raise ValueError(f"{server.url} cannot take new weights: start it with `{COMMAND}`")
+    return ""
