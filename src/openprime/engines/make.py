@@ -36,11 +36,13 @@ def make_engine(
     if config.kind == "transformers":
         model = policy or load_model(name, device)
         return TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), sequences, bfloat16)
-    ends = named_end_tokens(name, tokenizer)
+    ends, longest = named_end_tokens(name, tokenizer), min(longest, most_positions(name))
     if config.kind == "server":
-        folder = Path(config.shared_folder or Path(run.out) / "weights")
-        return ServerEngine(config.urls, name, tokenizer, ends, sequences, folder, config.timeout, bfloat16)
-    longest = min(longest, most_positions(name))
+        out = Path(run.out)
+        folder = Path(config.shared_folder) / out.name if config.shared_folder else out / "weights"
+        return ServerEngine(
+            config.urls, name, tokenizer, ends, sequences, longest, folder, config.timeout, bfloat16
+        )
 
     def start():
         return start_vllm(

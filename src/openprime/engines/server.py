@@ -13,7 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -143,24 +143,28 @@ class ServerEngine:
         tokenizer: PreTrainedTokenizerBase,
         end_tokens: frozenset[int],
         sequences: int,
+        longest: int,
         folder: Path,
         timeout: float = 600.0,
         bfloat16: bool = False,
     ) -> None:
-        """`model`: where the first weights are. `folder`: through which later ones go, seen by the servers too.
+        """`model`: where the first weights are. `folder`: through which later ones go, ours alone, seen by servers too.
+
+        `sequences`: that each server is given at a time. `longest`: prompt and response together, in tokens.
 
         Raises ValueError where no server answers or one was started in a way that cannot work.
         """
         self.servers = [Server(url.rstrip("/"), timeout) for url in urls]
         self.tokenizer, self.end_tokens, self.sequences = tokenizer, end_tokens, sequences
-        self.folder, self.timeout, self.bfloat16 = folder.absolute(), timeout, bfloat16
+        self.longest, self.folder, self.timeout = longest, folder.absolute(), timeout
+        self.bfloat16 = bfloat16
         self.name = uuid.uuid4().hex[:8]
         local = Path(model)
         self.source = Source(str(local.absolute()) if local.is_dir() else model, f"{self.name}-0", 0)
         self.in_use = self.source
         self.lock = threading.Lock()
         """One call of `generate` at a time: weights change between calls only."""
-        faults = [fault for fault in map(_inspect, self.servers) if fault]
+        faults = [fault for fault in (_inspect(server, longest) for server in self.servers) if fault]
         if len(faults) == len(self.servers):
             raise ValueError(
                 f"engine.urls: no server answers: {'; '.join(faults)}. Start them with `{COMMAND}`"
@@ -189,7 +193,7 @@ class ServerEngine:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         self.source = Source(str(target), tag, version)
-        for old in self.folder.glob(f"{self.name}-*"):
+        for old in self.folder.iterdir():
             if str(old) not in (self.source.path, self.in_use.path):
                 shutil.rmtree(old)
 
@@ -228,7 +232,9 @@ class ServerEngine:
                     while waiting and ready:
                         server = min(ready, key=lambda s: s.running)
                         i = waiting.popleft()
-                        call = (prompts[i], sampling, prompt_seed(seed, i), ends, source)
+                        room = self.longest - len(prompts[i].token_ids)
+                        asked = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+                        call = (prompts[i], asked, prompt_seed(seed, i), ends, source)
                         running[pool.submit(server.complete, *call)] = (i, server)
                         server.running += 1
                         ready = [s for s in ready if s.running < slots]
@@ -279,7 +285,7 @@ class ServerEngine:
         return Group(prompt, tuple(responses), version)
 
 
-def _inspect(server: Server) -> str:
+def _inspect(server: Server, longest: int) -> str:
     """Why a server is not there; empty where it is. Raises ValueError where it was not started as it must be."""
     try:
         info = server.ask("GET", "/server_info?config_format=json", timeout=30)["vllm_config"]
@@ -292,6 +298,11 @@ def _inspect(server: Server) -> str:
         raise ValueError(
             f"{server.url}: its log-probabilities are {mode}, not those of the sampling distribution: start it with "
             f"`{COMMAND}`"
+        )
+    if info["model_config"]["max_model_len"] < longest:
+        raise ValueError(
+            f"{server.url}: its --max-model-len is {info['model_config']['max_model_len']}, but prompt and response "
+            f"can have {longest} tokens together: start it with --max-model-len {longest}"
         )
     if not info["parallel_config"]["worker_extension_cls"]:
         raise ValueError(f"{server.url} cannot take new weights: start it with `{COMMAND}`")

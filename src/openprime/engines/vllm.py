@@ -59,6 +59,7 @@ def start_vllm(
         dtype="bfloat16" if bfloat16 else "float32",
         max_model_len=longest,
         max_num_seqs=sequences,
+        use_tqdm_on_load=False,
         gpu_memory_utilization=gpu_memory,
         tensor_parallel_size=tensor_parallel,
         # Under torchrun the ranks are there already: those of one model share its prompts.
