@@ -199,8 +199,12 @@ class EngineConfig(Section):
     """C of the truncated importance weights min(p_trainer / p_sampler, C) of tokens (trap 12), where p_trainer, of the
     policy before its update, becomes the old policy of the clipped loss. 0: no weights, p_sampler is the old policy."""
 
-    def check(self, trains: bool = True) -> list[str]:
+    def check(self, temperature: float, trains: bool) -> list[str]:
         """Cross-field checks, for a command that trains or one that only samples; returns keys without effect."""
+        if self.kind != "transformers" and temperature and not 0.01 <= temperature <= 2:
+            raise ValueError(
+                f"engine.kind={self.kind}: vLLM samples at temperatures of 0.01 to 2, not {temperature}"
+            )
         if self.kind == "server" and not self.urls:
             raise ValueError(
                 "engine.kind=server, but engine.urls is empty: say where the vLLM servers listen"
@@ -455,7 +459,7 @@ class RLConfig(RunConfig):
                     warnings.append(
                         f"advantage.{name} has no effect: it is the only term and advantages are whitened"
                     )
-        unused = self.engine.check()
+        unused = self.engine.check(self.rollout.temperature, trains=True)
         unused += ["advantage.outcome_gamma"] if a.outcome_weight == 0 and a.outcome_gamma != 1 else []
         if a.granularity != "step":
             unused += [k for k in changed(a, "advantage") if k == "advantage.step_delimiter"]
@@ -533,7 +537,7 @@ class GenerateConfig(FolderConfig):
     def check(self) -> None:
         """Cross-field checks."""
         require(self, "model", "out", "data.source")
-        self.engine.check(trains=False)
+        self.engine.check(self.temperature, trains=False)
 
 
 class ScoreConfig(FolderConfig):
@@ -612,7 +616,7 @@ class EvaluateConfig(FolderConfig):
     def check(self) -> None:
         """Cross-field checks."""
         require(self, "benchmark", "out")
-        self.engine.check(trains=False)
+        self.engine.check(self.temperature, trains=False)
         if len(set(self.benchmark)) < len(self.benchmark):
             raise ValueError(f"benchmark: one is named twice: {', '.join(self.benchmark)}")
         for name in ("data", "responses"):

@@ -4,9 +4,11 @@
         --worker-extension-cls openprime.engines.vllm_worker.Weights
 """
 
+import contextlib
 import http.client
 import json
 import shutil
+import socket
 import threading
 import time
 import uuid
@@ -129,8 +131,8 @@ class Server:
     def hang_up(self) -> None:
         """End what is under way; vLLM drops requests whose client is gone."""
         for connection in list(self.open):
-            if connection.sock:
-                connection.sock.close()
+            with contextlib.suppress(OSError, AttributeError):  # closed already, or not yet open
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 class ServerEngine:
@@ -270,10 +272,12 @@ class ServerEngine:
                     if check is not None:
                         check()
             finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                while wait(running, timeout=0.1).not_done:
+                    for server in self.servers:
+                        server.hang_up()
                 for server in self.servers:
                     server.running = 0
-                    server.hang_up()
-                pool.shutdown(wait=True, cancel_futures=True)
             return [group for group in groups if group is not None]
 
     def _group(self, prompt: Prompt, choices: list[dict], version: int) -> Group:

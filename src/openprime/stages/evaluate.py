@@ -145,7 +145,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 def notes(config: EvaluateConfig, benchmarks: list[Benchmark]) -> list[str]:
     """On settings that have no effect."""
-    unused = config.engine.check(trains=False)
+    unused = config.engine.check(config.temperature, trains=False)
     said = [f"no effect of {', '.join(unused)}"] if unused else []
     if any(b.is_sampled for b in benchmarks):
         if config.prm and not config.samples:
