@@ -209,6 +209,10 @@ class EngineConfig(Section):
             raise ValueError(
                 "engine.kind=server, but engine.urls is empty: say where the vLLM servers listen"
             )
+        if 0 < self.importance_clip < 1:
+            raise ValueError(
+                f"engine.importance_clip={self.importance_clip} would shrink every token's weight: set 1 or more, or 0"
+            )
         if self.max_staleness and self.kind != "server":
             raise ValueError(
                 f"engine.max_staleness={self.max_staleness} needs engine.kind=server: only servers sample while the "

@@ -70,7 +70,7 @@ def importance_weights(logprobs: Tensor, sampled: Tensor, mask: Tensor, ceiling:
     (Ionides 2008), and leaves alone what the policy has become less likely to do.
     """
     difference = torch.where(mask, logprobs - sampled, 0.0)
-    return difference.clamp(max=LARGEST_LOG_RATIO).exp().clamp(max=ceiling)
+    return torch.where(mask, difference.clamp(max=LARGEST_LOG_RATIO).exp().clamp(max=ceiling), 1.0)
 
 
 def prm_ce_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
