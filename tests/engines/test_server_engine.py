@@ -10,6 +10,7 @@ from fake_server import END, Fake
 from safetensors.torch import load_file
 from vllm_models import TOKENIZER, prompts_of
 
+from openprime.engines import responses
 from openprime.engines import server as module
 from openprime.engines.responses import prompt_seed
 from openprime.engines.server import ServerEngine
@@ -118,7 +119,7 @@ def test_new_weights_are_taken_before_anything_is_sampled_from_them(fake: Server
 
 
 def test_weights_are_cut_into_files(fake: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "SHARD", 100)
+    monkeypatch.setattr(responses, "SHARD", 100)
     engine = engine_of(tmp_path, fake())
     weights = {f"w{i}": torch.randn(7) for i in range(9)}  # 28 bytes each
     engine.load(weights.items(), 1)

@@ -150,10 +150,10 @@ def test_two_servers_one_of_which_is_killed_and_then_the_other(server, sft: Path
     out = tmp_path / "run"
     process = start(rl(sft, out, *flags, *urls))
     done = out / "metrics.jsonl"
-    wait_for(lambda: done.is_file() and len(records(done)) > 2, process)
+    wait_for(lambda: done.is_file() and len(records(done)) > 2, process, 300)
     kill(one)
     before = len(records(done))
-    wait_for(lambda: len(records(done)) > before, process)
+    wait_for(lambda: len(records(done)) > before, process, 300)
     if process.poll() is None:
         kill(two)
     said, errors = process.communicate(timeout=300)

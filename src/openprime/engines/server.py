@@ -21,11 +21,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openprime.engines.responses import prompt_seed, to_response
+from openprime.engines.responses import prompt_seed, to_response, write_weights
 from openprime.types import EngineError, Group, Prompt, Sampling
 
 COMMAND = (
@@ -36,8 +35,6 @@ TRIES = 3
 """Failures of servers over one prompt, after which it is the prompt's fault."""
 LOOK = 2.0
 """Seconds between two looks at whether a server has come back."""
-SHARD = 4 * 2**30
-"""Bytes in one file of weights."""
 
 
 class ServerFault(RuntimeError):
@@ -178,20 +175,7 @@ class ServerEngine:
         target, partial = self.folder / tag, self.folder / f".partial-{tag}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        shard: dict[str, Tensor] = {}
-        files = 0
-
-        def write() -> None:
-            save_file(shard, partial / f"model-{files:05d}.safetensors", {"format": "pt"})
-            shard.clear()
-
-        for name, tensor in named_tensors:
-            held = tensor.detach().to("cpu", torch.bfloat16 if self.bfloat16 else tensor.dtype)
-            if shard and sum(t.nbytes for t in shard.values()) + held.nbytes > SHARD:
-                write()
-                files += 1
-            shard[name] = held.contiguous()
-        write()
+        write_weights(named_tensors, partial, torch.bfloat16 if self.bfloat16 else None)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         self.source = Source(str(target), tag, version)

@@ -6,18 +6,21 @@ import gc
 import importlib.util
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openprime.engines.responses import prompt_seed, to_response
+from openprime.engines.responses import prompt_seed, to_response, write_weights
 from openprime.types import EngineError, Group, Prompt, Sampling
 
 EXTENSION = "openprime.engines.vllm_worker.Weights"
 """What our weights are taken over with, mixed into vLLM's worker."""
+SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 GRACE = 60.0
 """Seconds that Python has to leave a hung call before the process is ended."""
 
@@ -52,6 +55,11 @@ def start_vllm(
     import vllm  # pyright: ignore[reportMissingImports]
 
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if ranks > 1 and tensor_parallel > 1:
+        raise ValueError(
+            "engine.tensor_parallel: under torchrun every rank samples prompts of its own, on its own GPU; for a model "
+            "that needs several GPUs to sample set engine.kind=server"
+        )
     make: Any = vllm.LLM  # pyright: ignore[reportAttributeAccessIssue]
     return make(
         model=model,
@@ -62,7 +70,7 @@ def start_vllm(
         use_tqdm_on_load=False,
         gpu_memory_utilization=gpu_memory,
         tensor_parallel_size=tensor_parallel,
-        # Under torchrun the ranks are there already: those of one model share its prompts.
+        # Under torchrun vLLM must not make processes and groups of its own.
         distributed_executor_backend="external_launcher" if ranks > 1 else None,
         enforce_eager=device.type == "cpu",
         enable_sleep_mode=sleeps and device.type == "cuda",
@@ -187,7 +195,12 @@ class VLLMEngine:
         return Group(prompt, tuple(responses), self.version)
 
     def _take(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        self.llm.collective_rpc("take_weights", args=(((n, t.detach()) for n, t in named_tensors),))
+        if self.llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == "mp":
+            with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder:  # its workers are other processes
+                write_weights(named_tensors, Path(folder))
+                self.llm.collective_rpc("take_weights", args=(folder,))
+        else:
+            self.llm.collective_rpc("take_weights", args=(((n, t.detach()) for n, t in named_tensors),))
         if not self.llm.reset_prefix_cache():
             raise EngineError("vLLM's prefix cache could not be reset after new weights")
 
