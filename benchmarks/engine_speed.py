@@ -7,6 +7,7 @@ Each system runs in a process of its own, one after the other, after one call to
 counts. Random weights; no token ends a response, so that every response has its full length on all sides. All sample
 from the whole distribution at temperature 1. The engines return log-probabilities besides, which generate does not.
 "update" is the time that new weights take to get into the engine. Without vLLM only the others are measured.
+Tokens a second of the processor's time, of all threads, is what to compare on a machine that does other work too.
 """
 
 import argparse
@@ -56,9 +57,10 @@ def main() -> None:
         f"{args.shape}: width {hidden}, {layers} layers, {args.precision}; {prompts} prompts of "
         f"{PROMPT_TOKENS[0]}-{PROMPT_TOKENS[1]} tokens, {responses} responses of {new} tokens each; threads: {threads}"
     )
-    print(f"{'':<26}{'tokens/s':>10}{'start s':>10}{'update s':>10}")
+    print(f"{'':<26}{'tokens/s':>10}{'tokens/CPU s':>14}{'start s':>10}{'update s':>10}")
     for name, row in found.items():
-        print(f"{SYSTEMS[name]:<26}{row['tokens/s']:>10,.0f}{row['start']:>10.1f}{row['update']:>10.2f}")
+        rates = f"{row['tokens/s']:>10,.0f}{row['tokens/CPU s']:>14,.0f}"
+        print(f"{SYSTEMS[name]:<26}{rates}{row['start']:>10.1f}{row['update']:>10.2f}")
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
@@ -143,11 +145,12 @@ def measure(system: str, args: argparse.Namespace) -> dict[str, float]:
             return sum(len(r.token_ids) for group in groups for r in group.responses)
 
     sample(0)
-    started, rates, updates = time.perf_counter() - begun, [], []
+    started, rates, work, updates = time.perf_counter() - begun, [], [], []
     for repeat in range(args.repeats):
-        at = time.perf_counter()
+        at, used = time.perf_counter(), time.process_time()
         tokens = sample(repeat + 1)
         rates.append(tokens / (time.perf_counter() - at))
+        work.append(tokens / (time.process_time() - used))
         assert tokens == count * responses * new
         if system != "generate":
             at = time.perf_counter()
@@ -155,6 +158,7 @@ def measure(system: str, args: argparse.Namespace) -> dict[str, float]:
             updates.append(time.perf_counter() - at)
     return {
         "tokens/s": statistics.median(rates),
+        "tokens/CPU s": statistics.median(work),
         "start": started,
         "update": statistics.median(updates) if updates else 0.0,
     }

@@ -1,5 +1,8 @@
 """vLLM in this process against the transformers engine and the models themselves; the real vLLM, on a CPU."""
 
+import signal
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +15,7 @@ from vllm_models import LENGTHS, TOKENIZER, assert_logprobs, build, ends_of, pro
 from openprime.config import EngineConfig, RLConfig
 from openprime.engines.make import make_engine
 from openprime.engines.transformers import TransformersEngine
-from openprime.engines.vllm import VLLMEngine, start_vllm
+from openprime.engines.vllm import VLLMEngine, deadline, start_vllm
 from openprime.models.hub import end_tokens, load_model, named_end_tokens
 from openprime.types import EngineError, Group, NonFiniteError, Sampling
 
@@ -224,3 +227,34 @@ def test_end_tokens_of_a_model_that_is_loaded_elsewhere(tmp_path: Path, file: bo
     expected = end_tokens(load_model(name), TOKENIZER)
     assert named_end_tokens(name, TOKENIZER) == expected
     assert expected == frozenset({TOKENIZER.eos_token_id} | ({7, 11} if file else set()))
+
+
+def test_a_call_that_hangs_in_native_code_ends_the_process_with_a_traceback():
+    """Which holds the interpreter, so that nothing within it can end it."""
+    code = (
+        "import ctypes\n"
+        "from openprime.engines import vllm\n"
+        "vllm.GRACE = 0.2\n"
+        "with vllm.deadline(0.2):\n"
+        "    ctypes.PyDLL(None).sleep(300)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "in <module>" in done.stderr
+
+
+def test_a_deadline_leaves_the_alarm_of_others_as_it_was():
+    heard: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
+    timer = signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with deadline(60):
+            pass
+        with pytest.raises(TimeoutError, match="no progress"), deadline(0.05):
+            time.sleep(30)
+        while not heard:
+            time.sleep(0.01)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, before)

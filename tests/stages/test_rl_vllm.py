@@ -137,6 +137,7 @@ def until_ready(url: str, process: subprocess.Popen) -> None:
             time.sleep(0.5)
 
 
+@pytest.mark.timeout(1200)
 def test_two_servers_one_of_which_is_killed_and_then_the_other(server, sft: Path, tmp_path: Path):
     """Without the first nothing is lost; without both the run saves, says so, and goes on with new ones."""
     (first, one), (second, two) = server(), server()
