@@ -1,5 +1,7 @@
 """vLLM servers: what is asked of them, and what happens when they die, hang, or come back with other weights."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -265,3 +267,19 @@ def test_no_server_at_all_is_said_at_the_start(fake: Servers, tmp_path: Path):
         engine_of(tmp_path, first, second)
     for server in (first, second):
         server.start()
+
+
+def test_every_rank_has_servers_of_its_own_and_the_first_one_writes(tmp_path: Path):
+    script = Path(__file__).with_name("server_ranks.py")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(str(script), str(tmp_path / "weights")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "weights").iterdir())) == 2

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import PreTrainedTokenizerBase
 
 from openprime.engines.responses import prompt_seed, to_response, write_weights
@@ -151,13 +151,24 @@ class ServerEngine:
 
         `sequences`: that each server is given at a time. `longest`: prompt and response together, in tokens.
 
-        Raises ValueError where no server answers or one was started in a way that cannot work.
+        Under torchrun every rank has servers of its own, urls[rank::ranks]. Raises ValueError where no server
+        answers or one was started in a way that cannot work.
         """
+        self.rank, self.ranks = 0, 1
+        name = [uuid.uuid4().hex[:8]]
+        if distributed.is_initialized():
+            self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
+            distributed.broadcast_object_list(name)
+        if len(urls) < self.ranks:
+            raise ValueError(
+                f"engine.urls: {len(urls)} servers for {self.ranks} ranks: every rank needs its own"
+            )
+        urls = urls[self.rank :: self.ranks]
         self.servers = [Server(url.rstrip("/"), timeout) for url in urls]
         self.tokenizer, self.end_tokens, self.sequences = tokenizer, end_tokens, sequences
         self.longest, self.folder, self.timeout = longest, folder.absolute(), timeout
         self.bfloat16 = bfloat16
-        self.name = uuid.uuid4().hex[:8]
+        self.name = name[0]
         local = Path(model)
         self.source = Source(str(local.absolute()) if local.is_dir() else model, f"{self.name}-0", 0)
         self.in_use = self.source
@@ -170,17 +181,29 @@ class ServerEngine:
             )
 
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Write new policy weights, under their Hugging Face names; servers take them with the next `generate`."""
+        """Write new policy weights, under their Hugging Face names; servers take them with the next `generate`.
+
+        Under torchrun all ranks must call it: the first one writes, the others only go through the tensors.
+        """
         tag = f"{self.name}-{version}"
+        if self.rank == 0:
+            self._write(named_tensors, tag)
+        else:
+            deque(named_tensors, maxlen=0)  # gathering one may take all ranks
+        if self.ranks > 1:
+            distributed.barrier()
+        self.source = Source(str(self.folder / tag), tag, version)
+
+    def _write(self, named_tensors: Iterable[tuple[str, Tensor]], tag: str) -> None:
+        """A folder with the weights, whole or not at all; those of older versions are deleted."""
         target, partial = self.folder / tag, self.folder / f".partial-{tag}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_weights(named_tensors, partial, torch.bfloat16 if self.bfloat16 else None)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        self.source = Source(str(target), tag, version)
         for old in self.folder.iterdir():
-            if str(old) not in (self.source.path, self.in_use.path):
+            if str(old) not in (str(target), self.in_use.path):
                 shutil.rmtree(old)
 
     def rest(self) -> None:
@@ -199,10 +222,11 @@ class ServerEngine:
             self.in_use = source = self.source
             slots = max(1, self.sequences // sampling.responses)  # prompts at a time on each server
             groups: list[Group | None] = [None] * len(prompts)
-            waiting, failures = deque(range(len(prompts))), [0] * len(prompts)
+            waiting = deque(range(len(prompts)))
+            failed: list[list[Server]] = [[] for _ in prompts]  # the servers that failed over each prompt
             running: dict[Future, tuple[int, Server]] = {}  # place of the prompt; -1: taking weights
             looked: dict[str, float] = {}  # when a server was last asked to take weights
-            alive = time.monotonic()
+            answered = time.monotonic()
             ends = sorted(self.end_tokens)
             pool = ThreadPoolExecutor(len(self.servers) * (slots + 1))
             try:
@@ -214,16 +238,21 @@ class ServerEngine:
                         if server.tag != source.tag and not server.running and server.url not in busy and due:
                             looked[server.url] = now
                             running[pool.submit(server.take, source)] = (-1, server)
-                    ready = [s for s in self.servers if s.tag == source.tag and s.running < slots]
-                    while waiting and ready:
-                        server = min(ready, key=lambda s: s.running)
-                        i = waiting.popleft()
+                    alive = [s for s in self.servers if s.tag == source.tag]
+                    while waiting and any(s.running < slots for s in alive):
+                        i = waiting[0]
+                        others = [s for s in alive if s not in failed[i]] or alive
+                        server = min(others, key=lambda s: s.running)
+                        if server.running == slots:
+                            break
+                        waiting.popleft()
                         room = self.longest - len(prompts[i].token_ids)
                         asked = replace(sampling, max_tokens=min(sampling.max_tokens, room))
                         call = (prompts[i], asked, prompt_seed(seed, i), ends, source)
                         running[pool.submit(server.complete, *call)] = (i, server)
                         server.running += 1
-                        ready = [s for s in ready if s.running < slots]
+                    if not running:  # all are down
+                        time.sleep(0.05)
                     done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                     for future in done:
                         i, server = running.pop(future)
@@ -236,19 +265,18 @@ class ServerEngine:
                             server.tag = ""
                             if i >= 0:
                                 waiting.appendleft(i)
-                                failures[i] += 1
-                                if failures[i] == TRIES:
-                                    raise EngineError(
-                                        f"servers failed {TRIES} times over one prompt: {fault}"
-                                    ) from fault
+                                failed[i].append(server)
+                                if len(failed[i]) == TRIES:
+                                    why = f"servers failed {TRIES} times over one prompt: {fault}"
+                                    raise EngineError(why) from fault
                             continue
                         if i >= 0:
                             groups[i] = group = self._group(prompts[i], choices, source.version)
                             if finished is not None:
                                 finished(group)
                     if any(server.tag == source.tag for server in self.servers):
-                        alive = time.monotonic()
-                    elif time.monotonic() - alive > self.timeout:
+                        answered = time.monotonic()
+                    elif time.monotonic() - answered > self.timeout:
                         raise EngineError(
                             f"no vLLM server has answered for {self.timeout:.0f} seconds: start them again with "
                             f"`{COMMAND}`"
@@ -257,9 +285,11 @@ class ServerEngine:
                         check()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                while wait(running, timeout=0.1).not_done:
+                # `wait` would overlook those that were cancelled.
+                while not all(future.done() for future in running):
                     for server in self.servers:
                         server.hang_up()
+                    time.sleep(0.05)
                 for server in self.servers:
                     server.running = 0
             return [group for group in groups if group is not None]

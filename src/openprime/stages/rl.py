@@ -147,6 +147,10 @@ def prepare(config: RLConfig, pool: Pool) -> Parts:
     stream = PromptStream(prompts, config.seed)
     collector = Collector(engine, stream, pool, rollout, config.filter, config.seed)
     if config.engine.max_staleness:
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise ValueError(
+                "engine.max_staleness: not under torchrun, where ranks collect together; set it to 0"
+            )
         collector = Ahead(collector, config.engine.max_staleness, config.steps)
     step_ends = tokens_containing(tokenizer, config.advantage.step_delimiter)
     run = Run(config, "rl")
