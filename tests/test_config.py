@@ -9,6 +9,7 @@ from openprime import config as schemas
 from openprime.cli import read_arguments
 from openprime.config import (
     BenchmarkConfig,
+    EngineConfig,
     EvaluateConfig,
     GenerateConfig,
     OfflinePRMConfig,
@@ -497,3 +498,56 @@ def test_settings_of_distillation_without_it_are_warned_about():
 def test_what_distillation_cannot_do_is_refused(changes: dict, said: str):
     with pytest.raises(ValueError, match=said):
         rl(algorithm="distill", **changes).check()
+
+
+# The engine
+
+
+SERVERS = {"kind": "server", "urls": ("http://a:8000",)}
+
+
+@pytest.mark.parametrize(
+    ("engine", "match"),
+    [
+        ({"kind": "server"}, r"engine\.urls is empty"),
+        ({"importance_clip": 0.5}, "shrink"),
+        ({"kind": "vllm", "max_staleness": 1, "importance_clip": 2}, r"needs engine\.kind=server"),
+        ({**SERVERS, "max_staleness": 1}, r"set engine\.importance_clip=2"),
+    ],
+)
+def test_engines_that_cannot_work_are_refused(engine: dict, match: str):
+    with pytest.raises(ValueError, match=match):
+        rl(engine=engine).check()
+
+
+@pytest.mark.parametrize("temperature", [0.001, 2.5])
+def test_vllm_is_not_asked_for_temperatures_that_it_refuses(temperature: float):
+    rollout = {"temperature": temperature}
+    rl(rollout=rollout).check()
+    with pytest.raises(ValueError, match=r"temperatures of 0.01 to 2"):
+        rl(rollout=rollout, engine={"kind": "vllm"}).check()
+    with pytest.raises(ValueError, match=r"temperatures of 0.01 to 2"):
+        GenerateConfig.model_validate(
+            NEEDED | {"temperature": temperature, "engine": {"kind": "vllm"}}
+        ).check()
+
+
+@pytest.mark.parametrize(
+    ("engine", "keys"),
+    [
+        ({"kind": "vllm", "gpu_memory": 0.3, "tensor_parallel": 2, "timeout": 9, "importance_clip": 2}, []),
+        ({**SERVERS, "timeout": 9, "shared_folder": "s", "max_staleness": 2, "importance_clip": 2}, []),
+        ({"importance_clip": 2}, []),
+        ({"gpu_memory": 0.3, "timeout": 9}, ["engine.gpu_memory", "engine.timeout"]),
+        ({"kind": "vllm", "urls": ("http://a",)}, ["engine.urls"]),
+        ({**SERVERS, "tensor_parallel": 2}, ["engine.tensor_parallel"]),
+    ],
+)
+def test_engine_settings_without_effect_are_warned_about(engine: dict, keys: list[str]):
+    warnings = rl(engine=engine).check()
+    assert warnings == (["no effect under the other settings: " + ", ".join(keys)] if keys else [])
+
+
+def test_importance_weights_have_no_effect_where_nothing_is_trained():
+    engine = EngineConfig.model_validate({**SERVERS, "max_staleness": 1, "importance_clip": 2})
+    assert engine.check(1.0, trains=False) == ["engine.max_staleness", "engine.importance_clip"]

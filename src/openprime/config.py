@@ -189,6 +189,64 @@ class RolloutConfig(Section):
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
 
 
+class EngineConfig(Section):
+    """What samples responses."""
+
+    kind: Literal["transformers", "vllm", "server"] = "transformers"
+    """transformers: the trainer's own model. vllm: vLLM in the trainer's process. server: vLLM servers at `urls`."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """vllm: share of a GPU's memory for its weights and KV cache. Training has all of it: vLLM sleeps meanwhile. On a
+    CPU the environment variable VLLM_CPU_KVCACHE_SPACE says how many GiB the cache has (1)."""
+    tensor_parallel: Positive = 1
+    """vllm: GPUs that share one copy of the model."""
+    urls: tuple[str, ...] = ()
+    """server: where they listen, such as http://node1:8000."""
+    shared_folder: str = ""
+    """server: a folder that they and the trainer see under the same path; new weights go through it. Empty: `weights`
+    in `out`."""
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress (vllm), or for the responses to one prompt (server), after which it counts as hung; and
+    for which servers that are all gone are waited for."""
+    max_staleness: Count = 0
+    """server: sample up to so many steps ahead, while the trainer works; the weights are then as many steps old."""
+    importance_clip: Rate = 0.0
+    """C of the truncated importance weights min(p_trainer / p_sampler, C) of tokens (trap 12), where p_trainer, of the
+    policy before its update, becomes the old policy of the clipped loss. 0: no weights, p_sampler is the old policy."""
+
+    def check(self, temperature: float, trains: bool) -> list[str]:
+        """Cross-field checks, for a command that trains or one that only samples; returns keys without effect."""
+        if self.kind != "transformers" and temperature and not 0.01 <= temperature <= 2:
+            raise ValueError(
+                f"engine.kind={self.kind}: vLLM samples at temperatures of 0.01 to 2, not {temperature}"
+            )
+        if self.kind == "server" and not self.urls:
+            raise ValueError(
+                "engine.kind=server, but engine.urls is empty: say where the vLLM servers listen"
+            )
+        if 0 < self.importance_clip < 1:
+            raise ValueError(
+                f"engine.importance_clip={self.importance_clip} would shrink every token's weight: set 1 or more, or 0"
+            )
+        if self.max_staleness and self.kind != "server":
+            raise ValueError(
+                f"engine.max_staleness={self.max_staleness} needs engine.kind=server: only servers sample while the "
+                "trainer works"
+            )
+        if self.max_staleness and not self.importance_clip:
+            raise ValueError(
+                "engine.max_staleness is set, but engine.importance_clip is 0: stale samples need importance weights; "
+                "set engine.importance_clip=2"
+            )
+        used = {
+            "transformers": ("kind", "importance_clip"),
+            "vllm": ("kind", "gpu_memory", "tensor_parallel", "timeout", "importance_clip"),
+            "server": ("kind", "urls", "shared_folder", "timeout", "max_staleness", "importance_clip"),
+        }[self.kind]
+        idle = () if trains else ("shared_folder", "max_staleness", "importance_clip")
+        keys = [key.removeprefix("engine.") for key in changed(self, "engine")]
+        return [f"engine.{key}" for key in keys if key not in used or key in idle]
+
+
 class FilterConfig(Section):
     """The online prompt filter (PRIME section 4.1): which groups are kept."""
 
@@ -412,6 +470,7 @@ class RLConfig(RunConfig):
     eval_data: DataConfig = DataConfig(split="test")
     """Held-out prompts; no source, no evaluation."""
     rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
     filter: FilterConfig = FilterConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     policy: PolicyConfig = PolicyConfig()
@@ -468,8 +527,8 @@ class RLConfig(RunConfig):
                     warnings.append(
                         f"advantage.{name} has no effect: it is the only term and advantages are whitened"
                     )
-        unused = ["advantage.outcome_gamma"] if a.outcome_weight == 0 and a.outcome_gamma != 1 else []
-        unused += changed(self.distill, "distill")
+        unused = self.engine.check(self.rollout.temperature, trains=True) + changed(self.distill, "distill")
+        unused += ["advantage.outcome_gamma"] if a.outcome_weight == 0 and a.outcome_gamma != 1 else []
         if a.granularity != "step":
             unused += [k for k in changed(a, "advantage") if k == "advantage.step_delimiter"]
         if self.prm.update == "never" and a.process_weight:
@@ -561,11 +620,13 @@ class GenerateConfig(FolderConfig):
     """Longest response, in tokens."""
     sequences: Positive = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
+    engine: EngineConfig = EngineConfig()
     verify: VerifyConfig = VerifyConfig()
 
     def check(self) -> None:
         """Cross-field checks."""
         require(self, "model", "out", "data.source")
+        self.engine.check(self.temperature, trains=False)
 
 
 class ScoreConfig(FolderConfig):
@@ -636,6 +697,7 @@ class EvaluateConfig(FolderConfig):
     """Where a step of a response ends, for the PRM's step rewards."""
     sequences: Positive = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
+    engine: EngineConfig = EngineConfig()
     tokens_per_microbatch: Positive = 16384
     """Tokens in one scoring pass."""
     verify: VerifyConfig = VerifyConfig(code=CodeConfig(score="all", seconds=10.0, total_seconds=60.0))
@@ -643,6 +705,7 @@ class EvaluateConfig(FolderConfig):
     def check(self) -> None:
         """Cross-field checks."""
         require(self, "benchmark", "out")
+        self.engine.check(self.temperature, trains=False)
         if len(set(self.benchmark)) < len(self.benchmark):
             raise ValueError(f"benchmark: one is named twice: {', '.join(self.benchmark)}")
         for name in ("data", "responses"):

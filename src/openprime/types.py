@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 class NonFiniteError(RuntimeError):
     """A loss, its gradient or a model's logits are not finite; raised before anything is done with them."""
+
+
+class EngineError(RuntimeError):
+    """The engine died or hung, and again after it was started anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,36 @@ class Sampling:
     """Longest response, in tokens."""
     temperature: float = 1.0
     """Logits are divided by it; 0 is greedy decoding."""
+
+
+class Engine(Protocol):
+    """What samples responses."""
+
+    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new policy weights: what is sampled from now on is sampled from them and bears `version`."""
+        ...
+
+    def generate(
+        self,
+        prompts: list[Prompt],
+        sampling: Sampling,
+        seed: int,
+        check: Callable[[], None] | None = None,
+        finished: Callable[[Group], None] | None = None,
+        first: int = 0,
+    ) -> list[Group]:
+        """Sample `sampling.responses` responses to each prompt; groups in the order of the prompts.
+
+        Responses depend on the weights, `sampling`, `seed`, the prompts and their places, counted from `first`,
+        not on what is sampled beside them. `check` is called now and then and may raise to interrupt. `finished`
+        gets each group when its last response ends, in this thread. Raises NonFiniteError where logits are not finite, EngineError
+        where the engine does not come back.
+        """
+        ...
+
+    def rest(self) -> None:
+        """Training begins: give memory back until `load`, where the engine shares a GPU with the trainer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openprime.algorithm.losses import (
     distillation_loss,
+    importance_weights,
     policy_loss,
     prm_ce_loss,
     prm_dpo_loss,
@@ -178,6 +179,41 @@ def test_policy_loss_does_not_see_row_order_or_padding(case: Case, reduction: st
 
 
 # PRM, cross-entropy
+
+
+# Truncated importance weights
+
+
+@property_test
+@given(cases(), st.sampled_from([0.5, 1.0, 2.0, 100.0]))
+def test_importance_weights_are_truncated_ratios(case: Case, ceiling: float):
+    new, sampled = case.values("logprobs"), case.values("reference")
+    got = importance_weights(
+        case.block(new, torch.float64), case.block(sampled, torch.float64), case.mask, ceiling
+    )
+    wanted = [
+        [min(math.exp(n - s), ceiling) for n, s in zip(ours, theirs, strict=True)]
+        for ours, theirs in zip(new, sampled, strict=True)
+    ]
+    case.check(got.where(case.mask, 0.0), wanted)
+    assert bool((got[~case.mask] == 1).all())
+
+
+def test_importance_weights_of_what_lies_far_off_are_finite():
+    weights = importance_weights(
+        torch.tensor([[0.0, -400.0]]), torch.tensor([[-400.0, 0.0]]), torch.tensor([[True, True]]), 2.0
+    )
+    assert weights.tolist() == [[2.0, 0.0]]
+
+
+def test_weighting_advantages_is_weighting_the_loss():
+    g = torch.Generator().manual_seed(0)
+    new, old, advantages = (torch.randn(4, 6, generator=g, dtype=torch.float64) for _ in range(3))
+    weights = 2 * torch.rand(4, 6, generator=g, dtype=torch.float64)
+    ones = torch.ones_like(weights)
+    by_advantage = policy_loss(new, old, advantages * weights, ones, 0.2, 0.3).loss
+    by_loss = policy_loss(new, old, advantages, weights, 0.2, 0.3).loss
+    torch.testing.assert_close(by_advantage, by_loss)
 
 
 @property_test

@@ -80,6 +80,17 @@ def distillation_loss(log_policy: Tensor, tilted: Tensor, anchor: float) -> Tens
     return (log_policy.exp() * (anchor * log_policy - tilted)).sum()
 
 
+def importance_weights(logprobs: Tensor, sampled: Tensor, mask: Tensor, ceiling: float) -> Tensor:
+    """min(p / p_sampled, ceiling) of each token where `mask` is True, 1 elsewhere; truncated importance sampling.
+
+    For samples of another engine or of older weights (trap 12). logprobs: of the policy that is about to be
+    updated; sampled: of the distribution that was sampled from; all [B, T]. The ceiling bounds the variance
+    (Ionides 2008), and leaves alone what the policy has become less likely to do.
+    """
+    difference = torch.where(mask, logprobs - sampled, 0.0)
+    return torch.where(mask, difference.clamp(max=LARGEST_LOG_RATIO).exp().clamp(max=ceiling), 1.0)
+
+
 def prm_ce_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
     """Sum over responses of the cross-entropy of sigmoid(s(y)) against o in [0, 1]. PRIME eq. 4; 2412.01981 eq. 5.
 

@@ -105,6 +105,9 @@ class TransformersEngine:
                     own[name].copy_(tensor)
         self.version = version
 
+    def rest(self) -> None:
+        """Nothing of its own to give back."""
+
     def generate(
         self,
         prompts: list[Prompt],

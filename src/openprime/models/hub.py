@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -141,7 +142,24 @@ def same_vocabulary(
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that end a response: those of the generation configuration and the tokenizer's own."""
-    listed = model.generation_config.eos_token_id if model.generation_config else None
+    return _end_tokens(model.generation_config, tokenizer)
+
+
+def named_end_tokens(name: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """`end_tokens` of a model that is loaded elsewhere."""
+    if find_file(name, "generation_config.json"):
+        return _end_tokens(GenerationConfig.from_pretrained(name), tokenizer)
+    return _end_tokens(GenerationConfig.from_model_config(AutoConfig.from_pretrained(name)), tokenizer)
+
+
+def most_positions(name: str) -> int:
+    """The longest sequence that a model is made for, in tokens."""
+    config = AutoConfig.from_pretrained(name).get_text_config()
+    return config.to_dict().get("max_position_embeddings") or 2**31
+
+
+def _end_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    listed = generation.eos_token_id if generation else None
     ids = [listed] if isinstance(listed, int) else list(listed or [])
     if isinstance(tokenizer.eos_token_id, int):
         ids.append(tokenizer.eos_token_id)

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.config import EvaluateConfig, changed
 from openprime.data.responses import group_row, response_row, row_number, vocabulary_id
-from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
+from openprime.engines.make import make_engine
+from openprime.models.hub import load_tokenizer
 from openprime.models.implicit_prm import ImplicitPRM, Score
 from openprime.stages.items import Benchmark, read_benchmarks
 from openprime.stages.process_bench import first_errors
@@ -25,7 +25,7 @@ from openprime.stages.summary import summarise
 from openprime.tasks.clock import check_steps
 from openprime.training.collect import derive_seed, sample_and_verify
 from openprime.training.run import check_folder, fill_jsonl, open_folder, refuse_changes
-from openprime.types import Group, Prompt, Response, Sampling
+from openprime.types import Engine, Group, Prompt, Response, Sampling
 from openprime.verifiers.pool import Pool
 
 JUDGED = 16
@@ -33,7 +33,7 @@ JUDGED = 16
 
 
 def measure(
-    engine: TransformersEngine,
+    engine: Engine,
     prompts: list[Prompt],
     pool: Pool,
     samples: int,
@@ -60,15 +60,14 @@ class Models:
     """What answers and what scores; each is loaded when it is first needed."""
 
     config: EvaluateConfig
+    longest: int = 0
+    """Prompt and response together, in tokens."""
 
     @cached_property
-    def engine(self) -> TransformersEngine:
+    def engine(self) -> Engine:
         """The model that is evaluated."""
-        model = load_model(self.config.model, pick_device(self.config.device))
-        ends = end_tokens(model, self.tokenizer)
-        return TransformersEngine(
-            model, self.tokenizer, ends, self.config.sequences, self.config.dtype == "bfloat16"
-        )
+        c = self.config
+        return make_engine(c.engine, c, c.model, self.tokenizer, c.sequences, self.longest)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -116,6 +115,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             for mode in {b.config.answers for b in benchmarks}
         }
         benchmarks = [admit(b, pool[b.config.answers], console) for b in benchmarks]
+        models.longest = max((longest(b, config) for b in benchmarks if b.is_sampled), default=0)
         models.load(engine=any(b.is_sampled for b in benchmarks))
         folder = open_evaluation(config, benchmarks)
         results: dict[str, Any] = {"model": config.model, "prm": config.prm, "benchmarks": {}}
@@ -145,7 +145,8 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 def notes(config: EvaluateConfig, benchmarks: list[Benchmark]) -> list[str]:
     """On settings that have no effect."""
-    said = []
+    unused = config.engine.check(config.temperature, trains=False)
+    said = [f"no effect of {', '.join(unused)}"] if unused else []
     if any(b.is_sampled for b in benchmarks):
         if config.prm and not config.samples:
             said.append("no effect of prm without --samples: it chooses among N sampled responses")
@@ -157,6 +158,12 @@ def notes(config: EvaluateConfig, benchmarks: list[Benchmark]) -> list[str]:
     if config.reference and not config.prm:
         said.append("no effect of reference without prm")
     return said
+
+
+def longest(benchmark: Benchmark, config: EvaluateConfig) -> int:
+    """The most tokens that a prompt and a response of it can have together."""
+    response = config.max_response_tokens or benchmark.config.max_response_tokens
+    return max(len(item.token_ids) for item in benchmark.items) + response
 
 
 def admit(benchmark: Benchmark, pool: Pool, console: Console) -> Benchmark:

@@ -8,8 +8,8 @@ from rich.console import Console
 from openprime.config import GenerateConfig
 from openprime.data.readers import read_prompts
 from openprime.data.responses import group_row, row_number, vocabulary_id
-from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import end_tokens, load_model, load_tokenizer, pick_device
+from openprime.engines.make import make_engine
+from openprime.models.hub import load_tokenizer, pick_device
 from openprime.training.collect import derive_seed, sample_and_verify
 from openprime.training.run import check_folder, fill_jsonl, open_folder
 from openprime.types import Sampling
@@ -26,11 +26,15 @@ def generate(config: GenerateConfig) -> None:
 def generate_with(pool: Pool, config: GenerateConfig) -> None:
     """`generate` with verifiers at hand."""
     check_folder(config, "generate")
-    device, console, bfloat16 = pick_device(config.device), Console(), config.dtype == "bfloat16"
+    pick_device(config.device)  # what is wrong with it is said at once
+    console = Console()
 
     def say(note: str) -> None:
         console.print(f"note: {note}", markup=False, highlight=False)
 
+    unused = config.engine.check(config.temperature, trains=False)
+    if unused:
+        say(f"no effect of {', '.join(unused)}")
     pool.prepare([] if config.data.verifier_field else [config.data.verifier])
     tokenizer = load_tokenizer(config.model)
     data = read_prompts(config.data, tokenizer)
@@ -38,8 +42,8 @@ def generate_with(pool: Pool, config: GenerateConfig) -> None:
     if data.dropped_long:
         limit = config.data.max_prompt_tokens
         say(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
-    model = load_model(config.model, device)
-    engine = TransformersEngine(model, tokenizer, end_tokens(model, tokenizer), config.sequences, bfloat16)
+    longest = config.data.max_prompt_tokens + config.max_response_tokens
+    engine = make_engine(config.engine, config, config.model, tokenizer, config.sequences, longest)
     sampling = Sampling(config.responses, config.max_response_tokens, config.temperature)
     vocabulary = vocabulary_id(tokenizer)
     path = open_folder(config, "generate") / "responses.jsonl"

