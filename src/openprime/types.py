@@ -120,7 +120,9 @@ class Engine(Protocol):
 
         Responses depend on the weights, `sampling`, `seed`, the prompts and their places, counted from `first`,
         not on what is sampled beside them. `check` is called now and then and may raise to interrupt. `finished`
-        gets each group when its last response ends, in this thread. Raises NonFiniteError where logits are not finite, EngineError
+        gets each group when its last response ends, in this thread.
+
+        Raises NonFiniteError where logits are not finite, EngineError
         where the engine does not come back.
         """
         ...

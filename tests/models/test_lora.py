@@ -153,7 +153,7 @@ def test_the_loader_loads_a_base_once_and_what_is_trained_whole_apart(monkeypatc
         loaded.append(name)
         return make("qwen2")
 
-    monkeypatch.setattr(lora, "load_model", load)
+    monkeypatch.setattr(lora, "load_trained", load)
     loader, off = Loader(torch.device("cpu")), LoRAConfig()
     policy, active = loader.trained("a", "policy", POLICY)
     prm, second = loader.trained("a", "prm", POLICY)

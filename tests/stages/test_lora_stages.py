@@ -23,13 +23,13 @@ BOTH = ("--policy.lora.rank", "4", "--prm.lora.rank", "4", "--policy.lr", "1e-3"
 
 def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the models loaded from here on."""
-    loaded, real = [], lora.load_model
+    loaded, real = [], lora.load_trained
 
     def load(name: str, *args):
         loaded.append(Path(name).name)
         return real(name, *args)
 
-    monkeypatch.setattr(lora, "load_model", load)
+    monkeypatch.setattr(lora, "load_trained", load)
     return loaded
 
 
