@@ -149,7 +149,7 @@ def test_merged_weights_have_the_base_models_names_and_compute_the_same(kind: st
 def test_the_loader_loads_a_base_once_and_what_is_trained_whole_apart(monkeypatch: pytest.MonkeyPatch):
     loaded = []
 
-    def load(name: str, device: object) -> PreTrainedModel:
+    def load(name: str, *how: object) -> PreTrainedModel:
         loaded.append(name)
         return make("qwen2")
 
