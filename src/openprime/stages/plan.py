@@ -215,7 +215,7 @@ def notes(run: TrainingConfig, layout: Layout, shape: Shape, limit: float) -> li
             )
     if isinstance(run, RLConfig) and layout.engine == "transformers" and layout.ranks > 1:
         said.append(
-            "engine.kind=transformers samples from the sharded model, block by block: vllm is much faster"
+            "engine.kind=transformers keeps a whole copy of the policy on every GPU; vllm samples much faster"
         )
     if layout.ranks > 1 and isinstance(run, RLConfig):
         rows = run.rollout.prompts * run.rollout.responses

@@ -25,7 +25,8 @@ KEPT_LOGITS = 2**26
 CACHE_STEP = 128
 """Positions that the transformers engine's cache makes room for at a time."""
 PARTS = ("weights", "optimiser", "gradients", "copies", "activations", "cache", "logits", "engine")
-"""copies: weights gathered from other ranks or cast to bfloat16. engine: vLLM's share of a GPU."""
+"""copies: weights gathered from other ranks or cast to bfloat16. engine: vLLM's share of a GPU, or on several ranks
+the transformers engine's whole copy of the policy."""
 
 TrainingConfig = RLConfig | SFTConfig | OfflinePRMConfig
 Bytes = dict[str, float]
@@ -135,6 +136,9 @@ def memory_of(config: TrainingConfig, layout: Layout, shape: Shape, prm: Shape, 
         "optimiser": 8 * there * sum(part.trainable for part in models),
     }
     phases: dict[str, Bytes] = {}
+    if isinstance(config, RLConfig) and layout.engine == "transformers" and layout.ranks > 1:
+        embeddings = 4 * shape.head * (1 if shape.tied else 2)
+        resident["engine"] = (2 if bfloat16 else 4) * shape.matrices + embeddings
     if isinstance(config, RLConfig):
         longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
         rows = config.rollout.prompts * config.rollout.responses / layout.ranks
@@ -252,7 +256,7 @@ def sampling_bytes(config: RLConfig, layout: Layout, policy: Part, bfloat16: boo
     positions = -(-longest // CACHE_STEP) * CACHE_STEP
     cache = rows * positions * cache_per_token(s, bfloat16, "transformers")
     uniforms = rows * rollout.max_response_tokens * 8
-    copies = copied_bytes(s, layout, bfloat16, whole=True)
+    copies = 0.0 if layout.ranks > 1 else copied_bytes(s, layout, bfloat16, whole=True)
     return {
         "cache": cache * (1 + 1 / (2 * s.layers)),
         "logits": 3 * 4 * rows * s.vocabulary + uniforms,
