@@ -227,7 +227,7 @@ def test_offloading_moves_what_waits_to_the_host(tmp_path: Path):
     shape = shape_of(build(2), tmp_path)
     there = memory_of(rl(), Layout(ranks=4), shape, shape)
     away = memory_of(rl(), Layout(ranks=4, cpu_offload=True), shape, shape)
-    assert sum(away.resident.values()) == 0
+    assert {name for name, size in away.resident.items() if size} == {"engine"}, "it samples while they wait"
     assert away.peak < there.peak
     # Weights of three models; gradients and two moments of two of them.
     assert away.host["offloaded"] == (3 * 4 + 2 * 12) * shape.parameters
