@@ -105,6 +105,7 @@ OUTCOME: Flags = ("--advantage.process-weight", 0)
 NO_FILTER: Flags = ("--filter.low", 0, "--filter.high", 1)
 PROCESS: Flags = ("--advantage.process-weight", 1, "--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
 ALONE: Flags = ("--advantage.outcome-weight", 0, *NO_FILTER)
+ONCE: Flags = ("--policy.epochs", 1, "--policy.warmup", 4)
 REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
 DISTILL: Flags = ("--algorithm", "distill", *NO_FILTER, *REUSED)
 LEARNT: Flags = ("--prm.lr", 1e-3, "--prm.minibatch", 64, "--prm.warmup", 0.1)
@@ -112,9 +113,9 @@ CHECKER = Candidate(checker=True)
 IMPROVED = Candidate(credit="token", clip=(-2.0, 0.3), gate=True, prm_updates=2)
 METHODS = {
     "outcome-only, 4 epochs": Method((*OUTCOME, *REUSED)),
-    "outcome-only": Method(OUTCOME),
-    "PRIME, after": Method((*PROCESS, "--prm.update", "after")),
-    "PRIME, before": Method((*PROCESS, "--prm.update", "before")),
+    "outcome-only": Method((*OUTCOME, *ONCE)),
+    "PRIME, after": Method((*PROCESS, *ONCE, "--prm.update", "after")),
+    "PRIME, before": Method((*PROCESS, *ONCE, "--prm.update", "before")),
     "PRIME, after, 4 epochs": Method((*PROCESS, *REUSED)),
     "PRIME, gate, 4 epochs": Method((*PROCESS, *REUSED), Candidate(gate=True)),
     "PRIME, improved, 4 epochs": Method((*PROCESS, *REUSED, "--prm.beta", 0.5), IMPROVED),
