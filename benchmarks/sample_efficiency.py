@@ -438,7 +438,7 @@ def page(title: str, entry: dict) -> str:
                 figure.add_scatter(
                     x=xs, y=ys, name=name, legendgroup=name, showlegend=i == 0, mode="lines", line=line
                 )
-        title = f"Held-out accuracy, {measure.removeprefix('eval/')}"
+        title = f"Held-out accuracy, {measure.removeprefix('eval/').replace('avg@', 'sampled')}"
         parts.append(draw(figure, title, "rollouts", "accuracy", height=420))
     figure = go.Figure()
     for (name, row), colour in zip(entry.items(), COLOURS * 3, strict=False):
