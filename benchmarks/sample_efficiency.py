@@ -342,6 +342,7 @@ def main() -> None:
             found[name] = [bench.run(setting, name, seed, *points[name]) for seed in args.seeds]
             entry = summary(setting, found, points)
             show(console, setting, protocol, entry)  # after every method: it takes hours
+        show_prms(console, entry)
         report[f"{setting}, {protocol}"] = entry
     bench.out.mkdir(parents=True, exist_ok=True)
     (bench.out / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -386,8 +387,8 @@ def summary(setting: str, found: dict[str, list[Result]], points: dict) -> dict:
             row["reach"][label] = {"needed": needed} | ratio(theirs, ours, ends)
         row["final"] = {m: [r.curve(m)[-1][1] for r in results] for m in MEASURES}
         row["curves"] = {m: [r.curve(m) for r in results] for m in MEASURES}
-        key = "prm/pairwise_accuracy"
-        row["pairwise"] = [[(x["step"], x[key]) for x in r.rows if key in x] for r in results]
+        for name_of, key in (("pairwise", "prm/pairwise_accuracy"), ("brier", "prm/brier")):
+            row[name_of] = [[(x["step"], x[key]) for x in r.rows if key in x] for r in results]
         row["seconds a step"] = statistics.fmean(r.mean("time/step") for r in results)
         entry[name] = row
     return entry
@@ -414,6 +415,28 @@ def show(console: Console, setting: str, protocol: str, entry: dict) -> None:
             f"{row['seconds a step']:.2f}",
         )
     console.print(table)
+
+
+def show_prms(console: Console, entry: dict) -> None:
+    """The PRM and the policy over training: mean over seeds, and their range."""
+    table = Table(title="PRMs over training, mean over seeds (range)", title_justify="left")
+    for heading in ("method", "pairs, steps 1-3", "last 3", "Brier, steps 1-3", "last 3"):
+        table.add_column(heading)
+    for heading in ("greedy, best", "at the end", "sampled, best", "at the end"):
+        table.add_column(heading)
+    for name, row in entry.items():
+        if all(row["brier"]):
+            parts = [
+                [statistics.fmean(y for _, y in curve[cut]) for curve in row[key]]
+                for key in ("pairwise", "brier")
+                for cut in (slice(3), slice(-3, None))
+            ]
+            for curves in row["curves"].values():
+                parts += [[max(y for _, y in curve) for curve in curves], [curve[-1][1] for curve in curves]]
+            cells = [f"{statistics.fmean(part):.2f} ({min(part):.2f}-{max(part):.2f})" for part in parts]
+            table.add_row(name, *cells)
+    if table.row_count:
+        console.print(table)
 
 
 def cell(found: dict) -> str:
