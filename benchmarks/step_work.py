@@ -229,7 +229,7 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
                 with meter.phase("policy"):
                     generator = torch.Generator().manual_seed(step)
                     rl.update_policy(parts.policy, batch, advantages, config.policy, generator)
-                parts.engine.load(parts.policy.model.named_parameters(), step)
+                parts.engine.load(parts.policy.weights(), step)
     tokens = int(batch.response_mask.sum())
     assert tokens == rows * shape.new_tokens, "a response ended early"
     return meter.result(tokens, before)

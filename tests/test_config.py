@@ -493,7 +493,12 @@ def test_settings_of_distillation_without_it_are_warned_about():
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"rollout": {"temperature": 0.7}}, "rollout.temperature=1"), ({"prm": {"loss": "dpo"}}, "prm.loss=ce")],
+    [
+        ({"rollout": {"temperature": 0.7}}, "rollout.temperature=1"),
+        ({"prm": {"loss": "dpo"}}, "prm.loss=ce"),
+        ({"filter": {"low": 0.9, "high": 0.1}}, "filter.low=0.9"),
+        ({"engine": {"kind": "server"}}, "engine.urls is empty"),
+    ],
 )
 def test_what_distillation_cannot_do_is_refused(changes: dict, said: str):
     with pytest.raises(ValueError, match=said):

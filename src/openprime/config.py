@@ -562,7 +562,11 @@ class RLConfig(RunConfig):
             raise ValueError("algorithm=distill compares whole distributions: set rollout.temperature=1")
         if self.prm.loss != "ce":
             raise ValueError("algorithm=distill learns its PRM by cross-entropy: set prm.loss=ce")
-        unused = changed(self.advantage, "advantage")
+        if self.filter.low > self.filter.high:
+            raise ValueError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
+        unused = self.engine.check(self.rollout.temperature, trains=True) + changed(
+            self.advantage, "advantage"
+        )
         for section, prefix in ((self.prm, "prm"), (self.policy, "policy")):
             unused += [k for k in changed(section, prefix) if k in OF_PRIME]
         return [f"algorithm=distill: these have no effect: {', '.join(unused)}"] if unused else []

@@ -57,7 +57,7 @@ def read_shape(name: str) -> Shape:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name}: no configuration of a causal language model to read ({str(error).splitlines()[0]}): name a model "
-            "folder or a config.json with --model-config (and --prm-config)"
+            "folder or a config.json with --architecture (and --prm-architecture)"
         ) from error
     head = model.get_output_embeddings()
     linear = tuple(
