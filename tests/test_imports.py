@@ -12,7 +12,7 @@ ROOT = Path(str(find_spec("openprime").origin)).parent  # type: ignore[union-att
 BASIS = {"types", "config"}
 ALLOWED = {
     "types": set(),
-    "config": set(),
+    "config": {"config"},
     "algorithm": {"algorithm"},
     "models": BASIS | {"algorithm", "data", "models"},
     "engines": BASIS | {"models", "engines"},

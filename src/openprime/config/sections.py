@@ -1,0 +1,377 @@
+"""Settings that several commands share: one class a topic, one docstring a field."""
+
+import importlib.util
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+Dtype = Literal["float32", "bfloat16"]
+Template = Literal["none", "eurus", "eurus-actions"]
+StepSplit = Literal["newline", "blank_line", "numbered", "actions"]
+"""Where a step of a response ends: a line, a blank line, before `Step k:`, before an action tag such as [VERIFY]."""
+
+
+class Section(BaseModel):
+    """Refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+    positional: ClassVar[tuple[str, ...]] = ()
+    """Settings of a command that may stand without their flag, in this order."""
+
+
+class PromptFormat(Section):
+    """From a question to what the model reads."""
+
+    system: str = ""
+    """System message put before every prompt. Empty: the template's."""
+    suffix: str = ""
+    """Text put behind every prompt, such as a request for a boxed answer. Empty: the template's."""
+    template: Template = "none"
+    """eurus: the published recipe's request for a boxed answer or a program, by the row's verifier. eurus-actions:
+    with the system message of the seven actions too."""
+    chat_template: Literal["auto", "none"] = "auto"
+    """auto: the tokenizer's own. none: the prompt's text as it is."""
+
+
+class DataConfig(PromptFormat):
+    """Where prompts come from and how a row is read."""
+
+    source: str = ""
+    """`task:clock` and `task:programs` (embedded), `gym:NAME` (a task of reasoning-gym), a .jsonl, .json or .parquet
+    file, or a data set on the hub."""
+    subset: str = ""
+    """Configuration of a hub data set that has several, such as `main` of openai/gsm8k."""
+    split: str = "train"
+    """Split of a hub data set or of the embedded task (train and test never share a prompt)."""
+    limit: Count = 0
+    """Use the first so many rows; 0 is all. For the embedded task: how many rows to make."""
+    prompt_field: str = ""
+    """Field with the prompt (text or chat messages), dots reach inside. Empty: found from the row's shape
+    (`prompt`, `messages`, `question`, `problem`, `query`, `question_content`)."""
+    prompt_template: str = ""
+    """The prompt as a text with {fields} of the row, instead of one field. A list's entries stand on lines of their
+    own."""
+    answer_field: str = ""
+    """Field with the reference answer. Empty: the first there is of `reward_model.ground_truth`, `answer`,
+    `expected_answer`, `final_answer`, `input_output` and `solution`."""
+    response_field: str = ""
+    """Field with the demonstration, for SFT. Empty: `completion`, `response`, or the last of `messages`."""
+    where: dict[str, str] = Field(default={}, validate_default=False)
+    """Keep the rows whose field contains a text, such as {url: 2024_AIME}."""
+    verifier: str = "math"
+    """`math`, `code`, or `module:function` with the signature (prompts, completions, **columns) -> list of float.
+    `gym:` data bring their own."""
+    verifier_field: str = ""
+    """Field that names each row's verifier, for data that mix several, such as `ability` (math, code)."""
+    max_prompt_tokens: Positive = 1024
+    """Longest prompt, in tokens."""
+    too_long: Literal["drop", "error"] = "drop"
+    """What to do with a longer prompt; dropped ones are counted and reported."""
+    horizon: Annotated[int, Field(ge=2, le=32)] = 8
+    """Embedded task only: operations in a prompt, which are steps in its solution."""
+    task_seed: int = 0
+    """Embedded task and reasoning-gym: seed of the rows (and of the demonstrator's misconceptions)."""
+    gym: dict[str, Any] = Field(default={}, validate_default=False)
+    """reasoning-gym only: settings of the task's generator, such as {min_terms: 2}."""
+
+
+class JudgedDataConfig(DataConfig):
+    """Where judged responses come from."""
+
+    outcome_field: str = ""
+    """Field with the outcome of a response in [0, 1]. Empty: `outcome`, `correct` or `label`."""
+    steps_field: str = "steps"
+    """Field with the steps of a response, a list of texts, for loss=steps; joined by blank lines they are the
+    response."""
+    labels_field: str = ""
+    """Field with a label for each step (in [0, 1], or +1 and -1), or the index of the first wrong step (-1: none), from
+    which on all count as wrong; for loss=steps. Empty: `labels` or `label`."""
+
+
+class LoRAConfig(Section):
+    """Low-rank adapters in the place of training all weights (arXiv 2106.09685); needs the extra `lora`."""
+
+    rank: Count = 0
+    """Rank of an adapter; 0 trains all weights. A policy and a PRM that both have adapters and start from the same
+    model share it in memory, and with the adapters off it is the reference too."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """An adapter's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Linear layers that get an adapter, such as q_proj and v_proj. Empty: all of the blocks'."""
+
+
+class OptimizerConfig(Section):
+    """AdamW, what it trains, and how a batch is cut into micro-batches."""
+
+    lr: Rate = 1e-5
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: constant, or cosine to zero at the last step."""
+    warmup: Rate = 0.0
+    """Linear warm-up: a share of all optimiser steps below 1, a number of steps from 1 on."""
+    weight_decay: Rate = 0.0
+    """AdamW's decoupled weight decay."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """AdamW's second-moment decay."""
+    clip_grad: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global gradient norm."""
+    tokens_per_microbatch: Positive = 16384
+    """Tokens in one forward and backward pass; bounds memory, changes no result. At most 2,048 on a CPU, where
+    more are slower."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoRAConfig = LoRAConfig()
+
+
+class CodeConfig(Section):
+    """How programs are judged against tests, in a sandbox."""
+
+    score: Literal["share", "all"] = "share"
+    """Outcome: the share of the cases passed, or 1 only where all are."""
+    max_cases: Count = 0
+    """Cases of a prompt to run, drawn with a seed of the prompt; 0 is all."""
+    seconds: Annotated[float, Field(gt=0)] = 4.0
+    """Time for one case."""
+    total_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """Time for all cases of one program."""
+    memory_mb: Annotated[int, Field(ge=64)] = 1024
+    """Memory of a program, in MiB."""
+    packages: tuple[str, ...] = ("numpy",)
+    """What programs may import beside the standard library."""
+    allow_weak_sandbox: bool = False
+    """Run programs also where this machine cannot isolate them (no Landlock or seccomp). They are then able to
+    read and change your files."""
+
+    @property
+    def longest(self) -> float:
+        """Seconds after which not the program but the sandbox has failed."""
+        return 2 * self.total_seconds + 30
+
+
+class VerifyConfig(Section):
+    """Where and how verifiers run."""
+
+    workers: Count = 0
+    """Processes; 0 is one a core."""
+    answers: Literal["auto", "boxed", "hashes"] = "auto"
+    """Mathematics: where a response has its answer. The last box, the last line `#### answer`, or the later one."""
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Time that a user's function may take for the responses to one prompt."""
+    code: CodeConfig = CodeConfig()
+
+
+class RolloutConfig(Section):
+    """How groups are collected."""
+
+    prompts: Positive = 256
+    """Groups in a training batch, counted after the filter."""
+    responses: Annotated[int, Field(ge=2)] = 4
+    """K, responses to each prompt."""
+    max_response_tokens: Positive = 3072
+    """Longest response, in tokens."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature; the trainer divides its logits by the same number."""
+    truncated: Literal["drop", "keep"] = "keep"
+    """A response cut at the limit: leave it out, or judge it as it is."""
+    sequences: Positive = 256
+    """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
+
+
+class EngineConfig(Section):
+    """What samples responses."""
+
+    kind: Literal["transformers", "vllm", "server"] = "transformers"
+    """transformers: the trainer's own model. vllm: vLLM in the trainer's process. server: vLLM servers at `urls`."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """vllm: share of a GPU's memory for its weights and KV cache. Training has all of it: vLLM sleeps meanwhile. On a
+    CPU the environment variable VLLM_CPU_KVCACHE_SPACE says how many GiB the cache has (1)."""
+    tensor_parallel: Positive = 1
+    """vllm: GPUs that share one copy of the model."""
+    urls: tuple[str, ...] = ()
+    """server: where they listen, such as http://node1:8000."""
+    shared_folder: str = ""
+    """server: a folder that they and the trainer see under the same path; new weights go through it. Empty: `weights`
+    in `out`."""
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress (vllm), or for the responses to one prompt (server), after which it counts as hung; and
+    for which servers that are all gone are waited for."""
+    max_staleness: Count = 0
+    """server: sample up to so many steps ahead, while the trainer works; the weights are then as many steps old."""
+    importance_clip: Rate = 0.0
+    """C of the truncated importance weights min(p_trainer / p_sampler, C) of tokens (trap 12), where p_trainer, of the
+    policy before its update, becomes the old policy of the clipped loss. 0: no weights, p_sampler is the old policy."""
+
+    def check(self, temperature: float, trains: bool) -> list[str]:
+        """Cross-field checks, for a command that trains or one that only samples; returns keys without effect."""
+        if self.kind != "transformers" and temperature and not 0.01 <= temperature <= 2:
+            raise ValueError(
+                f"engine.kind={self.kind}: vLLM samples at temperatures of 0.01 to 2, not {temperature}"
+            )
+        if self.kind == "server" and not self.urls:
+            raise ValueError(
+                "engine.kind=server, but engine.urls is empty: say where the vLLM servers listen"
+            )
+        if 0 < self.importance_clip < 1:
+            raise ValueError(
+                f"engine.importance_clip={self.importance_clip} would shrink every token's weight: set 1 or more, or 0"
+            )
+        if self.max_staleness and self.kind != "server":
+            raise ValueError(
+                f"engine.max_staleness={self.max_staleness} needs engine.kind=server: only servers sample while the "
+                "trainer works"
+            )
+        if self.max_staleness and not self.importance_clip:
+            raise ValueError(
+                "engine.max_staleness is set, but engine.importance_clip is 0: stale samples need importance weights; "
+                "set engine.importance_clip=2"
+            )
+        used = {
+            "transformers": ("kind", "importance_clip"),
+            "vllm": ("kind", "gpu_memory", "tensor_parallel", "timeout", "importance_clip"),
+            "server": ("kind", "urls", "shared_folder", "timeout", "max_staleness", "importance_clip"),
+        }[self.kind]
+        idle = () if trains else ("shared_folder", "max_staleness", "importance_clip")
+        keys = [key.removeprefix("engine.") for key in changed(self, "engine")]
+        return [f"engine.{key}" for key in keys if key not in used or key in idle]
+
+
+class FilterConfig(Section):
+    """The online prompt filter (PRIME section 4.1): which groups are kept."""
+
+    low: Share = 0.2
+    """Smallest mean outcome of a kept group."""
+    high: Share = 0.8
+    """Largest mean outcome of a kept group."""
+    max_draws: Annotated[float, Field(ge=1)] = 10.0
+    """Give up with an error after drawing this many times `rollout.prompts` prompts for one batch."""
+
+
+class AdvantageConfig(Section):
+    """From rewards to advantages."""
+
+    estimator: Literal["rloo", "grpo", "reinforce"] = "rloo"
+    """Baseline within a group."""
+    preset: Literal["exact", "released"] = "exact"
+    """exact: the paper's formulas. released: what the published training code computes (rloo only)."""
+    granularity: Literal["token", "step", "response"] = "token"
+    """Where process rewards stand."""
+    step_delimiter: str = "\n"
+    """Text that ends a step of a response."""
+    process_weight: Rate = 1.0
+    """Weight of the process term; 0 is the outcome-only control, and no PRM is loaded."""
+    outcome_weight: Rate = 1.0
+    """Weight of the outcome term."""
+    process_gamma: Share = 1.0
+    """Discount of process returns, per token."""
+    outcome_gamma: Share = 1.0
+    """Discount of outcome returns, per token."""
+    scaling: Literal["none", "return"] | None = None
+    """Process rewards before the baseline: as they are, or over the batch's largest absolute return.
+    Unset: by preset (exact: none, released: return)."""
+    whiten: bool | None = None
+    """Give the advantages of a batch mean 0 and variance 1. Unset: by preset (exact: no, released: yes)."""
+
+    @property
+    def scales_by_return(self) -> bool:
+        """Whether process rewards are divided by the largest return."""
+        return (self.preset == "released") if self.scaling is None else self.scaling == "return"
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened."""
+        return (self.preset == "released") if self.whiten is None else self.whiten
+
+
+class PolicyConfig(OptimizerConfig):
+    """The policy's update."""
+
+    lr: Rate = 5e-7
+    minibatch: Positive = 256
+    """Responses in one optimiser step."""
+    epochs: Positive = 1
+    """Passes over a batch of rollouts."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The ratio is clipped below 1 minus this."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """The ratio is clipped above 1 plus this; larger than clip_low is clip-higher."""
+    reduction: Literal["token", "sequence"] = "token"
+    """Mean over the batch's tokens, or over responses of their mean over tokens."""
+
+
+class PRMConfig(OptimizerConfig):
+    """The implicit process reward model."""
+
+    lr: Rate = 1e-6
+    clip_grad: Annotated[float, Field(gt=0)] = 10.0
+    model: str = ""
+    """Model to start from, such as a PRM of `openprime prm`. Empty: the same as the policy."""
+    reference: Literal["frozen", "policy"] = "frozen"
+    """Reference of the log-ratio: the model the PRM starts from, frozen (a PRM that was trained before keeps its
+    own reference); or the sampling policy."""
+    beta: Annotated[float, Field(gt=0)] = 0.05
+    """Reward a nat of log-ratio."""
+    loss: Literal["ce", "dpo"] = "ce"
+    """Cross-entropy on outcomes, or DPO on pairs of a group."""
+    update: Literal["after", "before", "never"] = "after"
+    """Update after scoring (one forward pass), before scoring (two), or keep the PRM frozen."""
+    minibatch: Count = 0
+    """Responses in one optimiser step (with dpo: rounded to whole groups); 0 is the whole batch."""
+
+
+class DistillConfig(Section):
+    """How the policy learns from a PRM that is learnt anew in every step; for algorithm=distill."""
+
+    prm_epochs: Positive = 8
+    """Passes of the PRM over the batch's outcomes, in minibatches of prm.minibatch."""
+    low: Annotated[float, Field(le=0)] = -2.0
+    """Smallest reward of a word, log phi/ref in nats: what is worse is worse no longer."""
+    high: Annotated[float, Field(ge=0)] = 0.3
+    """Largest reward of a word. Small: the PRM is to take away, not to invent."""
+    anchor: Annotated[float, Field(gt=0)] = 0.5
+    """Price of a nat of KL to the reference; the policy moves towards ref * exp(reward / anchor)."""
+
+
+class EvalConfig(Section):
+    """Evaluation on held-out prompts during training."""
+
+    every: Count = 10
+    """Steps between evaluations; 0 is only at the start (of rl) and at the end."""
+    samples: Count = 0
+    """Sampled responses a prompt for avg@k; 0 is greedy decoding alone."""
+    max_response_tokens: Count = 0
+    """Longest response; 0 is the same as in training."""
+
+
+class ParallelConfig(Section):
+    """How several ranks share a run that torchrun starts."""
+
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimiser in the host's memory; the GPU holds the block at work. Much slower."""
+
+
+def changed(section: BaseModel, prefix: str) -> list[str]:
+    """Keys of a section that differ from their defaults."""
+    fields = type(section).model_fields
+    return [f"{prefix}.{name}" for name, field in fields.items() if getattr(section, name) != field.default]
+
+
+def require(config: BaseModel, *paths: str) -> None:
+    """Refuse empty settings that have no default."""
+    for path in paths:
+        value: Any = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        if not value:
+            raise ValueError(
+                f"{path} is not set: put it into the YAML file or give --{path.replace('_', '-')}"
+            )
+
+
+def require_peft(*sections: OptimizerConfig) -> None:
+    """Refuse adapters where the library for them is missing."""
+    if any(section.lora.rank for section in sections) and importlib.util.find_spec("peft") is None:
+        raise ValueError("lora.rank is set, but peft is not installed: pip install 'openprime[lora]'")
