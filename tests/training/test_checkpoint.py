@@ -3,16 +3,28 @@
 import json
 import os
 import random
+import resource
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from openprime.training import checkpoint
-from openprime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from openprime.training.checkpoint import (
+    SHARDS,
+    Background,
+    checkpoints,
+    load_checkpoint,
+    load_shards,
+    save_checkpoint,
+)
 
 
 def draw() -> list[float]:
@@ -250,6 +262,74 @@ def test_a_full_disk_or_a_kill_leaves_whole_checkpoints_only(tmp_path: Path):
     # A kill between any two operations on files finds no checkpoint of that name, or a whole one.
     assert {event for event, _, _ in seen} >= {"os.mkdir", "os.rename"}
     assert all(whole == there for _, there, whole in seen), seen
+
+
+# In the background
+
+
+@pytest.fixture
+def background(tmp_path: Path) -> Iterator[Background]:
+    """A process group of one rank, which shards need."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    yield Background()
+    dist.destroy_process_group()
+
+
+def held(path: Path) -> list[float]:
+    """The shards of a checkpoint, three zeros before."""
+    state, tensor = load_checkpoint(path), torch.zeros(3)
+    load_shards(state["policy"][SHARDS], {"w": tensor})
+    return tensor.tolist()
+
+
+def test_what_is_written_in_the_background_is_what_was_there_before_training_went_on(
+    tmp_path: Path, background: Background, monkeypatch: pytest.MonkeyPatch
+):
+    go_on, write = threading.Event(), checkpoint._write
+    monkeypatch.setattr(checkpoint, "_write", lambda *args: go_on.wait(60) and write(*args))
+    weights, position = torch.tensor([1.0, 2.0, 3.0]), [7]
+    torch.manual_seed(5)
+    state = {"policy": {"updates": 4, SHARDS: {"w": weights}}, "collector": position}
+    path = save_checkpoint(tmp_path, 1, state, 1, background)
+    weights.zero_()
+    position.append(8)
+    drawn = torch.rand(2)
+    assert checkpoints(tmp_path) == []  # not before it is whole
+    go_on.set()
+    background.settle()
+    assert checkpoints(tmp_path) == [path]
+    assert held(path) == [1.0, 2.0, 3.0]
+    assert torch.equal(torch.rand(2), drawn)
+    assert load_checkpoint(path)["collector"] == [7]
+    save_checkpoint(tmp_path, 2, state, 1, background)
+    background.settle()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000002"]
+    assert held(tmp_path / "step-000002") == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("part", ["shards", "state.pt"])
+def test_a_full_disk_in_the_background_is_an_error_of_the_next_save(
+    tmp_path: Path, background: Background, part: str
+):
+    state = {"policy": {SHARDS: {"w": torch.ones(3)}}}
+    save_checkpoint(tmp_path / "run", 1, state, 1, background)
+    background.settle()
+    state = {"policy": {SHARDS: {"w": torch.ones(2_000_000)}}}
+    if part == "state.pt":
+        state = {"policy": {SHARDS: {"w": torch.ones(3)}}, "rest": torch.ones(2_000_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        save_checkpoint(tmp_path / "run", 2, state, 1, background)
+        with pytest.raises(OSError, match=r"step-000002 could not be written .*previous checkpoint stays"):
+            background.settle()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000001"]
+    assert held(tmp_path / "run" / "step-000001") == [1.0, 1.0, 1.0]
+    background.settle()  # said once
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path):

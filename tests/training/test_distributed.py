@@ -65,7 +65,8 @@ def test_verifiers_share_the_machine_with_those_of_other_ranks(monkeypatch: pyte
     assert workers(VerifyConfig(workers=1)) == 1
 
 
-def test_offload_in_one_process_is_refused(tmp_path: Path):
-    config = RLConfig.model_validate({"out": str(tmp_path), "parallel": {"cpu_offload": True}})
-    with pytest.raises(ValueError, match="start with torchrun"), joined(config):
+@pytest.mark.parametrize("setting", ["cpu_offload", "save_in_background"])
+def test_what_needs_several_ranks_is_refused_in_one_process(tmp_path: Path, setting: str):
+    config = RLConfig.model_validate({"out": str(tmp_path), "parallel": {setting: True}})
+    with pytest.raises(ValueError, match=rf"parallel\.{setting} has .*: start with torchrun"), joined(config):
         pass

@@ -351,6 +351,9 @@ class ParallelConfig(Section):
 
     cpu_offload: bool = False
     """Keep weights, gradients and optimiser in the host's memory; the GPU holds the block at work. Much slower."""
+    save_in_background: bool = False
+    """Write checkpoints while training goes on: it waits until they have been copied to the host's memory, which must
+    have room for them (12 bytes a trained parameter, over all ranks)."""
 
 
 def changed(section: BaseModel, prefix: str) -> list[str]:

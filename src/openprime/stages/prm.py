@@ -138,7 +138,7 @@ def train_joined(config: OfflinePRMConfig) -> None:
                 stopped = signals.agree()
                 if stopped or last or (config.save_every and step % config.save_every == 0):
                     state = {"learner": learner.state(), "beta": beta, "held_out": measured}
-                    run.save(step, state | {"responses": len(training)})
+                    run.save(step, state | {"responses": len(training)}, wait=bool(last or stopped))
                 if stopped and not last:
                     raise Interrupted(stopped)
 

@@ -86,7 +86,7 @@ def train_with(pool: Pool, config: RLConfig) -> None:
                 run.sample(samples(step, groups, rewards, batch, parts.tokenizer))
             stopped = signals.agree()
             if last or stopped or (config.save_every and step % config.save_every == 0):
-                run.save(step, parts.state())
+                run.save(step, parts.state(), wait=bool(last or stopped))
             if stopped and not last:
                 raise Interrupted(stopped)
 

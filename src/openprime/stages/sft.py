@@ -113,7 +113,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
                 bar.report(step, {"loss": f"{done.loss:.4f}", "tok/s": f"{speed:,.0f}"})
             stopped = signals.agree()
             if stopped or last or (config.save_every and step % config.save_every == 0):
-                run.save(step, {"learner": learner.state()})
+                run.save(step, {"learner": learner.state()}, wait=bool(last or stopped))
             if stopped and not last:
                 raise Interrupted(stopped)
 

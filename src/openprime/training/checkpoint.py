@@ -1,18 +1,22 @@
 """Checkpoints that are whole or absent."""
 
+import copy
 import os
 import random
 import re
 import shutil
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from openprime.models.ranks import first, on_first, world
 
@@ -21,10 +25,34 @@ SHARDS = "shards"
 """The key of a part's tensors that several ranks hold, and the folder of a checkpoint that they are in."""
 
 
-def save_checkpoint(folder: Path, step: int, state: dict, keep: int) -> Path:
+class Background:
+    """Writes checkpoints of several ranks while they train on, one at a time."""
+
+    def __init__(self) -> None:
+        self.group = dist.new_group(backend="gloo")  # connections of its own, beside those of training
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
+
+    def begin(self, write: Callable[[], None]) -> None:
+        """Do it meanwhile."""
+        self._writing = self._thread.submit(write)
+
+    def settle(self) -> None:
+        """Wait for the checkpoint on its way; raises OSError, on every rank, where it could not be written."""
+        if self._writing:
+            writing, self._writing = self._writing, None
+            wait([writing])
+            on_first(writing.result)
+            writing.result()
+
+
+def save_checkpoint(
+    folder: Path, step: int, state: dict, keep: int, background: Background | None = None
+) -> Path:
     """Write `state` and the random states as folder/step-NNNNNN, atomically; then delete all but the last `keep`.
 
-    Every rank calls it: a part of the state that is `{SHARDS: tensors by name, ...}` is written by all of them.
+    Every rank calls it: a part of the state that is `{SHARDS: tensors by name, ...}` is written by all of them. With
+    `background`, which has to be settled before, it returns when the tensors have been copied.
     Raises OSError when the disk is full; what was there before stays valid.
     """
     target = folder / f"step-{step:06d}"
@@ -35,20 +63,42 @@ def save_checkpoint(folder: Path, step: int, state: dict, keep: int) -> Path:
         if isinstance(own, dict)
         for name, tensor in own.get(SHARDS, {}).items()
     }
-    if shards:
-        state = {
-            part: own | {SHARDS: True} if isinstance(own, dict) and SHARDS in own else own
-            for part, own in state.items()
-        }
-        on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
+    state = {
+        part: own | {SHARDS: True} if isinstance(own, dict) and SHARDS in own else own
+        for part, own in state.items()
+    }
+    state = {"step": step, "random": random_state(), **state}
+
+    def write_shards(write: Callable[[], object]) -> None:
         try:
-            save(shards, checkpoint_id=partial / SHARDS)
-        except CheckpointException as error:
-            on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
+            write()
+        except CheckpointException as error:  # on every rank
+            if first():
+                shutil.rmtree(partial, ignore_errors=True)
             raise _not_written(target, next(iter(error.failures.values()))[0]) from error
-    on_first(lambda: _write(partial, target, {"step": step, "random": random_state(), **state}))
-    for old in checkpoints(folder)[:-keep] if first() else ():
-        shutil.rmtree(old, ignore_errors=True)
+
+    def finish(state: dict) -> None:
+        _write(partial, target, state)
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    if not shards:
+        on_first(lambda: finish(state))
+        return target
+    on_first(lambda: shutil.rmtree(partial, ignore_errors=True))
+    if background is None:
+        write_shards(lambda: save(shards, checkpoint_id=partial / SHARDS))
+        on_first(lambda: finish(state))
+        return target
+    written = async_save(shards, checkpoint_id=partial / SHARDS, process_group=background.group)
+    kept = copy.deepcopy(state)
+
+    def meanwhile() -> None:
+        write_shards(written.result)
+        if first():
+            finish(kept)
+
+    background.begin(meanwhile)
     return target
 
 

@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from openprime import __version__
-from openprime.config import FolderConfig, RunConfig, VerifyConfig
+from openprime.config import FolderConfig, RunConfig, VerifyConfig, changed
 from openprime.models.hub import pick_device
 from openprime.models.ranks import (
     LostRankError,
@@ -52,10 +52,8 @@ def joined(config: RunConfig) -> Iterator[None]:
     resume.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        if config.parallel.cpu_offload:
-            raise ValueError(
-                "parallel.cpu_offload has an effect only with several ranks: start with torchrun"
-            )
+        if idle := changed(config.parallel, "parallel"):
+            raise ValueError(f"{idle[0]} has an effect only with several ranks: start with torchrun")
         yield
         return
     device = pick_device(config.device)

@@ -35,7 +35,7 @@ from openprime import __version__
 from openprime.config import FolderConfig, PromptFormat, RunConfig
 from openprime.models.hub import save_model
 from openprime.models.ranks import first, gather, on_first, world
-from openprime.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from openprime.training.checkpoint import Background, checkpoints, load_checkpoint, save_checkpoint
 
 MAY_CHANGE = {
     "resume",
@@ -120,6 +120,7 @@ class Run:
             raise ValueError("wandb is asked for but not installed: pip install 'openprime[wandb]'")
         on_first(lambda: open_folder(config, stage))
         self.step = 0
+        self._background: Background | None = None
         self._writer: SummaryWriter | None = None
         self._wandb: Any = None
 
@@ -134,10 +135,15 @@ class Run:
             self.console.print(f"resumed at step {self.step} from {found[-1]}")
         return state
 
-    def save(self, step: int, state: dict) -> None:
-        """Write a checkpoint, unless this step has one."""
-        if not on_first((self.folder / "checkpoints" / f"step-{step:06d}").is_dir):
-            save_checkpoint(self.folder / "checkpoints", step, state, self.config.keep)
+    def save(self, step: int, state: dict, wait: bool = True) -> None:
+        """Write a checkpoint, unless this step has one; without `wait`, while training goes on if it may."""
+        folder = self.folder / "checkpoints"
+        if self._background is None and self.config.parallel.save_in_background and world() > 1:
+            self._background = Background()
+        if self._background:
+            self._background.settle()
+        if not on_first((folder / f"step-{step:06d}").is_dir):
+            save_checkpoint(folder, step, state, self.config.keep, None if wait else self._background)
 
     def way_back(self) -> str:
         """Where the last good weights are, in words."""
