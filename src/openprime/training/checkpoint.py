@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Background:
     """Writes checkpoints of several ranks while they train on, one at a time."""
 
     def __init__(self) -> None:
-        self.group = dist.new_group(backend="gloo")  # connections of its own, beside those of training
+        self.group: Any = dist.new_group(backend="gloo")  # connections of its own, beside those of training
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
 
@@ -92,6 +93,7 @@ def save_checkpoint(
         return target
     written = async_save(shards, checkpoint_id=partial / SHARDS, process_group=background.group)
     kept = copy.deepcopy(state)
+    assert isinstance(written, Future)
 
     def meanwhile() -> None:
         write_shards(written.result)
