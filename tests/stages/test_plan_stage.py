@@ -38,6 +38,10 @@ def test_the_published_recipe_by_hand(capsys: pytest.CaptureFixture):
     assert found["cost"] == pytest.approx(found["hours"] * 8 * 2)
 
 
+def test_the_published_recipe_fits_eight_gpus_of_80(capsys: pytest.CaptureFixture):
+    assert planned(capsys, RECIPE, *MODEL)["fits"]
+
+
 def test_measured_rates_take_the_place_of_assumed_ones(capsys: pytest.CaptureFixture):
     rates = (
         "--tokens-per-second",
@@ -60,12 +64,14 @@ def test_measured_rates_take_the_place_of_assumed_ones(capsys: pytest.CaptureFix
 
 
 def test_every_advice_makes_it_fit(capsys: pytest.CaptureFixture):
-    found = planned(capsys, RECIPE, *MODEL)
+    own_engine = "engine.kind=transformers"
+    found = planned(capsys, RECIPE, *MODEL, "--set", own_engine)
     assert not found["fits"]
     assert len(found["changes"]) > 1
     for (change,) in found["changes"]:
-        flags = change.split() if change.startswith("--gpus") else ["--set", *change.split()]
-        again = planned(capsys, RECIPE, *MODEL, *flags)
+        flags = [] if change.startswith("--gpus") else change.split()
+        gpus = change.split() if change.startswith("--gpus") else []
+        again = planned(capsys, RECIPE, *MODEL, *gpus, "--set", own_engine, *flags)
         assert again["fits"], change
         assert again["changes"] == []
         assert again["peak"] < found["peak"]

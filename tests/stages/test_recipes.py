@@ -33,6 +33,7 @@ def test_two_steps_of_rl(name: str, model: Path, tmp_path: Path):
     ]
     args += ["--rollout.prompts", "2", "--rollout.max-response-tokens", "16", "--filter.max-draws", "200"]
     args += ["--filter.low", "0.05", "--filter.high", "0.95", "--steps", "2", "--verify.workers", "1"]
+    args += ["--engine.kind", "transformers"]
     assert main([*args, "--eval-data.limit", "4"]) == 0
     rows = records(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
