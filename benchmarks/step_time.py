@@ -59,11 +59,13 @@ RATIOS = (
 GROWTH = Shape(128, 2, 4, 2, 384, 512, 4, 4, 64)
 LONG = replace(GROWTH, prompts=2, responses=2)
 AXES = {
-    "response length": ("new_tokens", [replace(LONG, new_tokens=n) for n in (64, 256, 1024, 4096)]),
-    "vocabulary": ("vocabulary", [replace(GROWTH, vocabulary=n) for n in (512, 8_192, 32_768, 151_936)]),
-    "prompts": ("prompts", [replace(GROWTH, prompts=n) for n in (4, 16, 64)]),
-    "K": ("responses", [replace(GROWTH, responses=n) for n in (4, 16, 64)]),
+    "response length": {n: (replace(LONG, new_tokens=n), 1) for n in (64, 256, 1024, 4096)},
+    "vocabulary": {n: (replace(GROWTH, vocabulary=n), 1) for n in (512, 8_192, 32_768, 151_936)},
+    "prompts": {n: (replace(GROWTH, prompts=n), 1) for n in (4, 16, 64)},
+    "K": {n: (replace(GROWTH, responses=n), 1) for n in (4, 16, 64)},
+    "ranks": {n: (SHAPES["tiny"], n) for n in (1, 2, 4)},
 }
+"""What grows: value -> shape and ranks. With more ranks the batch stays, the CPU seconds are those of all together."""
 
 
 def measure(task: dict) -> dict:
@@ -71,7 +73,10 @@ def measure(task: dict) -> dict:
     threads, here = str(task["threads"]), Path(__file__).resolve().parent
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(here / "step_work.py"), json.dumps(task)]
+    ranks = task.get("ranks", 1)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *(torchrun if ranks > 1 else ())]
+    command += [str(here / "step_work.py"), json.dumps(task)]
     # In this folder the workers of the pool find the verifier.
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=here)
     if done.returncode:
@@ -177,7 +182,7 @@ def show(console, result: dict, args: argparse.Namespace) -> None:
 
 
 def grow(args: argparse.Namespace, task: dict) -> Iterator[list[dict]]:
-    """A PRIME step against response length, vocabulary, batch and K: all rows, anew after each; a table, a plot."""
+    """A PRIME step against each of AXES: all rows, anew after each; a table, a plot."""
     from rich.console import Console
     from rich.table import Table
 
@@ -186,16 +191,16 @@ def grow(args: argparse.Namespace, task: dict) -> Iterator[list[dict]]:
     table = Table(title=title, title_justify="left")
     for name in ("axis", "value", "CPU s", "growth", "work's growth", "growth / work's", "MiB over start"):
         table.add_column(name, justify="left" if name == "axis" else "right")
-    for axis, (field, shapes) in AXES.items():
+    for axis, points in AXES.items():
         first: tuple[float, float] | None = None
-        for shape in shapes:
+        for value, (shape, ranks) in points.items():
             with tempfile.TemporaryDirectory() as folder:
                 base = task | {"folder": folder, "shape": asdict(shape), "precision": precision}
                 measure(base | {"system": "files", "steps": 0})
-                row = medians([measure(base | {"system": "PRIME", "steps": args.repeats})])
+                row = medians([measure(base | {"system": "PRIME", "steps": args.repeats, "ranks": ranks})])
             seconds, work = row["cpu_seconds"]["step"], shape.work()
             first = first or (seconds, work)
-            row |= {"axis": axis, "value": getattr(shape, field)}
+            row |= {"axis": axis, "value": value}
             row |= {"growth": seconds / first[0], "work_growth": work / first[1]}
             rows.append(row)
             yield rows

@@ -193,7 +193,9 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
     )
     from openprime.data.collate import collate
     from openprime.models.hub import pad_token
+    from openprime.models.ranks import gather
     from openprime.stages import rl
+    from openprime.training.distributed import joined
     from openprime.verifiers.pool import Pool
 
     rows = shape.prompts * shape.responses
@@ -210,14 +212,15 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
         advantage=AdvantageConfig(process_weight=float(system.startswith("PRIME"))),
         policy=PolicyConfig(lr=RATE, minibatch=rows),
         prm=PRMConfig(reference="policy" if "policy as reference" in system else "frozen"),
-        out=str(folder / f"run-{os.getpid()}"),
+        out=str(folder / f"run-{os.environ.get('MASTER_PORT', os.getpid())}"),
         dtype=precision,  # pyright: ignore[reportArgumentType]
         verify=VerifyConfig(workers=1),
     )
     meter = Meter()
-    with Pool(config.verify) as pool:
+    with joined(config), Pool(config.verify) as pool:
         parts = rl.prepare(config, pool)
         parts.run.clock = meter  # pyright: ignore[reportAttributeAccessIssue]
+        parts.engine.load(parts.policy.weights(), 0)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for step in range(steps):
             with meter.step():
@@ -230,9 +233,17 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
                     generator = torch.Generator().manual_seed(step)
                     rl.update_policy(parts.policy, batch, advantages, config.policy, generator)
                 parts.engine.load(parts.policy.weights(), step)
+        meter.steps = [all_ranks(steps) for steps in zip(*gather(meter.steps), strict=True)]
     tokens = int(batch.response_mask.sum())
     assert tokens == rows * shape.new_tokens, "a response ended early"
     return meter.result(tokens, before)
+
+
+def all_ranks(step: tuple[dict[str, list[float]], ...]) -> dict[str, list[float]]:
+    """One step as the ranks saw it: the longest time, and the CPU seconds of all."""
+    return {
+        name: [max(part[name][0] for part in step), sum(part[name][1] for part in step)] for name in step[0]
+    }
 
 
 def run_trl(system: str, folder: Path, shape: Shape, precision: str, steps: int, rows_at_once: int) -> dict:
@@ -382,7 +393,8 @@ def main() -> None:
         result = run_trl(system, folder, shape, precision, steps, task["trl_rows"])
     else:
         result = run_ours(system, folder, shape, precision, steps)
-    print("\n" + json.dumps(result))
+    if os.environ.get("RANK", "0") == "0":
+        print("\n" + json.dumps(result))
 
 
 if __name__ == "__main__":
