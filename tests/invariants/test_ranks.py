@@ -255,7 +255,7 @@ def test_trap_10_a_checkpoint_of_two_ranks_goes_on_at_any_number(
 @pytest.mark.slow
 def test_checkpoints_in_the_background_are_the_same(model: Path, tmp_path: Path, run: Callable):
     """Each is written while the next step trains; what is resumed from it ends bit for bit as without."""
-    args = rl_args(model, tmp_path / "run", *FLAGS, "--parallel.save-in-background", "True")
+    args = rl_args(model, tmp_path / "run", *FLAGS, "--parallel.save-in-background")
     on_ranks(2, args)
     assert metrics(tmp_path / "run") == metrics(run(2))
     resumed = back_to(1, tmp_path / "run", tmp_path / "resumed")
