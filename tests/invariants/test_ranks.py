@@ -33,6 +33,10 @@ KINDS = {
         *("--policy.tokens-per-microbatch", "60", "--policy.gradient-checkpointing"),
     ),
     "control": ("--advantage.process-weight", "0", "--policy.epochs", "2", "--policy.minibatch", "5"),
+    "lora": (
+        *("--policy.lora.rank", "4", "--prm.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),
+        *("--policy.gradient-checkpointing", "--prm.gradient-checkpointing"),
+    ),
 }
 SCRIPT = """
 import os, sys
@@ -183,7 +187,10 @@ def test_two_ranks_do_what_one_process_does_and_one_goes_on_from_them(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_trap_02_any_number_of_ranks_does_what_one_process_does(run: Callable, ranks: int, kind: str):
+def test_trap_02_any_number_of_ranks_does_what_one_process_does(
+    model: Path, run: Callable, ranks: int, kind: str
+):
+    assert moved(run(1, kind), model) > 1e-4
     assert_equal_to_rounding(run(ranks, kind), run(1, kind))
     assert_equal_advantages(run(ranks, kind), run(1, kind), ranks)
 
@@ -250,6 +257,16 @@ def test_trap_10_a_checkpoint_of_two_ranks_goes_on_at_any_number(
             ours, theirs = ((path / name / "model.safetensors").read_bytes() for path in (resumed, run(2)))
             assert ours == theirs
         assert metrics(resumed) == metrics(run(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)])
+def test_adapters_go_on_at_another_number_of_ranks(
+    model: Path, tmp_path: Path, run: Callable, before: int, after: int
+):
+    resumed = back_to(1, run(before, "lora"), tmp_path / "run")
+    on_ranks(after, rl_args(model, resumed, *FLAGS, *KINDS["lora"], "--resume"))
+    assert_equal_to_rounding(resumed, run(1, "lora"))
 
 
 @pytest.mark.slow

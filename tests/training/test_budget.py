@@ -234,6 +234,16 @@ def test_offloading_moves_what_waits_to_the_host(tmp_path: Path):
     assert there.host["offloaded"] == 0
 
 
+def test_ranks_share_the_base_and_each_has_the_adapters(tmp_path: Path):
+    shape = shape_of(build(2), tmp_path)
+    p, a = shape.parameters, shape.adapter(LoRAConfig(rank=2))
+    on = {"lora": {"rank": 2}}
+    budget = memory_of(rl(policy=on, prm=on), Layout(ranks=4, engine="server"), shape, shape)
+    assert budget.resident == {"weights": 4 * (p / 4 + 2 * a), "optimiser": 8 * 2 * a}
+    mixed = memory_of(rl(policy=on), Layout(ranks=4, engine="server"), shape, shape)
+    assert mixed.resident == {"weights": 4 * (2 * p / 4 + a), "optimiser": 8 * (p / 4 + a)}
+
+
 def test_engines_differ_in_sampling_alone(tmp_path: Path):
     shape = shape_of(build(2), tmp_path)
     budgets = {

@@ -101,7 +101,7 @@ def save_model(
     """
     if isinstance(model, FSDPModule):
         _save_whole(model, folder)
-    else:
+    elif first():
         model.save_pretrained(folder)
     if not first():
         return

@@ -1,7 +1,8 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): several trained models on one base model in memory.
 
 W x + (alpha / rank) B A x for each adapted linear layer; W is frozen, B starts at 0. The policy's adapter and the
-PRM's stand side by side on the same base; with both off, the base is the reference.
+PRM's stand side by side on the same base; with both off, the base is the reference. Of several ranks each has a share
+of the base and the whole of the adapters.
 """
 
 import warnings
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openprime.config import LoRAConfig
 from openprime.models.hub import named_tensors
-from openprime.models.ranks import world
+from openprime.models.ranks import first, world
 from openprime.models.sharding import load_trained
 
 
@@ -23,16 +24,16 @@ class Loader:
     """Loads the models of a run; one whose own weights nothing trains is loaded once, whoever uses it."""
 
     def __init__(self, device: torch.device, bfloat16: bool = False, cpu_offload: bool = False) -> None:
-        self.device, self.how = device, (device, bfloat16, cpu_offload)
+        self.device, self.how, self.cpu_offload = device, (device, bfloat16, cpu_offload), cpu_offload
         self.frozen: dict[str, PreTrainedModel] = {}
 
     def trained(self, name: str, adapter: str, config: LoRAConfig) -> tuple[PreTrainedModel, str]:
         """(model, '') to train whole; or with `config.rank` (base that others may use too, `adapter`)."""
         if not config.rank:
             return load_trained(name, *self.how), ""
-        if world() > 1:
+        if self.cpu_offload:
             raise ValueError(
-                "lora.rank: adapters are for one process: start it without torchrun, or set rank=0"
+                "parallel.cpu_offload is for models that are trained whole: leave it out, or set lora.rank=0"
             )
         model = self.reference(name)
         add_adapter(model, adapter, config)
@@ -110,7 +111,7 @@ def merged_tensors(model: PreTrainedModel, adapter: str) -> Iterator[tuple[str, 
         yield from named_tensors(model)
         return
     layers: dict[str, Any] = dict(_layers(model))
-    for name, weight in model.named_parameters():
+    for name, weight in named_tensors(model):
         owner, inside, kind = name.rpartition(".base_layer.")
         if ".lora_" in name:
             continue
@@ -121,12 +122,18 @@ def merged_tensors(model: PreTrainedModel, adapter: str) -> Iterator[tuple[str, 
 
 
 def merged_model(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """A model without adapters that computes what this one does with the adapter on; with '' the model itself."""
+    """A model without adapters that computes what this one does with the adapter on; with '' the model itself.
+
+    Every rank calls it, and the first one gets the weights.
+    """
     if not adapter:
         return model
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config)
-    plain.load_state_dict(dict(merged_tensors(model, adapter)), strict=False, assign=True)
+    weights = (
+        (name, tensor if world() == 1 else tensor.cpu()) for name, tensor in merged_tensors(model, adapter)
+    )
+    plain.load_state_dict({name: tensor for name, tensor in weights if first()}, strict=False, assign=True)
     plain.tie_weights()
     for name, buffer in model.named_buffers():
         owner, _, kind = name.rpartition(".")

@@ -131,9 +131,10 @@ def memory_of(config: TrainingConfig, layout: Layout, shape: Shape, prm: Shape, 
     """Bytes on each device, phase by phase, for the longest sequences that the configuration allows."""
     models, bfloat16 = parts_of(config, shape, prm), config.dtype == "bfloat16"
     there = 0 if layout.cpu_offload else 1 / layout.ranks
+    adapters = sum(part.trainable for part in models if part.adapter)  # whole on every rank
     resident = {
-        "weights": 4 * there * sum(part.held for part in models),
-        "optimiser": 8 * there * sum(part.trainable for part in models),
+        "weights": 4 * (there * (sum(part.held for part in models) - adapters) + adapters),
+        "optimiser": 8 * (there * (sum(part.trainable for part in models) - adapters) + adapters),
     }
     phases: dict[str, Bytes] = {}
     if isinstance(config, RLConfig) and layout.engine == "transformers" and layout.ranks > 1:
@@ -194,7 +195,7 @@ def training_bytes(part: Part, tokens: int, passes: float, layout: Layout, bfloa
     )  # last state, its norm's, the one gathered for the head, its gradient
     flowing = size * 2 * s.mlp + 4 * 2 * s.width  # gradients within the block that is being passed
     sharded = layout.ranks > 1 or layout.cpu_offload
-    gradients = 0.0 if layout.cpu_offload else 4 * part.trainable / layout.ranks
+    gradients = 0.0 if layout.cpu_offload else 4 * part.trainable / (1 if lora else layout.ranks)
     passing = (
         2 * 4 * s.matrices / s.layers if sharded and not lora else 0.0
     )  # whole ones, until they are reduced

@@ -93,6 +93,9 @@ class Learner:
             if not whole_vocabulary:
                 # In the batch's order (trap 7).
                 logprobs[rows, : current.shape[1]] = current.detach()[: len(rows)]
+        for parameter in self.trained.values() if self.adapter and world() > 1 else ():
+            assert parameter.grad is not None
+            all_sum(parameter.grad).div_(world())  # adapters are not FSDP's: this is its mean
         total = float(all_sum(torch.tensor(total, dtype=torch.float64, device=logprobs.device)))
         clipped = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip_grad)
         norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
@@ -147,8 +150,8 @@ class Learner:
     def _tensors(self) -> dict[str, Tensor]:
         """Weights and what AdamW keeps of each, by name."""
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
+        for name, parameter in self.trained.items():
+            if parameter.requires_grad or self.adapter:
                 if not self.optimizer.state[parameter]:  # before the first step
                     self.optimizer.state[parameter] = {
                         "step": torch.zeros((), device=parameter.device),
@@ -163,7 +166,7 @@ class Learner:
         """This rank's shares of the whole tensors that a single process has saved."""
         moments = state["optimizer"]["state"]
         own = self._tensors()
-        for i, (name, _) in enumerate(self.model.named_parameters()):
+        for i, name in enumerate(self.trained):
             whole = {"weight": state["model"][name]} | moments.get(i, {})
             for key, tensor in whole.items():
                 target = own[f"{key}.{name}"]
