@@ -214,28 +214,38 @@ def grow(args: argparse.Namespace, task: dict) -> Iterator[list[dict]]:
 
 
 def draw(rows: list[dict], path: Path, title: str) -> None:
-    """Time and the work's growth above, memory below, a column for every axis."""
+    """Growth of time and of the work above, memory below, a column for every axis."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(rows=2, cols=len(AXES), column_titles=list(AXES), vertical_spacing=0.1)
-    for column, axis in enumerate(AXES, 1):
+    axes = [axis for axis in AXES if any(row["axis"] == axis for row in rows)]
+    figure = make_subplots(
+        rows=2,
+        cols=len(axes),
+        column_titles=axes,
+        vertical_spacing=0.12,
+        horizontal_spacing=0.02,
+        shared_yaxes=True,
+    )
+    for column, axis in enumerate(axes, 1):
         own = [row for row in rows if row["axis"] == axis]
         x = [row["value"] for row in own]
-        seconds = [row["cpu_seconds"]["step"] for row in own]
-        expected = [seconds[0] * row["work_growth"] for row in own]
-        memory = [row["peak_over_start_mib"] for row in own]
-        for y, name, line, place in (
-            (seconds, "step, CPU s", {"color": "#1f77b4"}, 1),
-            (expected, "as the work grows", {"color": "#888888", "dash": "dot"}, 1),
-            (memory, "MiB over start", {"color": "#d62728"}, 2),
+        for key, name, line, place in (
+            ("growth", "CPU seconds of a step", {"color": "#1f77b4"}, 1),
+            ("work_growth", "multiplications of a step", {"color": "#888888", "dash": "dot"}, 1),
+            ("peak_over_start_mib", "memory over the start, MiB", {"color": "#d62728"}, 2),
         ):
+            y = [row[key] for row in own]
             trace = go.Scatter(x=x, y=y, name=name, line=line, mode="lines+markers", showlegend=column == 1)
             figure.add_trace(trace, row=place, col=column)
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log")
-    figure.update_layout(title=title, template="plotly_white", height=700)
-    figure.write_html(path)
+        ticks = {"tickvals": x, "ticktext": [f"{value:,}" for value in x]}
+        figure.update_xaxes(type="log", minor={"showgrid": False}, **ticks, col=column)
+    figure.update_yaxes(type="log", dtick=1, minor={"showgrid": False})
+    figure.update_yaxes(title="times the first", row=1, col=1)
+    figure.update_yaxes(title="MiB", row=2, col=1)
+    legend = {"orientation": "h", "y": 1.12, "x": 1, "xanchor": "right"}
+    figure.update_layout(title=title, template="plotly_white", height=620, legend=legend)
+    figure.write_html(path, config={"displayModeBar": False})
 
 
 def main() -> None:
