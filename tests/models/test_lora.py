@@ -167,12 +167,6 @@ def test_the_loader_loads_a_base_once_and_what_is_trained_whole_apart(monkeypatc
     assert not any(p.requires_grad for p in loader.reference("b").parameters())
 
 
-def test_adapters_on_weights_in_the_hosts_memory_are_refused():
-    loader = lora.Loader(torch.device("cpu"), cpu_offload=True)
-    with pytest.raises(ValueError, match=r"parallel\.cpu_offload is for models that are trained whole"):
-        loader.trained("nowhere", "policy", LoRAConfig(rank=2))
-
-
 def test_the_reference_of_a_prm_may_carry_the_policys_adapter(make_plain_batch):
     """A PRM trained whole, its reference the base under the policy's adapter: read without it, and left in use."""
     model, base = with_two()

@@ -123,6 +123,11 @@ def test_recomputing_in_one_of_two_on_one_base_is_refused(model: Path, tmp_path:
     assert "prm.gradient_checkpointing to the same" in capsys.readouterr().err
 
 
+def test_adapters_on_weights_in_the_hosts_memory_are_refused(model: Path, tmp_path: Path, capsys):
+    assert main(rl_args(model, tmp_path / "run", *BOTH, "--parallel.cpu-offload")) == 2
+    assert "parallel.cpu_offload is for models that are trained whole" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("adapters", [(), BOTH])
 def test_a_prm_smaller_than_the_policy(model: Path, tmp_path: Path, adapters: tuple[str, ...]):
     """Same tokenizer, half as wide; it is its own reference and is read again by the other commands."""

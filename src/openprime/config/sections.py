@@ -374,7 +374,13 @@ def require(config: BaseModel, *paths: str) -> None:
             )
 
 
-def require_peft(*sections: OptimizerConfig) -> None:
-    """Refuse adapters where the library for them is missing."""
-    if any(section.lora.rank for section in sections) and importlib.util.find_spec("peft") is None:
+def check_adapters(parallel: ParallelConfig, *sections: OptimizerConfig) -> None:
+    """Refuse adapters where they cannot be."""
+    if not any(section.lora.rank for section in sections):
+        return
+    if importlib.util.find_spec("peft") is None:
         raise ValueError("lora.rank is set, but peft is not installed: pip install 'openprime[lora]'")
+    if parallel.cpu_offload:
+        raise ValueError(
+            "parallel.cpu_offload is for models that are trained whole: leave it out, or set lora.rank=0"
+        )

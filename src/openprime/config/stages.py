@@ -28,8 +28,8 @@ from openprime.config.sections import (
     StepSplit,
     VerifyConfig,
     changed,
+    check_adapters,
     require,
-    require_peft,
 )
 
 
@@ -101,7 +101,7 @@ class SFTConfig(RunConfig):
     def check(self) -> None:
         """Cross-field checks."""
         require(self, "model", "out", "data.source")
-        require_peft(self.optimizer)
+        check_adapters(self.parallel, self.optimizer)
         if self.model == "new" and self.optimizer.lora.rank:
             raise ValueError("optimizer.lora.rank: a new model has nothing to adapt: set it to 0")
         if self.model == "new" and self.new_model.hidden_size % self.new_model.heads:
@@ -153,7 +153,7 @@ class RLConfig(RunConfig):
     def check(self) -> list[str]:
         """Cross-field checks; returns warnings about settings that have no effect."""
         require(self, "model", "out", "data.source")
-        require_peft(self.policy, self.prm)
+        check_adapters(self.parallel, self.policy, self.prm)
         if self.algorithm == "distill":
             return self.check_distill()
         a, warnings = self.advantage, []
@@ -273,7 +273,7 @@ class OfflinePRMConfig(RunConfig):
     def check(self) -> list[str]:
         """Cross-field checks; returns notes on settings that have no effect."""
         require(self, "model", "out", "data.source")
-        require_peft(self.optimizer)
+        check_adapters(self.parallel, self.optimizer)
         of_outcomes = ("data.outcome_field", "data.response_field", "step_split")
         other = of_outcomes if self.loss == "steps" else ("data.steps_field", "data.labels_field")
         keys = [key.strip(".") for key in changed(self.data, "data") + changed(self, "")]

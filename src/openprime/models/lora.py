@@ -24,17 +24,13 @@ class Loader:
     """Loads the models of a run; one whose own weights nothing trains is loaded once, whoever uses it."""
 
     def __init__(self, device: torch.device, bfloat16: bool = False, cpu_offload: bool = False) -> None:
-        self.device, self.how, self.cpu_offload = device, (device, bfloat16, cpu_offload), cpu_offload
+        self.device, self.how = device, (device, bfloat16, cpu_offload)
         self.frozen: dict[str, PreTrainedModel] = {}
 
     def trained(self, name: str, adapter: str, config: LoRAConfig) -> tuple[PreTrainedModel, str]:
         """(model, '') to train whole; or with `config.rank` (base that others may use too, `adapter`)."""
         if not config.rank:
             return load_trained(name, *self.how), ""
-        if self.cpu_offload:
-            raise ValueError(
-                "parallel.cpu_offload is for models that are trained whole: leave it out, or set lora.rank=0"
-            )
         model = self.reference(name)
         add_adapter(model, adapter, config)
         return model, adapter

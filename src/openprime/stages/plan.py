@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from openprime.config import (
+    EngineConfig,
     OfflinePRMConfig,
     PlanConfig,
     RLConfig,
@@ -128,15 +129,14 @@ def located(model: str) -> str:
 
 def layout_of(config: PlanConfig, run: TrainingConfig) -> Layout:
     """Where the run runs."""
-    settings = run.model_dump()
-    engine, parallel = settings.get("engine", {}), settings.get("parallel", {})
+    engine = run.engine if isinstance(run, RLConfig) else EngineConfig()
     return Layout(
         ranks=config.gpus,
         memory=config.gpu_memory * GiB,
-        cpu_offload=parallel.get("cpu_offload", False),
-        engine=engine.get("kind", "transformers"),
-        engine_share=engine.get("gpu_memory", 0.5),
-        tensor_parallel=engine.get("tensor_parallel", 1),
+        cpu_offload=run.parallel.cpu_offload,
+        engine=engine.kind,
+        engine_share=engine.gpu_memory,
+        tensor_parallel=engine.tensor_parallel,
         pass_rate=config.pass_rate,
         token_limit=CPU_TOKENS if run.device == "cpu" else 0,
     )
@@ -159,6 +159,8 @@ def advise(run: TrainingConfig, layout: Layout, fits: Fits) -> list[list[str]]:
     while following := next(changes(run, layout), None):
         what, run, layout = following
         together[what.replace("=", " ").split(" ")[0]] = what  # of a setting that is changed twice the last
+        if not layout.cpu_offload:
+            together.pop("parallel.cpu_offload", None)
         if fits(run, layout):
             return [list(together.values())]
     return [["nothing that can be set: take a smaller model"]]
@@ -185,10 +187,12 @@ def changes(run: TrainingConfig, layout: Layout) -> Iterator[Change]:
         yield setting, changed_run(run, (setting,)), layout
     if layout.engine == "vllm" and layout.engine_share > 0.3:
         yield "engine.gpu_memory=0.3", run, replace(layout, engine_share=0.3)
-    if layout.ranks > 1 and not layout.cpu_offload:
+    ranks = [values[section]["lora"]["rank"] for section in sections]
+    if layout.ranks > 1 and not layout.cpu_offload and not any(ranks):  # adapters stay on the GPU
         yield "parallel.cpu_offload=true", run, replace(layout, cpu_offload=True)
-    if not all(values[section]["lora"]["rank"] for section in sections):
-        yield with_all("lora.rank", 32)
+    if not all(ranks):
+        what, adapted, _ = with_all("lora.rank", 32)
+        yield what, adapted, replace(layout, cpu_offload=False)
     for times in (2, 4, 8):
         if times * layout.ranks <= MOST_GPUS:
             yield f"--gpus {times * layout.ranks}", run, replace(layout, ranks=times * layout.ranks)
