@@ -17,6 +17,7 @@ from openprime.algorithm.advantages import (
     moments,
     outcome_rewards,
     returns_to_go,
+    skill_gate,
     whiten,
 )
 from openprime.algorithm.rewards import (
@@ -36,6 +37,11 @@ def one_group(*outcomes: float) -> tuple[Tensor, Tensor, Tensor]:
     """Rewards, positions and group ids of responses of one token each to one prompt."""
     rewards = torch.tensor(outcomes)[:, None]
     return rewards, torch.ones_like(rewards, dtype=torch.bool), torch.zeros(len(outcomes), dtype=torch.long)
+
+
+@pytest.mark.parametrize(("accuracy", "left"), [(0.0, 0.0), (0.5, 0.0), (0.6, 0.2), (0.75, 0.5), (1.0, 1.0)])
+def test_the_skill_gate_is_shut_at_chance_and_open_at_perfection(accuracy: float, left: float):
+    assert skill_gate(accuracy) == pytest.approx(left)
 
 
 # Returns to go

@@ -286,6 +286,24 @@ def test_every_way_to_train_runs_and_leaves_models(model: Path, train: Callable[
         assert rows[2]["rollout/response_tokens"] < 14
 
 
+def test_the_skill_gate_keeps_a_prm_out_that_ranks_at_chance(train: Callable[..., Path]):
+    flags = ("--steps", "4", "--prm.lr", "1e-2", "--policy.lr", "1e-4")
+    gated = metrics(train("--advantage.skill-gate", *flags))[1:]
+    control = metrics(train("--advantage.process-weight", "0", *flags))[1:]
+    # At first the PRM is its reference: a step of outcomes alone.
+    assert gated[0]["prm/pairwise_accuracy"] == 0.5
+    assert gated[0]["policy/grad_norm"] == control[0]["policy/grad_norm"]
+    skill = 0.5
+    for row in gated:
+        skill += 0.2 * (row["prm/pairwise_accuracy"] - skill)
+        assert row["prm/skill"] == pytest.approx(skill)
+        assert (row["advantage/process_std"] > 0) == (skill > 0.5)
+    assert max(row["prm/skill"] for row in gated) > 0.5
+    ungated = metrics(train(*flags))[1:]
+    assert ungated[0]["prm/skill"] == 0.5
+    assert gated[-1]["policy/grad_norm"] != ungated[-1]["policy/grad_norm"]
+
+
 def test_ways_that_should_differ_do(train: Callable[..., Path]):
     """Settings reach the mathematics: at the second step no two of these train alike."""
     ways = (

@@ -88,6 +88,11 @@ def combine(process: Tensor, outcome: Tensor, process_weight: float, outcome_wei
     return process_weight * process + outcome_weight * outcome
 
 
+def skill_gate(accuracy: float) -> float:
+    """What is left of the process weight under a PRM that ranks this share of pairs rightly: 1 of 1, 0 of chance."""
+    return max(0.0, 2 * accuracy - 1)
+
+
 def moments(values: Tensor, mask: Tensor) -> Tensor:
     """(count, sum, sum of squares) of the masked values, float64 [3]: add them up over ranks."""
     kept = torch.where(mask.bool(), values.double(), 0.0)

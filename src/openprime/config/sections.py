@@ -265,6 +265,9 @@ class AdvantageConfig(Section):
     """Weight of the process term; 0 is the outcome-only control, and no PRM is loaded."""
     outcome_weight: Rate = 1.0
     """Weight of the outcome term."""
+    skill_gate: bool = False
+    """Multiply the process weight by max(0, 2 a - 1), where a is the moving average of the PRM's pairwise accuracy on
+    groups that are new to it: one that ranks no better than chance counts nothing."""
     process_gamma: Share = 1.0
     """Discount of process returns, per token."""
     outcome_gamma: Share = 1.0

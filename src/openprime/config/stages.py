@@ -113,7 +113,12 @@ class SFTConfig(RunConfig):
 
 
 FROZEN_PRM = ("prm.model", "prm.reference", "prm.beta", "prm.update", "prm.tokens_per_microbatch")
-PROCESS_ONLY = ("advantage.granularity", "advantage.process_gamma", "advantage.scaling")
+PROCESS_ONLY = (
+    "advantage.skill_gate",
+    "advantage.granularity",
+    "advantage.process_gamma",
+    "advantage.scaling",
+)
 
 
 OF_PRIME = (

@@ -66,7 +66,7 @@ def train_with(pool: Pool, config: RLConfig) -> None:
                     rewards, metrics = prm.step(policy, batch, config.policy, generator, run.clock)
                 else:
                     rewards, prm_metrics = process_rewards(prm, batch, run)  # score, update the PRM
-                    advantages, metrics = compute_advantages(batch, rewards, config.advantage)
+                    advantages, metrics = compute_advantages(batch, rewards, gated(config.advantage, prm))
                     with run.clock.phase("policy"):
                         old, weights, mismatch = importance(policy, batch, config.engine.importance_clip)
                         weighted = advantages * weights  # as good as weighting the loss: weights are positive
@@ -239,6 +239,7 @@ def process_rewards(trainer: PRMTrainer | None, batch: Batch, run: Run) -> tuple
     with run.clock.phase("prm"):
         done = trainer.step(batch, reference)
     won, pairs = pairwise_accuracy(done.fresh_scores, batch.outcome, batch.group)
+    trainer.judge(float(won / pairs) if pairs else math.nan)
     probability = done.fresh_scores.sigmoid()
     metrics = {
         "prm/pairwise_accuracy": float(won / pairs),
@@ -248,8 +249,16 @@ def process_rewards(trainer: PRMTrainer | None, batch: Batch, run: Run) -> tuple
         "prm/loss": done.loss,
         "prm/grad_norm": done.grad_norm,
         "prm/lr": done.lr,
-    }
+    } | ({} if trainer.skill is None else {"prm/skill": trainer.skill})
     return done.rewards, metrics
+
+
+def gated(config: AdvantageConfig, trainer: PRMTrainer | None) -> AdvantageConfig:
+    """The settings with the process weight that the PRM's skill leaves, where a gate is asked for."""
+    if trainer is None or not config.skill_gate:
+        return config
+    weight = config.process_weight * adv.skill_gate(trainer.skill or 0.0)
+    return config.model_copy(update={"process_weight": weight})
 
 
 def compute_advantages(

@@ -1,5 +1,6 @@
 """What trains an implicit PRM: on outcomes, online beside the policy or offline; on step labels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,10 @@ PAIRS = ("dpo", "nca")
 
 REACH = 0.5
 """What `fitting_beta` makes of beta S, where S is -log ref of the median response: its P(right) can reach 0.62."""
+
+
+SKILL_RATE = 0.2
+"""Weight of a new batch in the moving average of a PRM's skill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,14 @@ class PRMTrainer:
             bfloat16=learner.bfloat16,
             adapter=learner.adapter,
         )
+        self.skill: float | None = None
+        """Moving average of pairwise accuracy on groups new to the PRM."""
+
+    def judge(self, accuracy: float) -> None:
+        """Take note of the pairwise accuracy on a batch new to the PRM; nan, where there are no pairs, says nothing."""
+        if not math.isnan(accuracy):
+            before = accuracy if self.skill is None else self.skill
+            self.skill = before + SKILL_RATE * (accuracy - before)
 
     def update(self, batch: Batch, reference: Tensor) -> tuple[list[float], list[float], float, Tensor]:
         """Train on the batch's outcomes, one pass in minibatches of whole groups.
@@ -98,10 +111,11 @@ class PRMTrainer:
 
     def state(self) -> dict:
         """What a checkpoint keeps."""
-        return self.learner.state()
+        return self.learner.state() | {"skill": self.skill}
 
     def restore(self, state: dict) -> None:
         """Go on from `state()`."""
+        self.skill = state["skill"]
         self.learner.restore(state)
 
     def _one_update(self, batch: Batch) -> bool:
