@@ -31,8 +31,6 @@ class Candidate:
     """package; token: A_t = r_t - E_pi[r], with the expectation over the vocabulary exact, gamma 0."""
     clip: tuple[float, float] = (-float("inf"), float("inf"))
     """Bounds of log phi - log ref, in nats, before it is a reward (credit token)."""
-    gate: bool = False
-    """Process term x max(0, 2 a - 1), a the moving average of pairwise accuracy on groups new to the PRM."""
     prm_updates: int = 1
     """PRM updates on a step's groups."""
     prm_is_policy: bool = False
@@ -44,7 +42,6 @@ class Lab:
 
     def __init__(self, how: Candidate) -> None:
         self.how = how
-        self.skill: float | None = None
         self.parts: Any = None
         self.groups: list[Group] = []
 
@@ -107,7 +104,7 @@ class Lab:
             rewards, reference, self.process = self.expected(prm, batch)
         won, pairs = pairwise_accuracy(response_scores(rewards), batch.outcome, batch.group)
         now = float(won / pairs)
-        self.skill = now if self.skill is None else 0.8 * self.skill + 0.2 * now
+        prm.judge(now)
         metrics = {"prm/pairwise_accuracy": now}
         for _ in range(self.how.prm_updates):
             losses, _, _, _ = prm.update(batch, reference)
@@ -133,22 +130,14 @@ class Lab:
         rewards = put(prm.prm.beta * pick(phi - ref))
         return rewards, put(pick(ref)), put(pick(ratio) - expected)
 
-    def weight(self) -> float:
-        """What the gate leaves of the process weight."""
-        if not self.how.gate:
-            return 1.0
-        return 0.0 if self.skill is None else max(0.0, 2 * self.skill - 1)
-
     def compute_advantages(self, batch: Batch, rewards: Tensor, config):
-        weight = config.process_weight * self.weight()
-        mask = batch.response_mask
+        weight, mask = config.process_weight, batch.response_mask
         if self.how.checker:
             how = Centring(config.estimator, config.preset)
             process = centre(rewards, mask, batch.group, how) * mask
         elif self.how.credit == "token":
             process = self.process
         else:
-            config = config.model_copy(update={"process_weight": weight})
             return self.before["compute_advantages"](batch, rewards, config)
         outcome = torch.zeros_like(process)
         if config.outcome_weight:

@@ -110,15 +110,16 @@ REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
 DISTILL: Flags = ("--algorithm", "distill", *NO_FILTER, *REUSED)
 LEARNT: Flags = ("--prm.lr", 1e-3, "--prm.minibatch", 64, "--prm.warmup", 0.1)
 CHECKER = Candidate(checker=True)
-IMPROVED = Candidate(credit="token", clip=(-2.0, 0.3), gate=True, prm_updates=2)
+IMPROVED = Candidate(credit="token", clip=(-2.0, 0.3), prm_updates=2)
+GATE: Flags = ("--advantage.skill-gate",)
 METHODS = {
     "outcome-only, 4 epochs": Method((*OUTCOME, *REUSED)),
     "outcome-only": Method((*OUTCOME, *ONCE)),
     "PRIME, after": Method((*PROCESS, *ONCE, "--prm.update", "after")),
     "PRIME, before": Method((*PROCESS, *ONCE, "--prm.update", "before")),
     "PRIME, after, 4 epochs": Method((*PROCESS, *REUSED)),
-    "PRIME, gate, 4 epochs": Method((*PROCESS, *REUSED), Candidate(gate=True)),
-    "PRIME, improved, 4 epochs": Method((*PROCESS, *REUSED, "--prm.beta", 0.5), IMPROVED),
+    "PRIME, gate, 4 epochs": Method((*PROCESS, *REUSED, *GATE)),
+    "PRIME, improved, 4 epochs": Method((*PROCESS, *REUSED, *GATE, "--prm.beta", 0.5), IMPROVED),
     "PRIME, frozen PRM, 4 epochs": Method((*PROCESS, *REUSED, "--prm.update", "never"), warm=128),
     "PRIME, offline start, 4 epochs": Method((*PROCESS, *REUSED), warm=128),
     "perfect checker, 4 epochs": Method((*PROCESS, *REUSED), CHECKER),
