@@ -347,7 +347,8 @@ def main() -> None:
         report[f"{setting}, {protocol}"] = entry
     bench.out.mkdir(parents=True, exist_ok=True)
     (bench.out / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    write_html(bench.out / "results.html", "Sample efficiency", [page(*item) for item in report.items()])
+    sections = [overview(report), *(page(*item) for item in report.items())]
+    write_html(bench.out / "results.html", "Sample efficiency", sections)
     console.print(f"written: {bench.out / 'results.json'}, results.html")
 
 
@@ -450,20 +451,34 @@ def cell(found: dict) -> str:
     return f"{'>' if found['bound'] else ''}{found['ratio']:.2f}\n({low:.2f}-{high:.2f}){note}"
 
 
+def overview(report: dict) -> str:
+    """Sampled accuracy over rollouts, a plot for every setting."""
+    plots = [
+        draw(curves(entry, MEASURES[1]), f"{title}: sampled accuracy", "rollouts", "", height=320)
+        for title, entry in report.items()
+    ]
+    return f"<div class=grid>{''.join(plots)}</div>"
+
+
+def curves(entry: dict, measure: str) -> go.Figure:
+    """Accuracy over rollouts: every seed thin, colours by method."""
+    figure = go.Figure()
+    for (name, row), colour in zip(entry.items(), COLOURS * 3, strict=False):
+        for i, curve in enumerate(row["curves"][measure]):
+            xs, ys = zip(*curve, strict=True)
+            line = {"color": colour, "width": 1.5}
+            figure.add_scatter(
+                x=xs, y=ys, name=name, legendgroup=name, showlegend=i == 0, mode="lines", line=line
+            )
+    return figure
+
+
 def page(title: str, entry: dict) -> str:
-    """Curves of a setting: every seed thin, colours by method."""
+    """Accuracy and the PRMs of a setting."""
     parts = [f"<h2>{title}</h2><div class=grid>"]
     for measure in MEASURES:
-        figure = go.Figure()
-        for (name, row), colour in zip(entry.items(), COLOURS * 3, strict=False):
-            for i, curve in enumerate(row["curves"][measure]):
-                xs, ys = zip(*curve, strict=True)
-                line = {"color": colour, "width": 1.5}
-                figure.add_scatter(
-                    x=xs, y=ys, name=name, legendgroup=name, showlegend=i == 0, mode="lines", line=line
-                )
         title = f"Held-out accuracy, {measure.removeprefix('eval/').replace('avg@', 'sampled')}"
-        parts.append(draw(figure, title, "rollouts", "accuracy", height=420))
+        parts.append(draw(curves(entry, measure), title, "rollouts", "accuracy", height=420))
     figure = go.Figure()
     for (name, row), colour in zip(entry.items(), COLOURS * 3, strict=False):
         for i, curve in enumerate(c for c in row["pairwise"] if c):
