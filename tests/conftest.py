@@ -1,11 +1,13 @@
 """Tiny models are fastest on one thread; several test processes would fight over the cores."""
 
 import os
+import signal
 import sys
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is behind `&` with Ctrl-C ignored
 
 
 @pytest.fixture(autouse=True)
