@@ -7,7 +7,9 @@ import sys
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is behind `&` with Ctrl-C ignored
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell starts what is behind `&` with Ctrl-C ignored
 
 
 @pytest.fixture(autouse=True)
