@@ -1,6 +1,5 @@
 """Several ranks, as torchrun starts them: how they meet, what must be alike, and what ends a run that lost one."""
 
-import atexit
 import contextlib
 import hashlib
 import json
@@ -92,14 +91,6 @@ def joined(config: RunConfig) -> Iterator[None]:
     finally:
         watch.stop()
     dist.destroy_process_group()
-    atexit.register(_leave)
-
-
-def _leave() -> None:
-    """End without taking the interpreter apart: threads of process groups may still hold its objects, and abort it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def meet(store: Any, number: int, size: int) -> str:
