@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from openprime.cli import main
+from openprime.config import RLConfig, read_config
 from openprime.stages import plan as stage
+from openprime.training.budget import Layout
 
 RECIPE = "configs/rl/eurus-2-7b-prime.yaml"
 MODEL = ("--architecture", "configs/models/qwen2.5-math-7b")
@@ -86,8 +88,18 @@ def test_advice_is_given_together_where_one_change_is_not_enough(capsys: pytest.
     gpus = [flag for change in changes if change.startswith("--") for flag in change.split()]
     again = planned(capsys, RECIPE, *MODEL, "--gpu-memory", "46", *(gpus or ["--gpus", "1"]), "--set", *flags)
     assert again["fits"]
-    together = [change for changes in found["changes"] for change in changes]
-    assert not any("lora" in change for change in together) or "parallel.cpu_offload=true" not in together
+
+
+def test_adapters_take_the_place_of_offloading_which_they_cannot_have():
+    def fits(run: RLConfig, layout: Layout) -> bool:
+        assert not (run.policy.lora.rank and layout.cpu_offload)
+        return run.policy.lora.rank > 0 and layout.engine_share < 0.4
+
+    run, layout = read_config(RLConfig, Path(RECIPE)), Layout(ranks=8, engine="vllm", engine_share=0.45)
+    (changes,) = stage.advise(run, layout, fits)
+    assert "engine.gpu_memory=0.3" in changes
+    assert "policy.lora.rank=32 prm.lora.rank=32" in changes
+    assert "parallel.cpu_offload=true" not in changes
 
 
 def test_settings_can_be_changed_on_the_command_line(capsys: pytest.CaptureFixture):

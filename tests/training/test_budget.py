@@ -240,6 +240,7 @@ def test_ranks_share_the_base_and_each_has_the_adapters(tmp_path: Path):
     on = {"lora": {"rank": 2}}
     budget = memory_of(rl(policy=on, prm=on), Layout(ranks=4, engine="server"), shape, shape)
     assert budget.resident == {"weights": 4 * (p / 4 + 2 * a), "optimiser": 8 * 2 * a}
+    assert budget.phases["policy"]["gradients"] == 4 * a
     mixed = memory_of(rl(policy=on), Layout(ranks=4, engine="server"), shape, shape)
     assert mixed.resident == {"weights": 4 * (2 * p / 4 + a), "optimiser": 8 * (p / 4 + a)}
 
