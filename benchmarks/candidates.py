@@ -1,6 +1,6 @@
 """Ways to use process rewards that `openprime rl` does not offer, for `sample_efficiency.py` alone.
 
-Each is a `Candidate` that stands in for functions of `openprime.stages.rl` while one run goes on. What it changes is
+Each is a `Candidate` that stands in for functions of `openprime.prime.loop` while one run goes on. What it changes is
 the reward and its credit; sampling, filter, learner and records are those of the package.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openprime.algorithm.advantages import Centring, centre
-from openprime.algorithm.rewards import pairwise_accuracy, response_scores
-from openprime.stages import rl
+from openprime.prime import loop as rl
+from openprime.prime.advantages import Centring, centre
+from openprime.prime.distill import Distiller
+from openprime.prime.rewards import pairwise_accuracy, response_scores
 from openprime.tasks.clock import check_steps
-from openprime.training.distill import Distiller
 from openprime.types import Batch, Group
 
 

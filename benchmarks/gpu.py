@@ -151,9 +151,9 @@ def steps(folder: Path, args: argparse.Namespace) -> dict:
     from openprime.data.collate import collate
     from openprime.models.hub import pad_token
     from openprime.models.logprobs import CPU_TOKENS
-    from openprime.models.shape import read_shape
-    from openprime.stages.rl import compute_advantages, prepare, process_rewards, update_policy
-    from openprime.training.budget import Layout, memory_of, parts_of, work_of
+    from openprime.plan.memory import Layout, memory_of, parts_of, work_of
+    from openprime.plan.shape import read_shape
+    from openprime.prime.loop import compute_advantages, prepare, process_rewards, update_policy
     from openprime.verifiers.pool import Pool
 
     config, shape = settings(folder, args), SHAPES[args.shape]

@@ -95,8 +95,8 @@ def planned(folder: Path, way: str, args: argparse.Namespace) -> float:
     """GiB that the plan says."""
     from openprime.config import RLConfig
     from openprime.models.logprobs import CPU_TOKENS
-    from openprime.models.shape import read_shape
-    from openprime.training.budget import GiB, Layout, memory_of
+    from openprime.plan.memory import GiB, Layout, memory_of
+    from openprime.plan.shape import read_shape
 
     values: dict = {}
     given = command(folder, way, args)[4:]

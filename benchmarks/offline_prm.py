@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from openprime.algorithm.voting import bootstrap_interval
 from openprime.cli import main as openprime
+from openprime.evaluation.voting import bootstrap_interval
 
 BASELINES = ("random", "majority vote", "reference log-probability", "oracle")
 CHOICES = ("PRM", "PRM, mean of steps", "PRM, lowest step", "PRM-weighted vote")

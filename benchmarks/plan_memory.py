@@ -170,8 +170,8 @@ def run_steps(config, steps: int) -> list[dict[str, int]]:
 
     from openprime.data.collate import collate
     from openprime.models.hub import pad_token
-    from openprime.stages.rl import compute_advantages, prepare, process_rewards, update_policy
-    from openprime.training.run import Clock
+    from openprime.prime.loop import compute_advantages, prepare, process_rewards, update_policy
+    from openprime.run.console import Clock
     from openprime.verifiers.pool import Pool
 
     found = []
@@ -238,8 +238,8 @@ def work(name: str, folder: Path) -> None:
 def planned(name: str, folder: Path) -> dict[str, float]:
     """Bytes that the plan says, by phase."""
     from openprime.models.logprobs import CPU_TOKENS
-    from openprime.models.shape import read_shape
-    from openprime.training.budget import Layout, memory_of
+    from openprime.plan.memory import Layout, memory_of
+    from openprime.plan.shape import read_shape
 
     config = settings(folder / "large", CASES[name], "run")
     shape = read_shape(config.model)

@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.table import Table
 
 from candidates import Candidate, Lab, only_changed
-from openprime.algorithm.voting import bootstrap_interval
 from openprime.cli import main as openprime
-from openprime.stages.report import COLOURS, draw, read_jsonl, write_html
+from openprime.commands.report import COLOURS, draw, read_jsonl, write_html
+from openprime.evaluation.voting import bootstrap_interval
 from openprime.tasks.clock import DIGITS, OPERATIONS, apply
 
 Flags = tuple[object, ...]

@@ -193,9 +193,9 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
     )
     from openprime.data.collate import collate
     from openprime.models.hub import pad_token
-    from openprime.models.ranks import gather
-    from openprime.stages import rl
-    from openprime.training.distributed import joined
+    from openprime.prime import loop as rl
+    from openprime.ranks import gather
+    from openprime.run.launch import joined
     from openprime.verifiers.pool import Pool
 
     rows = shape.prompts * shape.responses
@@ -297,12 +297,12 @@ def run_trl(system: str, folder: Path, shape: Shape, precision: str, steps: int,
 
 def run_sft(folder: Path, precision: str, steps: int) -> dict:
     """Optimiser steps of `openprime sft`, made of its own pieces."""
-    from openprime.algorithm.losses import sft_loss
     from openprime.config import DataConfig, OptimizerConfig
     from openprime.data.collate import collate_demonstrations
     from openprime.data.readers import read_demonstrations
     from openprime.models.hub import load_model, load_tokenizer, pad_token
-    from openprime.training.learner import Learner
+    from openprime.prime.learner import Learner
+    from openprime.prime.losses import sft_loss
 
     model, tokenizer = load_model(str(folder / "sft")), load_tokenizer(str(folder / "sft"))
     source = DataConfig(source=str(folder / "demonstrations.jsonl"), chat_template="none")

@@ -3,8 +3,11 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
+
+from support import tiny_runs
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(
@@ -19,3 +22,9 @@ def _forget_user_modules():
         if "pytest-of-" in (getattr(module, "__file__", None) or ""):
             del sys.modules[name]
     sys.path[:] = [path for path in sys.path if "pytest-of-" not in path]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small SFT model of the tests that run commands."""
+    return tiny_runs.sft_model(tmp_path_factory.getbasetemp())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from openprime import __version__, cli
-from openprime.stages import report as report_stage
+from openprime.commands import report as report_stage
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "plotly")
 
@@ -35,7 +35,7 @@ def test_help_and_bad_input_need_no_torch():
     """One process for all of them: each must leave its status without importing anything heavy."""
     program = f"""
 import contextlib, io, json, sys
-from openprime.cli import STAGES, main
+from openprime.cli import COMMANDS, main
 def status(*argv):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -45,7 +45,7 @@ def status(*argv):
             code = stop.code
     return [code, out.getvalue(), err.getvalue()]
 said = {{"help": status("--help"), "none": status(), "version": status("--version")}}
-for stage in STAGES:
+for stage in COMMANDS:
     said[stage] = status(stage, "--help")
 said["flag"] = status("rl", "--steps", "0")
 said["file"] = status("rl", "nowhere.yaml")
@@ -56,12 +56,12 @@ print(json.dumps([said, [name for name in {HEAVY!r} if name in sys.modules]]))
     assert done.returncode == 0, done.stderr
     said, heavy = json.loads(done.stdout)
     assert heavy == []
-    for name in ("help", "none", "version", *cli.STAGES):
+    for name in ("help", "none", "version", *cli.COMMANDS):
         assert said[name][0] == 0
         assert said[name][2] == ""
     assert said["none"] == said["help"]
     assert said["version"][1] == f"openprime {__version__}\n"
-    for stage in cli.STAGES:
+    for stage in cli.COMMANDS:
         assert stage in said["help"][1]
         assert f"openprime {stage}" in said[stage][1]
     for setting in ("--prm.beta", "--advantage.process-weight", "--rollout.prompts", "--resume"):
@@ -198,7 +198,7 @@ def test_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_an_error_may_bring_its_own_status(monkeypatch: pytest.MonkeyPatch):
-    from openprime.training.run import Interrupted
+    from openprime.run.console import Interrupted
 
     for number in (signal.SIGTERM, signal.SIGINT):
         monkeypatch.setattr(report_stage, "report", raising(Interrupted(number)))

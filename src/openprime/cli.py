@@ -5,27 +5,55 @@ import importlib
 import os
 import sys
 import traceback
-from pathlib import Path
 
-STAGES = {
-    "demo": ("DemoConfig", "demo", "demo", "watch a small model learn by PRIME, in minutes on a laptop"),
-    "sft": ("SFTConfig", "sft", "train", "fine-tune on demonstrations, or train a small model from nothing"),
-    "rl": ("RLConfig", "rl", "train", "online reinforcement learning: PRIME, or outcome rewards alone"),
-    "generate": ("GenerateConfig", "generate", "generate", "sample and judge N responses to each prompt"),
-    "prm": ("OfflinePRMConfig", "prm", "train", "train an implicit PRM offline, on outcomes or step labels"),
-    "score": ("ScoreConfig", "score", "score", "the reward of every token, step and response of a file"),
+from openprime.types import RunError, StorageError, UserError
+
+COMMANDS = {
+    "demo": (
+        "DemoConfig",
+        "commands.demo:demo",
+        "watch a small model learn by PRIME, in minutes on a laptop",
+    ),
+    "sft": (
+        "SFTConfig",
+        "commands.sft:train",
+        "fine-tune on demonstrations, or train a small model from nothing",
+    ),
+    "rl": ("RLConfig", "prime.loop:train", "online reinforcement learning: PRIME, or outcome rewards alone"),
+    "generate": (
+        "GenerateConfig",
+        "commands.generate:generate",
+        "sample and judge N responses to each prompt",
+    ),
+    "prm": (
+        "OfflinePRMConfig",
+        "commands.train_prm:train",
+        "train a PRM offline, from outcomes or step labels",
+    ),
+    "score": (
+        "ScoreConfig",
+        "commands.score:score",
+        "the reward of every token, step and response of a file",
+    ),
     "evaluate": (
         "EvaluateConfig",
-        "evaluate",
-        "evaluate",
-        "benchmarks: accuracy, votes, Best-of-N, ProcessBench",
+        "evaluation.command:evaluate",
+        "accuracy, votes, Best-of-N, ProcessBench",
     ),
-    "ask": ("AskConfig", "ask", "ask", "ask a model a question and see the reward of every token"),
-    "plan": ("PlanConfig", "plan", "plan", "memory, time and cost of a training run before it is begun"),
-    "verify": ("VerifyStageConfig", "verify", "verify", "judge the responses in a file, to try a verifier"),
-    "report": ("ReportConfig", "report", "report", "one page with curves, tables and coloured token rewards"),
+    "ask": ("AskConfig", "commands.ask:ask", "ask a model a question and see the reward of every token"),
+    "plan": ("PlanConfig", "plan.command:plan", "memory, time and cost of a training run before it is begun"),
+    "verify": (
+        "VerifyStageConfig",
+        "commands.verify:verify",
+        "judge the responses in a file, to try a verifier",
+    ),
+    "report": (
+        "ReportConfig",
+        "commands.report:report",
+        "one page with curves, tables and coloured token rewards",
+    ),
 }
-"""name -> (schema in openprime.config, module in openprime.stages, function, what it does)."""
+"""name -> (schema in openprime.config, module of openprime and its function, what it does)."""
 
 SHARED = ("sft", "rl", "prm")
 """Those that torchrun may start on several ranks."""
@@ -40,35 +68,37 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"openprime {importlib.import_module('openprime').__version__}")
         return 0
-    stage, *rest = args
-    if stage not in STAGES:
-        near = difflib.get_close_matches(stage, STAGES, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(STAGES)}"
-        return fail(f"no command {stage!r}; {hint}", 2)
-    schema_name, module, function, _ = STAGES[stage]
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and stage not in SHARED:
-        return fail(f"{stage} is a command for one process: torchrun is for {', '.join(SHARED)}", 2)
+    command, *rest = args
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        return fail(f"no command {command!r}; {hint}", 2)
+    schema_name, place, _ = COMMANDS[command]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in SHARED:
+        return fail(f"{command} is a command for one process: torchrun is for {', '.join(SHARED)}", 2)
     try:
-        config = read_arguments(schema_name, stage, rest)
+        config = read_arguments(schema_name, command, rest)
         # Telemetry and warnings of libraries would bury our own lines.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        getattr(importlib.import_module(f"openprime.stages.{module}"), function)(config)
+        module, function = place.split(":")
+        getattr(importlib.import_module(f"openprime.{module}"), function)(config)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
-    except ValueError as error:
-        if not raised_here(error):
-            traceback.print_exc()
-        return fail(str(error), 2)
-    except (OSError, RuntimeError) as error:
-        if not raised_here(error):
-            traceback.print_exc()
-        return fail(str(error), getattr(error, "exit_code", 1))
+    except (UserError, RunError, StorageError) as error:
+        return fail(str(error), error.exit_code)
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:  # not one of our messages: where it comes from matters
+        traceback.print_exc()
+        return fail(str(error), 2 if isinstance(error, ValueError) else 1)
     return 0
 
 
-def read_arguments(schema_name: str, stage: str, args: list[str]):
-    """The stage's configuration: the YAML file, if one is named, what else has no flag, and the flags over it."""
+def read_arguments(schema_name: str, command: str, args: list[str]):
+    """The command's configuration: the YAML file, if one is named, what else has no flag, and the flags over it."""
     import tyro
 
     from openprime import config as schemas
@@ -85,15 +115,7 @@ def read_arguments(schema_name: str, stage: str, args: list[str]):
     usage = " ".join(
         [*("[CONFIG.yaml]" for _ in own_file), *(f"[{name.upper()}]" for name in schema.positional)]
     )
-    return tyro.cli(schema, default=default, args=args, prog=f"openprime {stage} {usage}")
-
-
-def raised_here(error: BaseException) -> bool:
-    """Whether the error was raised by our own code, as a message to the user, and not deep in a library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames or Path(__file__).parent not in Path(frames[-1].filename).parents:
-        return False
-    return (frames[-1].line or "").startswith("raise")  # not a builtin that our code called
+    return tyro.cli(schema, default=default, args=args, prog=f"openprime {command} {usage}")
 
 
 def fail(message: str, status: int) -> int:
@@ -111,7 +133,7 @@ def usage() -> str:
         "PRIME: reinforcement learning with an implicit PRM",
         "",
     ]
-    lines += [f"  {name:<10}{text}" for name, (_, _, _, text) in STAGES.items()]
+    lines += [f"  {name:<10}{text}" for name, (_, _, text) in COMMANDS.items()]
     lines += [
         "",
         "openprime COMMAND --help lists the settings of a command; a YAML file holds the same names.",

@@ -11,11 +11,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class NonFiniteError(RuntimeError):
+class UserError(ValueError):
+    """A mistake that the user can mend: the message names the file, line or key and says what to do."""
+
+    exit_code = 2
+
+
+class RunError(RuntimeError):
+    """What ends a run though nobody has made a mistake; the message says how to go on."""
+
+    exit_code = 1
+
+
+class StorageError(OSError):
+    """A file could not be written; what was there before stays valid."""
+
+    exit_code = 1
+
+
+class NonFiniteError(RunError):
     """A loss, its gradient or a model's logits are not finite; raised before anything is done with them."""
 
 
-class EngineError(RuntimeError):
+class EngineError(RunError):
     """The engine died or hung, and again after it was started anew."""
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_zoo import VOCABULARY, make
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openprime.config import LoRAConfig
@@ -10,6 +9,7 @@ from openprime.engines.transformers import TransformersEngine
 from openprime.models.lora import add_adapter, merged_model, trained_parameters
 from openprime.models.tiny import build_tokenizer
 from openprime.types import Group, Prompt, Sampling
+from support.tiny_zoo import VOCABULARY, make
 
 pytest.importorskip("peft")
 PROMPTS = [Prompt(str(i), tuple(range(3, 7 + i)), "", None) for i in range(3)]

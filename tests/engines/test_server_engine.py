@@ -1,5 +1,6 @@
 """vLLM servers: what is asked of them, and what happens when they die, hang, or come back with other weights."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -8,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_server import END, Fake
 from safetensors.torch import load_file
-from vllm_models import TOKENIZER, prompts_of
 
-from openprime.engines import responses
+from openprime.engines import common as responses
 from openprime.engines import server as module
-from openprime.engines.responses import prompt_seed
+from openprime.engines.common import prompt_seed
 from openprime.engines.server import ServerEngine
 from openprime.types import EngineError, Group, Prompt, Sampling
+from support.fake_server import END, Fake
+from support.vllm_models import TOKENIZER, prompts_of
 
 SAMPLING = Sampling(3, 20, 0.7)
 Servers = Callable[..., Fake]
@@ -270,7 +271,7 @@ def test_no_server_at_all_is_said_at_the_start(fake: Servers, tmp_path: Path):
 
 
 def test_every_rank_has_servers_of_its_own_and_the_first_one_writes(tmp_path: Path):
-    script = Path(__file__).with_name("server_ranks.py")
+    script = Path(__file__).parents[1] / "support" / "server_ranks.py"
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
@@ -280,6 +281,7 @@ def test_every_rank_has_servers_of_its_own_and_the_first_one_writes(tmp_path: Pa
         text=True,
         timeout=500,
         check=False,
+        env=os.environ | {"PYTHONPATH": str(script.parents[1])},
     )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "weights").iterdir())) == 2

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_zoo import PLAIN, SCALED, VOCABULARY, make
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +19,7 @@ from openprime.models.attention import attention
 from openprime.models.logprobs import token_logprobs
 from openprime.models.tiny import build_tokenizer
 from openprime.types import Group, Prompt, Sampling
+from support.tiny_zoo import PLAIN, SCALED, VOCABULARY, make
 
 property_test = settings(max_examples=150, deadline=None, derandomize=True)
 LENGTHS = [5, 1, 9, 3, 9, 2, 12]

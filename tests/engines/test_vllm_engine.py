@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import PreTrainedModel
-from vllm_models import LENGTHS, TOKENIZER, assert_logprobs, build, ends_of, prompts_of, saved
 
 from openprime.config import EngineConfig, RLConfig
 from openprime.engines.make import make_engine
@@ -18,6 +17,7 @@ from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, deadline, start_vllm
 from openprime.models.hub import end_tokens, load_model, named_end_tokens
 from openprime.types import EngineError, Group, NonFiniteError, Sampling
+from support.vllm_models import LENGTHS, TOKENIZER, assert_logprobs, build, ends_of, prompts_of, saved
 
 needs_vllm = pytest.mark.skipif(
     find_spec("vllm") is None, reason="vLLM is not installed (.ci/vllm installs it)"

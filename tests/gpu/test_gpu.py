@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from openprime.algorithm.losses import sft_loss
 from openprime.cli import main
 from openprime.config import LoRAConfig, OptimizerConfig, SFTConfig
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.lora import add_adapter
-from openprime.models.shape import read_shape
 from openprime.models.tiny import build_tokenizer
-from openprime.training.budget import Layout, memory_of
-from openprime.training.learner import Learner
+from openprime.plan.memory import Layout, memory_of
+from openprime.plan.shape import read_shape
+from openprime.prime.learner import Learner
+from openprime.prime.losses import sft_loss
 from openprime.types import Batch, Prompt, Sampling
 
 pytestmark = [

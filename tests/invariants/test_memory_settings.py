@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_runs import metrics, records, rl
+
+from support.tiny_runs import metrics, records, rl
 
 STEPS = ("--steps", "3", "--eval.samples", "2", "--sample-every", "1")
 NOISE = ("policy/mismatch_mean", "policy/mismatch_max", "policy/kl")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import PYTHONPATH, SFT, metrics, records, rl, rl_args
 
 from openprime.cli import main
-from openprime.training.checkpoint import checkpoints
+from openprime.run.checkpoint import checkpoints
+from support.tiny_runs import PYTHONPATH, SFT, metrics, records, rl, rl_args
 
 NOISE = ("policy/mismatch_mean", "policy/mismatch_max", "policy/kl")
 """What is nothing but rounding, or is as small."""
@@ -42,7 +42,7 @@ SCRIPT = """
 import os, sys
 import torch
 from openprime.cli import main
-from openprime.stages import rl
+from openprime.prime import loop as rl
 
 real, calls = rl.compute_advantages, []
 

@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_runs import (
+
+from openprime.cli import main
+from openprime.engines.transformers import TransformersEngine
+from openprime.prime.rollouts import Collector
+from openprime.run import checkpoint
+from openprime.run.run import Run
+from support.tiny_runs import (
     SFT,
     assert_same_run,
     end,
@@ -22,12 +28,6 @@ from tiny_runs import (
     wait_for,
     weights,
 )
-
-from openprime.cli import main
-from openprime.engines.transformers import TransformersEngine
-from openprime.training import checkpoint
-from openprime.training.collect import Collector
-from openprime.training.run import Run
 
 SAVING = ("--save-every", "2", "--sample-every", "1", "--keep", "3")
 STEPS = ("--steps", "4", *SAVING)

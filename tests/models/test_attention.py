@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_zoo import PLAIN, SCALED, VOCABULARY, make
 from torch import Tensor
 
 from openprime.models import logprobs
 from openprime.models.attention import NAME, PACKS, pack, packs
 from openprime.models.logprobs import token_logprobs
+from support.tiny_zoo import PLAIN, SCALED, VOCABULARY, make
 
 PROMPTS = ([5, 6, 7], [5, 6, 7], [8], [5, 6, 7], [8], [5, 6])
 """The first, second and fourth rows share a prompt, the third and fifth another one; the last is a part of one."""

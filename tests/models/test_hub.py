@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_zoo import make
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,6 +18,7 @@ from transformers import (
 
 from openprime.models.hub import end_tokens, load_model, load_tokenizer, pad_token, pick_device, save_model
 from openprime.models.tiny import build_model, build_tokenizer
+from support.tiny_zoo import make
 
 TEXT = "Start four\n+seven = ? 1234  数学"
 IDS = torch.tensor([[5, 1, 7, 20, 3, 3, 12]])

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_zoo import PLAIN, SCALED, VOCABULARY, logits_of_head, make
 from torch import Tensor
 
 from openprime.models import logprobs
 from openprime.models.logprobs import has_plain_head, selected_logprobs, token_distributions, token_logprobs
+from support.tiny_zoo import PLAIN, SCALED, VOCABULARY, logits_of_head, make
 
 property_test = settings(max_examples=80, deadline=None, derandomize=True)
 

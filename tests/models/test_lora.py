@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_zoo import VOCABULARY, make
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openprime.config import LoRAConfig
 from openprime.models import lora
-from openprime.models.implicit_prm import ImplicitPRM
 from openprime.models.lora import (
     Loader,
     add_adapter,
@@ -21,6 +19,8 @@ from openprime.models.lora import (
     trained_parameters,
     using_adapter,
 )
+from openprime.prime.prm import ImplicitPRM
+from support.tiny_zoo import VOCABULARY, make
 
 pytest.importorskip("peft")
 POLICY, PRM = LoRAConfig(rank=4, alpha=6.0), LoRAConfig(rank=2, alpha=1.0, targets=("q_proj", "down_proj"))

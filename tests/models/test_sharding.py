@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_zoo
 
 from openprime.models.tiny import build_tokenizer
+from support import tiny_zoo
 
 
 @pytest.mark.slow
@@ -18,11 +18,11 @@ def test_models_in_shares_are_the_whole_models(tmp_path: Path):
     for i, name in enumerate(names):
         tiny_zoo.make(name).save_pretrained(zoo / f"{i:02} {name}" / "whole")
     build_tokenizer(["one two three"], 300).save_pretrained(tokenizer)
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     paths = [str(here), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
     done = subprocess.run(
-        [sys.executable, *torchrun, str(here / "sharded.py"), str(zoo), str(tokenizer)],
+        [sys.executable, *torchrun, str(here / "support" / "sharded.py"), str(zoo), str(tokenizer)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -3,6 +3,23 @@
 `openprime rl configs/rl/tiny.yaml --steps 5`. Imports no torch.
 """
 
+from openprime.config.commands import (
+    AskConfig,
+    BenchmarkConfig,
+    DemoConfig,
+    EvaluateConfig,
+    FolderConfig,
+    GenerateConfig,
+    NewModelConfig,
+    OfflinePRMConfig,
+    PlanConfig,
+    ReportConfig,
+    RLConfig,
+    RunConfig,
+    ScoreConfig,
+    SFTConfig,
+    VerifyStageConfig,
+)
 from openprime.config.reading import (
     explain,
     find_config,
@@ -27,21 +44,4 @@ from openprime.config.sections import (
     StepSplit,
     VerifyConfig,
     changed,
-)
-from openprime.config.stages import (
-    AskConfig,
-    BenchmarkConfig,
-    DemoConfig,
-    EvaluateConfig,
-    FolderConfig,
-    GenerateConfig,
-    NewModelConfig,
-    OfflinePRMConfig,
-    PlanConfig,
-    ReportConfig,
-    RLConfig,
-    RunConfig,
-    ScoreConfig,
-    SFTConfig,
-    VerifyStageConfig,
 )

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from openprime.types import UserError
+
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -24,7 +26,7 @@ def find_config(name: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise ValueError(f"{name}: no such configuration file, neither here nor among those of the package")
+    raise UserError(f"{name}: no such configuration file, neither here nor among those of the package")
 
 
 def read_config(schema: type[Schema], path: Path) -> Schema:
@@ -32,13 +34,13 @@ def read_config(schema: type[Schema], path: Path) -> Schema:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected keys and values, found {type(values).__name__}")
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     try:
         return schema.model_validate(merge(schema().model_dump(), values))
     except ValidationError as error:
-        raise ValueError(explain(error, schema, str(path))) from error
+        raise UserError(explain(error, schema, str(path))) from error
 
 
 def merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

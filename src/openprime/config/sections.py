@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from openprime.types import UserError
+
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -208,24 +210,22 @@ class EngineConfig(Section):
     def check(self, temperature: float, trains: bool) -> list[str]:
         """Cross-field checks, for a command that trains or one that only samples; returns keys without effect."""
         if self.kind != "transformers" and temperature and not 0.01 <= temperature <= 2:
-            raise ValueError(
+            raise UserError(
                 f"engine.kind={self.kind}: vLLM samples at temperatures of 0.01 to 2, not {temperature}"
             )
         if self.kind == "server" and not self.urls:
-            raise ValueError(
-                "engine.kind=server, but engine.urls is empty: say where the vLLM servers listen"
-            )
+            raise UserError("engine.kind=server, but engine.urls is empty: say where the vLLM servers listen")
         if 0 < self.importance_clip < 1:
-            raise ValueError(
+            raise UserError(
                 f"engine.importance_clip={self.importance_clip} would shrink every token's weight: set 1 or more, or 0"
             )
         if self.max_staleness and self.kind != "server":
-            raise ValueError(
+            raise UserError(
                 f"engine.max_staleness={self.max_staleness} needs engine.kind=server: only servers sample while the "
                 "trainer works"
             )
         if self.max_staleness and not self.importance_clip:
-            raise ValueError(
+            raise UserError(
                 "engine.max_staleness is set, but engine.importance_clip is 0: stale samples need importance weights; "
                 "set engine.importance_clip=2"
             )
@@ -372,7 +372,7 @@ def require(config: BaseModel, *paths: str) -> None:
         for name in path.split("."):
             value = getattr(value, name)
         if not value:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not set: put it into the YAML file or give --{path.replace('_', '-')}"
             )
 
@@ -382,8 +382,8 @@ def check_adapters(parallel: ParallelConfig, *sections: OptimizerConfig) -> None
     if not any(section.lora.rank for section in sections):
         return
     if importlib.util.find_spec("peft") is None:
-        raise ValueError("lora.rank is set, but peft is not installed: pip install 'openprime[lora]'")
+        raise UserError("lora.rank is set, but peft is not installed: pip install 'openprime[lora]'")
     if parallel.cpu_offload:
-        raise ValueError(
+        raise UserError(
             "parallel.cpu_offload is for models that are trained whole: leave it out, or set lora.rank=0"
         )

@@ -7,6 +7,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import PromptFormat
+from openprime.types import UserError
 
 Messages = list[dict[str, str]]
 
@@ -36,14 +37,14 @@ def read_messages(value: object, where: str) -> str | Messages:
     if isinstance(value, str) and value.strip():
         return value
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{where}: expected text or a list of messages, found {value!r:.80}")
+        raise UserError(f"{where}: expected text or a list of messages, found {value!r:.80}")
     messages = []
     for message in value:
         role, content = (
             (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         )
         if not isinstance(role, str) or not isinstance(content, str):
-            raise ValueError(
+            raise UserError(
                 f"{where}: expected a message with `role` and `content`, both text, found {message!r:.80}"
             )
         messages.append({"role": role, "content": content})
@@ -64,7 +65,7 @@ def complete(prompt: str | Messages, name: str, form: PromptFormat, verifier: st
     if suffix:
         users = [message for message in chat if message["role"] == "user"]
         if not users:
-            raise ValueError(
+            raise UserError(
                 f"{name}: the suffix goes behind the last user message, but there is none: leave data.suffix and "
                 "data.template out, or add a message of the user"
             )
@@ -96,10 +97,10 @@ def encode_prompts(
         encoded = _encode_texts(texts, tokenizer)
         for name, ids in zip(names, encoded, strict=True):
             if not ids:
-                raise ValueError(f"{name}: the prompt is empty")
+                raise UserError(f"{name}: the prompt is empty")
         return encoded
     if not tokenizer.chat_template:
-        raise ValueError(
+        raise UserError(
             "data.chat_template=auto, but the tokenizer has no chat template: set data.chat_template: none, "
             "or use a model whose tokenizer has one"
         )
@@ -112,7 +113,7 @@ def encode_prompts(
             try:
                 _encode_chats([chat], tokenizer)
             except TemplateError as error:
-                raise ValueError(
+                raise UserError(
                     f"{name}: the tokenizer's chat template refuses this prompt: {error}"
                 ) from error
         raise
@@ -122,7 +123,7 @@ def encode_responses(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
     """Token ids of each response, followed by the end-of-sequence token."""
     eos: Any = tokenizer.eos_token_id
     if eos is None:
-        raise ValueError(
+        raise UserError(
             "the tokenizer has no end-of-sequence token (eos_token), so no response could ever end"
         )
     if not texts:

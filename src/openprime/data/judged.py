@@ -32,7 +32,7 @@ from openprime.data.readers import (
 )
 from openprime.data.responses import vocabulary_id
 from openprime.data.steps import apart, steps_of_tokens, text_of_tokens
-from openprime.types import Batch, Group, Prompt, Response
+from openprime.types import Batch, Group, Prompt, Response, UserError
 
 OUTCOME_FIELDS = ("outcome", "correct", "label")
 LABELS_FIELDS = ("labels", "label")
@@ -100,7 +100,7 @@ def read_judged(
     found, notes = read(config, rows, tokenizer)
     kept = [f for f in found if f.outcome is not None]
     if not kept:
-        raise ValueError(
+        raise UserError(
             f"{config.source}: none of {len(found)} responses has an outcome: nothing to learn from"
         )
     if len(kept) < len(found):
@@ -120,7 +120,7 @@ def split_prompts(rows: Sequence[Judged], share: float, seed: int) -> tuple[list
     if share and not held:
         held = {min(place, key=lambda group: place[group])}
     if len(held) == len(place):
-        raise ValueError(
+        raise UserError(
             f"held_out={share} keeps all {len(place)} prompts from training: lower it, or take more prompts"
         )
     return [r for r in rows if r.group not in held], [r for r in rows if r.group in held]
@@ -149,7 +149,7 @@ def _read_generated(
     if config.template != "none":
         added.append("template")
     if added:
-        raise ValueError(
+        raise UserError(
             f"{config.source}: its prompts are as the model was asked, with all that was added then: "
             f"leave {' and '.join(f'data.{name}' for name in added)} out"
         )
@@ -159,7 +159,7 @@ def _read_generated(
         messages = complete(read_messages(value_at(row, prompt_field), name), name, PromptFormat(), "math")
         responses = row.get("responses")
         if not isinstance(responses, list) or not responses:
-            raise ValueError(
+            raise UserError(
                 f"{name}: expected a list of responses, and one at least, found {responses!r:.80}"
             )
         lines.append(_key(messages))
@@ -167,7 +167,7 @@ def _read_generated(
             where = f"{name}, response {i}"
             text = response.get("text") if isinstance(response, dict) else None
             if not isinstance(text, str):
-                raise ValueError(f"{where}: expected an object with a `text`, found {response!r:.80}")
+                raise UserError(f"{where}: expected an object with a `text`, found {response!r:.80}")
             ids = _token_ids(response.get("token_ids"), where) if row.get("vocabulary") == own else None
             foreign += ids is None
             outcome = _number(response.get("outcome"), f"{where}: its outcome")
@@ -190,7 +190,7 @@ def _read_outcomes(
     """A prompt, a response and its outcome a row; or a conversation, whose last message is the response."""
     outcome_field = field_of(config, rows, "outcome_field", OUTCOME_FIELDS)
     if not outcome_field:
-        raise ValueError(
+        raise UserError(
             f"{config.source}: no row has an outcome: no field {', '.join(OUTCOME_FIELDS)}; there are: "
             f"{known_fields(rows)}. Name the right one in data.outcome_field"
         )
@@ -204,7 +204,7 @@ def _read_outcomes(
         else:
             chat = value_at(row, prompt_field)
             if not isinstance(chat, list) or len(chat) < 2:
-                raise ValueError(
+                raise UserError(
                     f"{name}: no response to judge: {prompt_field or 'the prompt'} is no conversation, and no row has "
                     f"a field {' or '.join(RESPONSE_FIELDS)}; there are: {known_fields(rows)}. "
                     "Name it in data.response_field; step labels need loss=steps"
@@ -228,7 +228,7 @@ def _read_steps(
     labels_field = field_of(config, rows, "labels_field", LABELS_FIELDS)
     if not labels_field or all(value_at(row, config.steps_field) is None for row in rows):
         missing = LABELS_FIELDS if not labels_field else (config.steps_field,)
-        raise ValueError(
+        raise UserError(
             f"{config.source}: loss=steps needs steps and their labels, but no row has a field "
             f"{' or '.join(missing)}; there are: {known_fields(rows)}. "
             f"Name the right one in data.{'steps_field' if labels_field else 'labels_field'}"
@@ -243,10 +243,10 @@ def _read_steps(
         messages = complete(read_messages(prompt, name), name, config, verifier)
         texts = value_at(row, config.steps_field)
         if not isinstance(texts, list) or not texts:
-            raise ValueError(f"{name}: expected a list of steps, and one at least, found {texts!r:.80}")
+            raise UserError(f"{name}: expected a list of steps, and one at least, found {texts!r:.80}")
         for k, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{name}: step {k} must be a text that is not empty, found {text!r:.80}")
+                raise UserError(f"{name}: step {k} must be a text that is not empty, found {text!r:.80}")
         steps = tuple(apart(texts))
         labels = _labels(value, len(steps), signed, f"{name}, {labels_field}")
         outcome = labels[-1] if labels else None
@@ -287,7 +287,7 @@ def _tokenised(
             ends = _ends(tokenizer, f.text, ids, f.steps)
             rows.append(Judged(g, prompts[g], response, f.steps, f.labels, ends))
     if not rows:
-        raise ValueError(
+        raise UserError(
             f"{config.source}: all {len(judged)} responses are longer than max_tokens={max_tokens} with their "
             "prompts: raise it"
         )
@@ -314,7 +314,7 @@ def _number(value: Any, what: str) -> float | None:
     if value is None or value != value:  # NaN is how tables say nothing
         return None
     if not isinstance(value, bool | int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{what} must be true, false or a number from 0 to 1, found {value!r:.80}")
+        raise UserError(f"{what} must be true, false or a number from 0 to 1, found {value!r:.80}")
     return float(value)
 
 
@@ -324,26 +324,26 @@ def _labels(value: Any, count: int, signed: bool, where: str) -> tuple[float, ..
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         if not -1 <= value < count:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {value} is not the index of the first wrong of {count} steps (0 to {count - 1}, -1 for none)"
             )
         right = count if value == -1 else value
         return (1.0,) * right + (0.0,) * (count - right)
     if not isinstance(value, list) or len(value) != count:
-        raise ValueError(
+        raise UserError(
             f"{where}: expected a label for each of {count} steps, or the index of the first wrong one, "
             f"found {value!r:.80}"
         )
     if signed:
         wrong = [label for label in value if isinstance(label, bool) or label not in (-1, 1)]
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"{where}: the data has labels of -1, so that {wrong[0]!r} is neither right (1) nor wrong (-1)"
             )
         return tuple(float(label > 0) for label in value)
     numbers = [_number(label, f"{where}: the label of step {k}") for k, label in enumerate(value)]
     if None in numbers:
-        raise ValueError(f"{where}: step {numbers.index(None)} has no label")
+        raise UserError(f"{where}: step {numbers.index(None)} has no label")
     return tuple(number for number in numbers if number is not None)
 
 
@@ -352,7 +352,7 @@ def _token_ids(value: Any, where: str) -> tuple[int, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not value or not all(type(i) is int and i >= 0 for i in value):
-        raise ValueError(
+        raise UserError(
             f"{where}: expected token_ids as a list of numbers, and one at least, found {value!r:.80}"
         )
     return tuple(value)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.config import DataConfig
 from openprime.data.chat import encode_prompts, encode_responses, read_messages
-from openprime.types import Prompt
+from openprime.types import Prompt, UserError
 
 PROMPT_FIELDS = ("prompt", "messages", "question", "problem", "query", "question_content")
 ANSWER_FIELDS = (
@@ -121,7 +121,7 @@ def read_demonstrations(
         elif isinstance(prompt, list) and len(prompt) > 1:
             prompt, response = prompt[:-1], prompt[-1:]
         else:
-            raise ValueError(
+            raise UserError(
                 f"{name}: no response to learn from: {prompt_field} is no conversation, and no row has a "
                 f"field {' or '.join(RESPONSE_FIELDS)}; there are: {known_fields(rows)}. "
                 "Name it in data.response_field"
@@ -133,7 +133,7 @@ def read_demonstrations(
     made = [Demonstration(tuple(p), tuple(r)) for p, r in zip(kept.values(), responses, strict=True)]
     short = [d for d in made if len(d.prompt_ids) + len(d.response_ids) <= max_tokens]
     if not short:
-        raise ValueError(
+        raise UserError(
             f"{config.source}: all {len(rows)} rows are longer than max_tokens={max_tokens}: raise it"
         )
     return DemonstrationSet(short, len(rows) - len(short))
@@ -164,25 +164,23 @@ def load_rows(config: DataConfig) -> list[Row]:
         rows = tasks.rows(config)
     elif path.suffix in FILES:
         if not path.is_file():
-            raise ValueError(f"data.source: there is no file {source}")
+            raise UserError(f"data.source: there is no file {source}")
         read = _read_parquet if path.suffix == ".parquet" else read_json
         rows = read(path, 0 if config.where else config.limit)
     elif path.is_file():
-        raise ValueError(
-            f"data.source: {source} is not one of the kinds that can be read: {', '.join(FILES)}"
-        )
+        raise UserError(f"data.source: {source} is not one of the kinds that can be read: {', '.join(FILES)}")
     else:
         rows = _read_hub(config)
     if not rows:
-        raise ValueError(f"{source}: no rows")
+        raise UserError(f"{source}: no rows")
     for field in config.where:
         if all(value_at(row, field) is None for row in rows):
-            raise ValueError(
+            raise UserError(
                 f"{source}: no row has a field {field} (data.where); there are: {known_fields(rows)}"
             )
     kept = [row for row in rows if keeps(config, row)]
     if not kept:
-        raise ValueError(f"{source}: none of {len(rows)} rows is kept by data.where {config.where}")
+        raise UserError(f"{source}: none of {len(rows)} rows is kept by data.where {config.where}")
     return kept[: config.limit] if config.limit else kept
 
 
@@ -215,7 +213,7 @@ def field_of(config: DataConfig, rows: list[Row], key: str, usual: tuple[str, ..
     fields = (named,) if named else usual
     found = next((field for field in fields if any(value_at(row, field) is not None for row in rows)), "")
     if not found and (named or key == "prompt_field"):
-        raise ValueError(
+        raise UserError(
             f"{config.source}: no row has a field {' or '.join(fields)}; there are: {known_fields(rows)}. "
             f"Name the right one in data.{key}"
         )
@@ -228,7 +226,7 @@ def filled(config: DataConfig, row: Row, name: str, rows: list[Row]) -> str:
     def text(match: re.Match[str]) -> str:
         value = value_at(row, match[1])
         if value is None and all(value_at(other, match[1]) is None for other in rows):
-            raise ValueError(
+            raise UserError(
                 f"{name}: no row has a field {match[1]} (data.prompt_template); there are: {known_fields(rows)}"
             )
         return "\n".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
@@ -277,12 +275,12 @@ def response_text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         chat = read_messages(value, f"{name}, its response") if value else []
         if not isinstance(chat, list) or not chat or [m["role"] for m in chat] != ["assistant"]:
-            raise ValueError(
+            raise UserError(
                 f"{name}: the response must be text or one message of the assistant, found {value!r:.80}"
             )
         value = chat[0]["content"]
     if not value.strip():
-        raise ValueError(f"{name}: the response is empty")
+        raise UserError(f"{name}: the response is empty")
     return value
 
 
@@ -295,7 +293,7 @@ def verifiers_of(config: DataConfig, rows: list[Row]) -> list[str]:
     found = [value_at(row, config.verifier_field) for row in rows]
     missing = [i for i, name in enumerate(found) if not isinstance(name, str) or not name]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{config.source}: row {missing[0]} has no verifier's name in {config.verifier_field} "
             f"(data.verifier_field), found {found[missing[0]]!r}; there are: {known_fields(rows)}"
         )
@@ -308,7 +306,7 @@ def _require_answers(
     missing = [i for i, answer in enumerate(answers) if verifiers[i] == "math" and not (answer or "").strip()]
     if missing:
         which = ", ".join(str(i) for i in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise ValueError(
+        raise UserError(
             f"{config.source}: {len(missing)} of {len(rows)} rows have no answer (row {which}), which "
             f"data.verifier=math needs: name its field in data.answer_field; there are: {known_fields(rows)}"
         )
@@ -320,12 +318,12 @@ def short_enough(encoded: list[list[int]], names: Sequence[str], config: DataCon
     kept = {i: ids for i, ids in enumerate(encoded) if len(ids) <= limit}
     if config.too_long == "error" and len(kept) < len(encoded):
         i = next(i for i in range(len(encoded)) if i not in kept)
-        raise ValueError(
+        raise UserError(
             f"{names[i]}: the prompt has {len(encoded[i])} tokens, more than data.max_prompt_tokens={limit}: "
             "raise it, or set data.too_long: drop"
         )
     if not kept:
-        raise ValueError(
+        raise UserError(
             f"{config.source}: all {len(encoded)} prompts exceed data.max_prompt_tokens={limit}: raise it"
         )
     return kept
@@ -339,7 +337,7 @@ def read_json(path: Path, limit: int) -> list[Row]:
             entries = _parse(file.read(), path, 1)
             for i, entry in enumerate(entries):
                 if not isinstance(entry, dict):
-                    raise ValueError(f"{path}: entry {i} is not an object: {entry!r:.80}")
+                    raise UserError(f"{path}: entry {i} is not an object: {entry!r:.80}")
             return entries[:limit] if limit else entries
         file.seek(0)
         rows = []
@@ -351,7 +349,7 @@ def read_json(path: Path, limit: int) -> list[Row]:
                 line.rstrip(b"\r\n"), path, number, half
             )  # at the end of a half line, not on the next
             if not isinstance(row, dict):
-                raise ValueError(
+                raise UserError(
                     f"{path}:{number}: expected an object {{...}} on each line, found {row!r:.80}"
                 )
             rows.append(row)
@@ -366,9 +364,9 @@ def _parse(data: bytes, path: Path, line: int, hint: str = "") -> Any:
         return json.loads(data.removeprefix(BOM).decode("utf-8"))
     except UnicodeDecodeError as error:
         line += error.object.count(b"\n", 0, error.start)
-        raise ValueError(f"{path}:{line}: not UTF-8: {error.reason}") from error
+        raise UserError(f"{path}:{line}: not UTF-8: {error.reason}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}:{line + error.lineno - 1}: not valid JSON: {error.msg} at column {error.colno}{hint}"
         ) from error
 
@@ -381,7 +379,7 @@ def _read_parquet(path: Path, limit: int) -> list[Row]:
         with parquet.ParquetFile(path) as file:
             table = file.read()
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+        raise UserError(f"{path}: not a readable parquet file: {error}") from error
     return table.slice(0, limit or None).to_pylist()
 
 
@@ -391,7 +389,7 @@ def _read_hub(config: DataConfig) -> list[Row]:
     try:
         data = datasets.load_dataset(config.source, config.subset or None, split=config.split)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "
             f"that can be reached on the hub and has a split {config.split} (data.split) and a subset "
             f"{config.subset!r} (data.subset). A copy in a file will do: name it in data.source (evaluate: --data): "

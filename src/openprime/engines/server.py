@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedTokenizerBase
 
-from openprime.engines.responses import prompt_seed, to_response, write_weights
-from openprime.types import EngineError, Group, Prompt, Sampling
+from openprime.engines.common import prompt_seed, to_response, write_weights
+from openprime.types import EngineError, Group, Prompt, Sampling, UserError
 
 COMMAND = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs "
@@ -160,7 +160,7 @@ class ServerEngine:
             self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
             distributed.broadcast_object_list(name)
         if len(urls) < self.ranks:
-            raise ValueError(
+            raise UserError(
                 f"engine.urls: {len(urls)} servers for {self.ranks} ranks: every rank needs its own"
             )
         urls = urls[self.rank :: self.ranks]
@@ -176,7 +176,7 @@ class ServerEngine:
         """One call of `generate` at a time: weights change between calls only."""
         faults = [fault for fault in (_inspect(server, longest) for server in self.servers) if fault]
         if len(faults) == len(self.servers):
-            raise ValueError(
+            raise UserError(
                 f"engine.urls: no server answers: {'; '.join(faults)}. Start them with `{COMMAND}`"
             )
 
@@ -311,18 +311,18 @@ def _inspect(server: Server, longest: int) -> str:
     except ServerFault as fault:
         return str(fault)
     except EngineError as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     mode = info["model_config"]["logprobs_mode"]
     if mode != "processed_logprobs":
-        raise ValueError(
+        raise UserError(
             f"{server.url}: its log-probabilities are {mode}, not those of the sampling distribution: start it with "
             f"`{COMMAND}`"
         )
     if info["model_config"]["max_model_len"] < longest:
-        raise ValueError(
+        raise UserError(
             f"{server.url}: its --max-model-len is {info['model_config']['max_model_len']}, but prompt and response "
             f"can have {longest} tokens together: start it with --max-model-len {longest}"
         )
     if not info["parallel_config"]["worker_extension_cls"]:
-        raise ValueError(f"{server.url} cannot take new weights: start it with `{COMMAND}`")
+        raise UserError(f"{server.url} cannot take new weights: start it with `{COMMAND}`")
     return ""

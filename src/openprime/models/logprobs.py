@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from openprime.models.attention import alike, pack, packed_inputs, packs
-from openprime.models.ranks import all_sum, deal, rank, world
+from openprime.ranks import all_sum, deal, rank, world
 from openprime.types import Batch
 
 BLOCK_ELEMENTS = 2**22

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openprime.config import LoRAConfig
 from openprime.models.hub import named_tensors
-from openprime.models.ranks import first, world
 from openprime.models.sharding import load_trained
+from openprime.ranks import first, world
+from openprime.types import UserError
 
 
 class Loader:
@@ -54,7 +55,7 @@ def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> None:
     known = {n.removesuffix(".base_layer").split(".")[-1] for n, m in modules if isinstance(m, nn.Linear)}
     unknown = sorted(set(config.targets) - known)
     if unknown or not known:
-        raise ValueError(
+        raise UserError(
             f"lora.targets={unknown}: not among the linear layers of this model's blocks, which are: "
             + (", ".join(sorted(known)) or "none; set lora.rank=0")
         )

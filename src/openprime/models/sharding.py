@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from openprime.models.hub import load_model, read_architecture
 from openprime.models.logprobs import whole_logprobs
-from openprime.models.ranks import on_first, world
+from openprime.ranks import on_first, world
+from openprime.types import UserError
 
 
 def load_trained(name: str, device: torch.device, bfloat16: bool, cpu_offload: bool) -> PreTrainedModel:
@@ -46,7 +47,7 @@ def load_trained(name: str, device: torch.device, bfloat16: bool, cpu_offload: b
         # Reads the slices of a safetensors file that a rank's shares need.
         load(dict(model.named_parameters()), storage_reader=HuggingFaceStorageReader(folder))
     except (CheckpointException, RuntimeError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{name}: its weights cannot be read in shares ({_first_line(error)}): several ranks need safetensors "
             "files with the parameters' own names, as save_pretrained writes them"
         ) from error

@@ -4,6 +4,7 @@ from typing import Any
 
 from openprime.config import DataConfig
 from openprime.tasks import clock, gym, programs
+from openprime.types import UserError
 
 TASKS = {"clock": clock.rows, "programs": programs.rows}
 
@@ -17,5 +18,5 @@ def rows(config: DataConfig) -> list[dict[str, Any]]:
     if kind == "gym":
         return gym.rows(config, name)
     if name not in TASKS:
-        raise ValueError(f"data.source: no embedded task {name!r}; there are: {', '.join(sorted(TASKS))}")
+        raise UserError(f"data.source: no embedded task {name!r}; there are: {', '.join(sorted(TASKS))}")
     return TASKS[name](config)

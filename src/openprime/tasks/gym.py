@@ -5,6 +5,7 @@ import zlib
 from typing import Any
 
 from openprime.config import DataConfig
+from openprime.types import UserError
 
 ROWS = 1000
 """Rows where `limit` is not set."""
@@ -20,7 +21,7 @@ def rows(config: DataConfig, name: str) -> list[dict[str, Any]]:
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"data.source: {config.source} needs reasoning-gym: pip install 'openprime[gym]'"
         ) from error
     if name not in DATASETS:
@@ -28,12 +29,12 @@ def rows(config: DataConfig, name: str) -> list[dict[str, Any]]:
         hint = (
             f"did you mean {' or '.join(near)}?" if near else f"there are {len(DATASETS)}, such as chain_sum"
         )
-        raise ValueError(f"data.source: reasoning-gym has no task {name!r}; {hint}")
+        raise UserError(f"data.source: reasoning-gym has no task {name!r}; {hint}")
     seed = zlib.crc32(f"{config.split}-{config.task_seed}".encode())  # splits share no seed
     try:
         data = create_dataset(name, size=config.limit or ROWS, seed=seed, **config.gym)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ValueError(f"data.gym: reasoning-gym's {name} refuses {config.gym}: {error}") from error
+        raise UserError(f"data.gym: reasoning-gym's {name} refuses {config.gym}: {error}") from error
     return [
         {
             "question": row["question"],

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from openprime.config import VerifyConfig
-from openprime.types import Group, Prompt, Verdict
+from openprime.types import Group, Prompt, RunError, UserError, Verdict
 from openprime.verifiers.worker import receive, send
 
 START_SECONDS = 120.0
@@ -37,7 +37,7 @@ JOBS_PER_WORKER = 5000
 START = "import sys; sys.path.append({root!r}); from openprime.verifiers.worker import main; main({parent}, {channel})"
 
 
-class VerifierError(ValueError):
+class VerifierError(UserError):
     """A verifier does not load (a user's module fails, strict isolation cannot be had), or fails on everything."""
 
 
@@ -87,7 +87,7 @@ class Pool:
             first = next(iter(faults.values()))
             text = f"{len(faults)} of {len(prompts)} prompts have tests that cannot be judged: left out ({first})"
             if len(faults) == len(prompts):
-                raise ValueError(text)
+                raise UserError(text)
             say(text)
         return [prompt for i, prompt in enumerate(prompts) if i not in faults]
 
@@ -151,7 +151,7 @@ class Pool:
     def _put(self, job: "_Job") -> "Future[Any]":
         with self._lock:
             if self._closed:
-                raise RuntimeError("the verifier pool is closed")
+                raise RunError("the verifier pool is closed")
             self._unfinished += 1
             if len(self._threads) < min(self.workers, self._unfinished):
                 thread = threading.Thread(target=self._serve, daemon=True, name="verifier")

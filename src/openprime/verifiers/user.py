@@ -8,7 +8,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from openprime.types import Prompt, Verdict, Verifier
+from openprime.types import Prompt, UserError, Verdict, Verifier
 
 REASONS = {0.0: "wrong", 1.0: "right"}
 
@@ -42,12 +42,12 @@ def load_user_verifier(name: str) -> Verifier:
             raise
         where = f"data.verifier {name}, prompt {prompt.id}"
         if not isinstance(outcomes, Iterable) or isinstance(outcomes, str | dict):
-            raise ValueError(
+            raise UserError(
                 f"{where}: returned {outcomes!r}; expected a list of outcomes in [0, 1], one a completion"
             )
         outcomes = list(outcomes)
         if len(outcomes) != count:
-            raise ValueError(
+            raise UserError(
                 f"{where}: returned {len(outcomes)} outcomes {outcomes!r} for {count} completions"
             )
         return [_verdict(outcome, where) for outcome in outcomes]
@@ -60,7 +60,7 @@ def _verdict(outcome: object, where: str) -> Verdict:
         return Verdict(None, "no_verdict")
     value = float(outcome) if isinstance(outcome, Real) else math.nan
     if not 0 <= value <= 1:
-        raise ValueError(
+        raise UserError(
             f"{where}: returned the outcome {outcome!r}; outcomes are numbers in [0, 1] (1 right, 0 wrong), "
             "or None to leave a response out"
         )
@@ -70,7 +70,7 @@ def _verdict(outcome: object, where: str) -> Verdict:
 def _find(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
     if not function_name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
-        raise ValueError(
+        raise UserError(
             f"data.verifier: {name!r} is not of the form module:function "
             "(my_reward:score is the function score in my_reward.py of the current directory)"
         )
@@ -83,11 +83,11 @@ def _find(name: str) -> Callable[..., Any]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             error.add_note(f"while importing the verifier {name}")  # the user's module lacks a library
             raise
-        raise ValueError(
+        raise UserError(
             f"data.verifier {name}: no module {error.name}, neither in {here} nor among the installed ones"
         ) from error
     function = vars(module).get(function_name)
     if not callable(function):
         origin = module.__spec__.origin if module.__spec__ else None
-        raise ValueError(f"data.verifier {name}: {origin or module_name} has no function {function_name}")
+        raise UserError(f"data.verifier {name}: {origin or module_name} has no function {function_name}")
     return function

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from openprime.types import Prompt, Verdict, Verifier
+from openprime.types import Prompt, UserError, Verdict, Verifier
 from openprime.verifiers import math
 
 MATH_BYTES = 2 << 30
@@ -54,7 +54,7 @@ def serve(pipe: socket.socket, load: Callable[[str], tuple[Verifier, str]]) -> N
     try:
         verdicts = verifier(prompt, responses)
         if len(verdicts) != len(responses):
-            raise ValueError(f"{name}: {len(verdicts)} verdicts for {len(responses)} responses")
+            raise UserError(f"{name}: {len(verdicts)} verdicts for {len(responses)} responses")
         seconds = (time.perf_counter() - begun) / max(1, len(responses))
         return send(pipe, ("verdicts", [replace(v, seconds=v.seconds or seconds) for v in verdicts]))
     except Exception:  # noqa: BLE001 - whatever a user's function raises
@@ -85,7 +85,7 @@ def make_verifier(name: str, options: dict[str, Any]) -> tuple[Verifier, str]:
         from openprime.verifiers.user import load_user_verifier
 
         return load_user_verifier(name), ""
-    raise ValueError(
+    raise UserError(
         f"data.verifier: no verifier {name!r}; valid are math, code, reasoning_gym, and module:function "
         "(my_reward:score is the function score in my_reward.py of the current directory)"
     )

@@ -1,0 +1,1 @@
+"""The other commands, one file each."""

@@ -1,0 +1,326 @@
+"""`openprime ask`: an answer as it is generated, and with a PRM the reward of every token of it."""
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from openprime.commands.report import response_card
+from openprime.config import AskConfig, PromptFormat
+from openprime.data.chat import encode_prompts, suitable
+from openprime.data.steps import token_texts
+from openprime.evaluation.page import STYLE
+from openprime.models.hub import (
+    end_tokens,
+    load_model,
+    load_tokenizer,
+    pad_token,
+    pick_device,
+    read_format,
+    same_vocabulary,
+)
+from openprime.models.logprobs import float32_head
+from openprime.prime.prm import ImplicitPRM, Score, find_parts
+from openprime.types import UserError
+
+INK, FAINT = "#0f172a", "#64748b"
+POSITIVE, NEGATIVE = (37, 99, 235), (220, 38, 38)
+STRONGEST = 0.75
+"""Share of the full colour in the background of the largest rewards, so that the text stays readable."""
+SIXTEEN = (
+    ("black on bright_white", "black on bright_cyan", "bright_white on blue"),
+    ("black on bright_white", "black on bright_magenta", "bright_white on red"),
+)
+"""Positive and negative rewards, weak to strong, on a terminal of 16 colours."""
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+"""Control characters as pictures: an answer must not steer the terminal."""
+STEP_STYLE = """
+.steps td { text-align: left; border: 0; padding: .1rem .6rem .1rem 0; font: 15px/1.5 ui-monospace, monospace; }
+.steps td:first-child { text-align: right; }
+.steps td:last-child { padding-left: 1rem; }
+.steps .axis { width: 16rem; padding: 0; background: linear-gradient(#cbd5e1, #cbd5e1) center / 1px 100% no-repeat; }
+.steps .axis div { height: .8rem; border-radius: 2px; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of the answer that is shown in one colour: a token, or the tokens that make one character."""
+
+    text: str
+    reward: float
+    step: int
+    special: bool = False
+    """Whether it is the name of a special token, which is no part of the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A question and its answer."""
+
+    question: str
+    text: str
+    pieces: list[Piece]
+    score: Score | None
+    """None without a PRM."""
+
+
+def ask(config: AskConfig) -> None:
+    """Answer `config.question`, or one question after the other, and show the rewards of the answers."""
+    config.check()
+    device, console = pick_device(config.device), Console()
+    page = Path(config.page) if config.page else None
+    if page:
+        if page.is_dir():
+            raise UserError(f"page: {page} is a folder: name a file, such as {page / 'answer.html'}")
+        page.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(config.model)
+    if config.prm:
+        *_, theirs = find_parts(config.prm, config.reference)
+        same_vocabulary(theirs, config.prm, tokenizer, config.model)
+    form = suitable(prompt_format(config), tokenizer)
+    bfloat16 = config.dtype == "bfloat16"
+    model = load_model(config.model, device).eval()
+    prm = None
+    if config.prm:
+        prm = ImplicitPRM.from_pretrained(config.prm, config.reference, device, bfloat16=bfloat16)
+    ends = end_tokens(model, tokenizer)
+    model.generation_config = sampling(ends, tokenizer, config)
+    answers: list[Answer] = []
+    for number, question in enumerate(questions(config.question)):
+        (prompt_ids,) = encode_prompts([question], ["question"], form, tokenizer, [config.kind])
+        torch.manual_seed(config.seed + number)
+        begun, stream = time.perf_counter(), Stream(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        try:
+            generate(model, prompt_ids, stream, bfloat16)
+        except KeyboardInterrupt:
+            if config.question:
+                raise
+            stream.end()
+        seconds = time.perf_counter() - begun
+        ids = stream.token_ids
+        if not ids:
+            continue
+        answers.append(judged(question, prompt_ids, ids, prm, tokenizer))
+        show(answers[-1], console)
+        ended = "" if ids[-1] in ends else ", stopped"
+        if ended and len(ids) == config.max_response_tokens:
+            ended = ", cut at --max-response-tokens"
+        speed = f"{len(ids)} tokens, {len(ids) / seconds:,.0f} tokens/s{ended}"
+        console.print(speed, style="dim", highlight=False)
+        if page:
+            page.write_text(html(answers, config), encoding="utf-8")
+    if page and answers:
+        console.print(f"written: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def prompt_format(config: AskConfig) -> PromptFormat:
+    """How the question is asked: as in training where that is known, else by the template."""
+    if config.template != "auto":
+        return PromptFormat(template=config.template)
+    return read_format(config.model) or PromptFormat(template="eurus")
+
+
+def questions(first: str) -> Iterator[str]:
+    """The question of the command line; without one those that are typed, until an empty line or the end."""
+    if first:
+        yield first
+        return
+    if sys.stdin.isatty():
+        print("one question a line; an empty line leaves")
+        with contextlib.suppress(ImportError):
+            import readline  # input() then has a history
+
+            readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one question
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        if not line.strip():
+            return
+        yield line
+
+
+# Generating
+
+
+class Stream(TextStreamer):
+    """Prints the answer as it is generated, and keeps its tokens."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.token_ids: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt, then token by token."""
+        if not self.next_tokens_are_prompt:
+            self.token_ids += value.tolist()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print what will not change any more."""
+        print(text.translate(CONTROLS), end="\n" if stream_end else "", flush=True)
+
+
+def sampling(ends: frozenset[int], tokenizer: PreTrainedTokenizerBase, config: AskConfig) -> GenerationConfig:
+    """Plain sampling or greedy decoding, whatever the model's own settings are."""
+    settings: dict[str, Any] = {"do_sample": False}
+    if config.temperature:
+        settings = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0}
+    return GenerationConfig(
+        max_new_tokens=config.max_response_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=pad_token(tokenizer),
+        **settings,
+    )
+
+
+def generate(model: PreTrainedModel, prompt_ids: list[int], stream: Stream, bfloat16: bool) -> None:
+    """Sample an answer into the stream."""
+    ids = torch.tensor([prompt_ids], device=model.device)
+    with contextlib.ExitStack() as stack:
+        if bfloat16:
+            stack.enter_context(torch.autocast(model.device.type, torch.bfloat16))
+            stack.enter_context(float32_head(model))
+        generator: Any = model
+        generator.generate(ids, attention_mask=torch.ones_like(ids), streamer=stream)
+
+
+def judged(
+    question: str,
+    prompt_ids: list[int],
+    token_ids: list[int],
+    prm: ImplicitPRM | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Answer:
+    """The answer with the PRM's rewards of the very tokens that were sampled (trap 13)."""
+    texts = token_texts(tokenizer, token_ids)
+    if prm is None:
+        return Answer(question, "".join(texts), [], None)
+    (score,) = prm.score_tokens([prompt_ids], [token_ids], [texts])
+    pieces: list[Piece] = []
+    pending, special = 0.0, set(tokenizer.all_special_ids)
+    for token, text, reward, step in zip(
+        token_ids, texts, score.token_rewards, score.step_of_token, strict=True
+    ):
+        pending += reward
+        if text or token in special:
+            name = text or str(tokenizer.decode([token]))
+            pieces.append(Piece(name, pending, step, special=not text))
+            pending = 0.0
+    return Answer(question, "".join(texts), pieces, score)
+
+
+# The terminal
+
+
+def show(answer: Answer, console: Console) -> None:
+    """The rewards of an answer: in colours, or in numbers where there are none."""
+    score = answer.score
+    if score is None:
+        return
+    total = f"reward {score.reward:+.4f}, probability of being right {score.probability:.3f}"
+    print()
+    if console.no_color or console.color_system is None:
+        for step, reward in zip(score.steps, score.step_rewards, strict=True):
+            print(f"{reward:+9.4f}  {step.translate(CONTROLS).rstrip()}")
+        print(total)
+        return
+    largest, few = scale(answer.pieces), console.color_system not in ("256", "truecolor")
+    table = Table.grid()
+    table.add_column(overflow="fold", style=colour(0, few))
+    table.add_column(justify="right", vertical="bottom")
+    for step, reward in enumerate(score.step_rewards):
+        pieces = [piece for piece in answer.pieces if piece.step == step]
+        table.add_row(coloured(pieces, largest, few), f"  {reward:+.4f}")
+    console.print(table, highlight=False)
+    console.print(total, highlight=False)
+    legend = Text(f"reward of a token {-largest:+.3f} ", style="dim")
+    for i in range(-8, 9):
+        legend.append(" ", style=colour(i / 8, few))
+    console.print(legend.append(f" {largest:+.3f} and beyond"), highlight=False)
+
+
+def coloured(pieces: Sequence[Piece], largest: float, few: bool = False) -> Text:
+    """A step, each piece on the background of its reward; a line's end is shown as ⏎."""
+    text = Text()
+    for piece in pieces:
+        style = colour(piece.reward / largest, few)
+        faint = style.replace(INK, FAINT)
+        for stretch in re.split(r"(\n)", piece.text.translate(CONTROLS)):
+            if stretch == "\n":
+                if text.plain.endswith("\n"):  # no line for a blank one
+                    text.right_crop(1)
+                text.append("⏎", style=faint).append("\n")
+            else:
+                text.append(stretch, style=faint if piece.special else style)
+    text.rstrip()
+    return text
+
+
+def colour(share: float, few: bool = False) -> str:
+    """Dark text on red (-1 and less) over white (0) to blue (1 and more); `few` on a terminal of 16 colours."""
+    strength = min(1.0, abs(share))
+    if few:
+        return SIXTEEN[share < 0][round(2 * strength)]
+    full = POSITIVE if share > 0 else NEGATIVE
+    mixed = (round(255 + (channel - 255) * STRONGEST * strength) for channel in full)
+    return f"{INK} on #" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def scale(pieces: Sequence[Piece]) -> float:
+    """The reward of the strongest colour: the 99th percentile, for one outlier would make all others pale."""
+    sizes = sorted(abs(piece.reward) for piece in pieces)
+    return sizes[int(0.99 * (len(sizes) - 1))] or 1.0
+
+
+# The page
+
+
+def html(answers: list[Answer], config: AskConfig) -> str:
+    """A page that needs nothing else: a card for each question."""
+    title = f"Asked: {config.model}"
+    prm = f"<p>The rewards are those of <code>{escape(config.prm)}</code>.</p>" if config.prm else ""
+    cards = "\n".join(card(answer) for answer in answers)
+    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}{STEP_STYLE}</style>"
+    return f"<!doctype html><html lang=en>{head}<body><h1>{escape(title)}</h1>{prm}{cards}</body></html>\n"
+
+
+def card(answer: Answer) -> str:
+    """A question, its answer, and the rewards of its steps."""
+    question = f"<div class=card><span class=tag>question</span><pre>{escape(answer.question)}</pre></div>"
+    if answer.score is None:
+        shown = f"<div class=card><span class=tag>answer</span><pre>{escape(answer.text)}</pre></div>"
+        return f"<div class=pair>{question}{shown}</div>"
+    score, largest = answer.score, scale(answer.pieces)
+    verdict = f"probability of being right {score.probability:.3f}"
+    tokens, rewards = [piece.text for piece in answer.pieces], [piece.reward for piece in answer.pieces]
+    shown = response_card({"tokens": tokens, "rewards": rewards, "reason": verdict}, largest)
+    longest = max(map(abs, score.step_rewards)) or 1.0
+    lines = []
+    for step, reward in zip(score.steps, score.step_rewards, strict=True):
+        width = 50 * abs(reward) / longest
+        left, channels = (50.0, POSITIVE) if reward > 0 else (50 - width, NEGATIVE)
+        style = f"margin-left:{left:.1f}%;width:{width:.1f}%;background:rgba{(*channels, STRONGEST)}"
+        bar = f'<div style="{style}"></div>'
+        lines.append(f"<tr><td>{reward:+.4f}<td class=axis>{bar}<td>{escape(step.strip())}</tr>")
+    steps = f"<table class=steps>{''.join(lines)}</table>"
+    legend = (
+        f"<p class=tag>A token's reward: {-largest:+.3f} <span class=bar></span> {largest:+.3f} and beyond "
+        "(point at a token for its number).</p>"
+    )
+    return f"<div class=pair>{question}{shown}</div>{legend}{steps}"

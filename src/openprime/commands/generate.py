@@ -1,0 +1,62 @@
+"""`openprime generate`: N judged responses to each prompt of a data set."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from rich.console import Console
+
+from openprime.config import GenerateConfig
+from openprime.data.readers import read_prompts
+from openprime.data.responses import group_row, row_number, vocabulary_id
+from openprime.engines.make import make_engine
+from openprime.models.hub import load_tokenizer, pick_device
+from openprime.prime.rollouts import derive_seed, sample_and_verify
+from openprime.run.jsonl import fill_jsonl
+from openprime.run.run import check_folder, open_folder
+from openprime.types import Sampling
+from openprime.verifiers.pool import Pool
+
+
+def generate(config: GenerateConfig) -> None:
+    """Sample and judge; leaves responses.jsonl in `config.out`, a line a prompt, in the order of the data."""
+    config.check()
+    with Pool(config.verify) as pool:
+        generate_with(pool, config)
+
+
+def generate_with(pool: Pool, config: GenerateConfig) -> None:
+    """`generate` with verifiers at hand."""
+    check_folder(config, "generate")
+    pick_device(config.device)  # what is wrong with it is said at once
+    console = Console()
+
+    def say(note: str) -> None:
+        console.print(f"note: {note}", markup=False, highlight=False)
+
+    unused = config.engine.check(config.temperature, trains=False)
+    if unused:
+        say(f"no effect of {', '.join(unused)}")
+    pool.prepare([] if config.data.verifier_field else [config.data.verifier])
+    tokenizer = load_tokenizer(config.model)
+    data = read_prompts(config.data, tokenizer)
+    prompts = pool.admit(data.prompts, say)
+    if data.dropped_long:
+        limit = config.data.max_prompt_tokens
+        say(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
+    longest = config.data.max_prompt_tokens + config.max_response_tokens
+    engine = make_engine(config.engine, config, config.model, tokenizer, config.sequences, longest)
+    sampling = Sampling(config.responses, config.max_response_tokens, config.temperature)
+    vocabulary = vocabulary_id(tokenizer)
+    path = open_folder(config, "generate") / "responses.jsonl"
+
+    def make(items: range, check: Callable[[], None]) -> list[dict]:
+        seed = derive_seed(config.seed, "generate", items.start)
+        chosen = prompts[items.start : items.stop]
+        groups = sample_and_verify(engine, pool, chosen, sampling, seed, check)
+        return [group_row(row_number(g.prompt), g, config.data, vocabulary) for g in groups]
+
+    console.print(f"{len(prompts)} prompts, {config.responses} responses each", highlight=False)
+    rows = fill_jsonl(path, len(prompts), "generate", console, make)
+    reasons = Counter(response["reason"] for row in rows for response in row["responses"])
+    said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    console.print(f"{sum(reasons.values())} responses: {said}\nwritten: {path}", highlight=False)

@@ -1,0 +1,98 @@
+"""`openprime verify`: outcomes of the responses in a file."""
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from openprime.config import VerifyStageConfig
+from openprime.data.readers import as_answer, read_json
+from openprime.types import Prompt, UserError, Verdict
+from openprime.verifiers.pool import Pool
+
+AHEAD = 1000
+"""Rows that are submitted before the first of them is written."""
+
+Row = dict[str, Any]
+
+
+def verify(config: VerifyStageConfig) -> None:
+    """Judge every row of `config.file` and write it with outcome, reason and seconds to `config.out`.
+
+    Raises ValueError for rows without a response, or without an answer or tests. An empty answer, or tests
+    that cannot be read, have no outcome.
+    """
+    config.check()
+    path, out, console = Path(config.file), Path(config.out), Console()
+    if not path.is_file():
+        raise UserError(f"file: there is no file {path}")
+    if out.exists() and out.samefile(path):
+        raise UserError(f"out: {out} is the file to read")
+    rows = read_json(path, 0)
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    prompts = [_prompt(row, f"{path}, row {i + 1}", config.verifier) for i, row in enumerate(rows)]
+    counts: Counter[str] = Counter()
+    shown = (
+        TextColumn("verify"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Pool(config.verify) as pool:
+        pool.prepare(prompt.verifier for prompt in prompts)
+        begun = time.monotonic()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            out.open("w", encoding="utf-8") as file,
+            Progress(*shown, console=console, transient=True) as bar,
+        ):
+            task = bar.add_task("", total=len(rows))
+            for row, verdict in _judged(pool, rows, prompts):
+                taken = round(verdict.seconds, 6)
+                result = {"outcome": verdict.outcome, "reason": verdict.reason, "seconds": taken}
+                file.write(json.dumps(row | result, ensure_ascii=False) + "\n")
+                counts[verdict.reason] += 1
+                bar.advance(task)
+    seconds = time.monotonic() - begun
+    share = counts["right"] / max(1, len(rows))
+    said = dict.fromkeys(("right", "wrong", "no_answer", "rejected", "timeout"), 0) | counts
+    console.print(", ".join(f"{reason} {count}" for reason, count in said.items()), highlight=False)
+    console.print(
+        f"{len(rows)} responses, {share:.1%} right; {len(rows) / seconds:,.0f} a second with {pool.workers} workers"
+        + (f"; sandbox: {pool.sandbox}" if pool.sandbox else ""),
+        highlight=False,
+    )
+    console.print(f"written: {out}", highlight=False)
+
+
+def _judged(pool: Pool, rows: list[Row], prompts: list[Prompt]) -> Iterator[tuple[Row, Verdict]]:
+    """Rows and verdicts in order, with a bounded number under way."""
+    waiting: deque[tuple[Row, Future[Verdict]]] = deque()
+    for row, prompt in zip(rows, prompts, strict=True):
+        waiting.append((row, pool.submit(prompt, [row["response"] or ""])[0]))
+        while len(waiting) >= AHEAD or (waiting and waiting[0][1].done()):
+            done, future = waiting.popleft()
+            yield done, future.result()
+    for row, future in waiting:
+        yield row, future.result()
+
+
+def _prompt(row: Row, where: str, verifier: str) -> Prompt:
+    """What a verifier gets of a row."""
+    if "response" not in row or not isinstance(row["response"], str | None):
+        raise UserError(f"{where}: no text in the field response; there are: {', '.join(row)}")
+    is_code = any(name in row for name in ("tests", "test", "test_list", "input_output"))
+    name = verifier or row.get("verifier") or ("code" if is_code else "math")
+    if name == "math" and "answer" not in row:
+        raise UserError(f"{where}: no field answer, nor tests for code; there are: {', '.join(row)}")
+    question = row.get("prompt") or row.get("question") or row.get("problem") or ""
+    messages = question if isinstance(question, str | list) else str(question)
+    return Prompt(where, (), messages, as_answer(row.get("answer"), str(name)), row, str(name))

@@ -1,0 +1,1 @@
+"""Benchmarks: asked, judged, scored, shown."""

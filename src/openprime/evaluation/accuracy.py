@@ -1,0 +1,136 @@
+"""What an evaluation measures of a benchmark's judged responses."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from openprime.evaluation.calibration import roc_auc
+from openprime.evaluation.items import Benchmark
+from openprime.evaluation.voting import best_of_n_subsets, bootstrap_interval, pass_at_k, vote_subsets
+from openprime.verifiers.math import canonical_answer
+
+Interval = tuple[float, float, float]
+"""(mean over items, low, high), 95 %."""
+Curves = dict[str, dict[int, Interval]]
+"""method -> N -> interval."""
+
+
+def summarise(rows: list[dict], benchmark: Benchmark) -> dict[str, Any]:
+    """What the table, the page and results.json say of a benchmark."""
+    responses = [[*row["responses"], *([row["greedy"]] if "greedy" in row else [])] for row in rows]
+    reasons = Counter(r["reason"] for row in responses for r in row)
+    results: dict[str, Any] = {
+        "items": len(rows),
+        "left_out": benchmark.left_out,
+        "reasons": dict(reasons.most_common()),
+    }
+    if benchmark.is_sampled:
+        results["response_tokens"] = float(np.mean([len(r["token_ids"]) for row in responses for r in row]))
+        results["truncated"] = float(np.mean([r["truncated"] for row in responses for r in row]))
+        results["greedy"] = interval([row["greedy"]["outcome"] or 0.0 for row in rows])
+    n = len(rows[0]["responses"])
+    results["samples"] = n
+    if n == 0:
+        return results
+    right = np.array([[r["outcome"] or 0.0 for r in row["responses"]] for row in rows])  # [P, N]
+    results[f"avg@{n}"] = interval(right.mean(-1))
+    if n == 1:
+        return results
+    count = (right >= 1).sum(-1)
+    results["pass@k"] = {k: interval([pass_at_k(n, int(c), k) for c in count]) for k in powers(n)}
+    mode = benchmark.config.answers
+    answers = [
+        [canonical_answer(r["text"], mode) if item.verifier != "code" else None for r in row["responses"]]
+        for row, item in zip(rows, benchmark.items, strict=True)
+    ]
+    votes = any(answer is not None for row in answers for answer in row)  # of programs no two are alike
+    scores = choices(rows) if "rewards" in rows[0]["responses"][0] else {}
+    results["best_of_n"] = best_of(right, answers if votes else None, scores)
+    if votes:
+        results["maj@k"] = results["best_of_n"]["majority vote"]
+    if scores and benchmark.config.data.source == "task:clock":
+        results["step_auc"] = or_none(step_auc(rows))
+    return results
+
+
+def choices(rows: list[dict]) -> dict[str, np.ndarray]:
+    """Scores [P, N] by which one of N responses may be chosen."""
+    ways: dict[str, Callable[[dict], float]] = {
+        "reference log-probability": lambda r: r["reference_logprob"],
+        "PRM": lambda r: r["reward"],
+        "PRM, mean of tokens": lambda r: float(np.mean(r["rewards"])),
+        "PRM, lowest token": lambda r: min(r["rewards"]),
+        "PRM, last token": lambda r: r["rewards"][-1],
+        "PRM, mean of steps": lambda r: float(np.mean(r["step_rewards"])),
+        "PRM, lowest step": lambda r: min(r["step_rewards"]),
+        "PRM, last step": lambda r: r["step_rewards"][-1],
+    }
+    return {
+        name: np.array([[way(r) for r in row["responses"]] for row in rows]) for name, way in ways.items()
+    }
+
+
+def best_of(
+    right: np.ndarray, answers: list[list[str | None]] | None, scores: dict[str, np.ndarray]
+) -> Curves:
+    """Accuracy of each way to choose one of N responses, for N = 1, 2, 4, ... of all that there are.
+
+    For fewer than all: the mean over all choices of N of them, exact for scores, over 200 choices drawn
+    with a seed for votes. Equal scores share. Intervals are 95 % bootstrap intervals over items.
+    """
+    samples = right.shape[1]
+    ones, voters = np.ones_like(right), answers or []
+
+    def by(score: np.ndarray) -> Callable[[int, int], float]:
+        return lambda p, n: best_of_n_subsets(score[p], right[p], n)
+
+    def vote(weights: np.ndarray) -> Callable[[int, int], float]:
+        return lambda p, n: vote_subsets(voters[p], weights[p], right[p], n)
+
+    ways: dict[str, Callable[[int, int], float]] = {"random": lambda p, n: float(right[p].mean())}
+    if answers is not None:
+        ways["majority vote"] = vote(ones)
+    ways |= {name: by(score) for name, score in scores.items()}
+    if answers is not None and "PRM" in scores:
+        ways["PRM-weighted vote"] = vote(1 / (1 + np.exp(-scores["PRM"])))
+    ways["oracle"] = by(right)
+    return {
+        name: {n: interval([way(p, n) for p in range(len(right))]) for n in powers(samples)}
+        for name, way in ways.items()
+    }
+
+
+def interval(values) -> Interval:
+    """(mean, low, high)."""
+    return (float(np.mean(values)), *bootstrap_interval(values))
+
+
+def powers(n: int) -> list[int]:
+    """1, 2, 4, ... up to n, and n itself."""
+    return sorted({2**i for i in range(n.bit_length()) if 2**i <= n} | {n})
+
+
+def step_auc(rows: list[dict]) -> float:
+    """Embedded task: how well a line's reward tells right lines from wrong ones (area under the ROC curve).
+
+    The perfect checker that judges the lines is for this analysis only. The answer's line is left out.
+    """
+    labels, values = [], []
+    for row in rows:
+        for response in row["responses"]:
+            line_rewards = [0.0]
+            for token, reward in zip(response["tokens"], response["rewards"], strict=True):
+                line_rewards[-1] += reward
+                line_rewards += [0.0] * token.count("\n")
+            verdicts = response["steps"][:-1]
+            labels += verdicts
+            values += line_rewards[: len(verdicts)]
+    return roc_auc(values, labels) if labels else math.nan
+
+
+def or_none(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(value) else value

@@ -1,0 +1,138 @@
+"""Choosing among N responses, and counting right ones."""
+
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from openprime.types import UserError
+
+
+def best_of_n(scores: Sequence[float]) -> int:
+    """Index of the highest score; the first of equals."""
+    if len(scores) == 0:
+        raise UserError("best_of_n needs at least one response")
+    return max(range(len(scores)), key=lambda i: scores[i])
+
+
+def weighted_vote(answers: Sequence[Hashable | None], weights: Sequence[float]) -> int:
+    """Index of the first response that gives the answer with the largest summed weight.
+
+    None (no answer) never wins unless nobody answered; of equal answers the one seen first wins.
+    """
+    if len(answers) == 0 or len(answers) != len(weights):
+        raise UserError("weighted_vote needs as many weights as answers, and at least one")
+    totals: dict[Hashable, float] = {}
+    for answer, weight in zip(answers, weights, strict=True):
+        if answer is not None:
+            totals[answer] = totals.get(answer, 0.0) + weight
+    if not totals:
+        return 0
+    winner = max(totals, key=lambda answer: totals[answer])
+    return answers.index(winner)
+
+
+def majority_vote(answers: Sequence[Hashable | None]) -> int:
+    """Index of the first response that gives the most frequent answer (self-consistency)."""
+    return weighted_vote(answers, [1.0] * len(answers))
+
+
+def best_of_n_subsets(scores: ArrayLike, outcomes: ArrayLike, n: int) -> float:
+    """Exact mean outcome of the highest-scored of n responses, over all C(m, n) choices of n from the m given.
+
+    scores, outcomes [m]. Within a choice the responses that share the highest score share the choice
+    equally. Then a score that s responses have and b are below wins in C(b + s, n) - C(b, n) of the
+    choices, and each of the s counts alike. With binary outcomes for scores it is pass@n.
+    """
+    scores, outcomes = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    _check_subset(scores, outcomes, n)
+    if np.isnan(scores).any():
+        raise UserError("best_of_n_subsets cannot rank a score that is not a number")
+    _, rank, tied = np.unique(scores, return_inverse=True, return_counts=True)
+    choices = math.comb(scores.size, n)
+    at_most = [0.0, *(math.comb(int(below), n) / choices for below in tied.cumsum())]
+    return float(np.diff(at_most) @ (np.bincount(rank, outcomes) / tied))
+
+
+def vote_subsets(
+    answers: Sequence[Hashable | None],
+    weights: ArrayLike,
+    outcomes: ArrayLike,
+    n: int,
+    draws: int = 200,
+    seed: int = 0,
+) -> float:
+    """Mean outcome of `weighted_vote` among n of the m responses given; maj@n where every weight is 1.
+
+    answers, weights, outcomes [m]; weights are finite. It is exact, over all C(m, n) choices of n, if these
+    are at most `draws`; else the mean over `draws` independent random choices, which follow from
+    (m, n, draws, seed) alone, so that methods are compared on the same ones. The responses of a choice keep
+    their order, and with it who was seen first.
+    """
+    weights, outcomes = np.asarray(weights, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    _check_subset(weights, outcomes, n)
+    if len(answers) != weights.size or not np.isfinite(weights).all() or draws < 1:
+        raise UserError("vote_subsets needs an answer and a finite weight for every outcome, and draws >= 1")
+    number = {answer: i for i, answer in enumerate(dict.fromkeys(answers))}
+    codes = np.array([number[answer] for answer in answers])
+    chosen = _subsets(weights.size, n, draws, seed)  # [S, n]
+    cells = np.arange(len(chosen))[:, None] * len(number) + codes[chosen]  # one a (choice, answer)
+    totals = np.bincount(cells.ravel(), weights[chosen].ravel())[cells]
+    if None in number:
+        totals[codes[chosen] == number[None]] = -np.inf  # wins only where nobody answered
+    winners = np.take_along_axis(chosen, totals.argmax(-1)[:, None], -1)
+    return float(outcomes[winners].mean())
+
+
+def _check_subset(values: np.ndarray, outcomes: np.ndarray, n: int) -> None:
+    """[m] and [m], and 1 <= n <= m."""
+    if values.ndim != 1 or values.shape != outcomes.shape:
+        raise UserError(f"needs a number for every outcome, not shapes {values.shape} and {outcomes.shape}")
+    if not 1 <= n <= values.size:
+        raise UserError(f"a choice of n from m needs 1 <= n <= m, not n={n}, m={values.size}")
+
+
+def _subsets(m: int, n: int, draws: int, seed: int) -> np.ndarray:
+    """All n-subsets of range(m) if at most `draws`, else `draws` random ones, [S, n], each row rising."""
+    if math.comb(m, n) <= draws:
+        return np.array(list(itertools.combinations(range(m), n)))
+    order = np.random.default_rng(seed).random((draws, m)).argsort(-1)
+    return np.sort(order[:, :n], -1)
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Unbiased pass@k from n samples of which `right` are right: 1 - C(n-right, k) / C(n, k).
+
+    Chen et al., arXiv 2107.03374, eq. 1.
+    """
+    if not 1 <= k <= n or not 0 <= right <= n:
+        raise UserError(f"pass@k needs 1 <= k <= n and 0 <= right <= n, not n={n}, right={right}, k={k}")
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def bootstrap_interval(
+    values: Sequence[float], confidence: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over items (prompts)."""
+    data = np.asarray(values, dtype=np.float64)
+    if data.size == 0:
+        raise UserError("an interval needs at least one value")
+    rng = np.random.default_rng(seed)
+    rows = max(1, 2**20 // data.size)  # draws at a time, for the memory
+    blocks = [(min(rows, draws - start), data.size) for start in range(0, draws, rows)]
+    means = np.concatenate([data[rng.integers(0, data.size, size=block)].mean(-1) for block in blocks])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def wilson_interval(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a share right/n; sound near 0 and 1, where the bootstrap is not."""
+    if not 0 <= right <= n or n == 0:
+        raise UserError(f"a share needs 0 <= right <= n and n > 0, not right={right}, n={n}")
+    share = right / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,198 @@
+"""The one thing that trains: SFT, policy and PRM are a Learner with another loss."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from openprime.config import OptimizerConfig
+from openprime.models.logprobs import batch_logprobs, micro_batches, token_distributions, token_logprobs
+from openprime.models.lora import merged_model, merged_tensors, trained_parameters, using_adapter
+from openprime.ranks import all_sum, world
+from openprime.run.checkpoint import SHARDS, load_shards
+from openprime.types import Batch, NonFiniteError
+
+Loss = Callable[[Tensor, Batch, Tensor], Tensor]
+"""(log-probabilities [b, t], micro-batch, its rows in the batch [b]) -> the SUM of the loss over the micro-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one optimiser step did."""
+
+    loss: float
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    logprobs: Tensor
+    """The forward pass's own log-probabilities, [B, T]: those of the weights before the step."""
+
+
+class Learner:
+    """A model, its AdamW and its schedule."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: OptimizerConfig,
+        total_updates: int,
+        bfloat16: bool = False,
+        temperature: float = 1.0,
+        adapter: str = "",
+    ) -> None:
+        """`adapter`: train this adapter of the model alone; the model may carry others."""
+        self.adapter, self.trained = adapter, trained_parameters(model, adapter)
+        self.model, self.config, self.bfloat16, self.temperature = model, config, bfloat16, temperature
+        self.total_updates, self.updates = total_updates, 0
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Dropout would make the same tokens' log-probabilities differ between sampler and trainer.
+        model.eval() if not config.gradient_checkpointing else _train_without_dropout(model)
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(),
+            lr=config.lr,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def update(
+        self,
+        batch: Batch,
+        loss: Loss,
+        denominator: float,
+        whole_groups: bool = False,
+        whole_vocabulary: bool = False,
+    ) -> Update:
+        """One optimiser step on the whole batch, in micro-batches, which the ranks share.
+
+        The batch is the same on every rank, and so is what is returned; only `loss` sees a rank's own rows.
+        `denominator` divides the summed loss once, whatever the micro-batches (trap 9). With `whole_groups` the
+        rows of a group stay in one micro-batch. With `whole_vocabulary` the loss gets the log-probabilities of
+        every word at the micro-batch's response tokens [N, V], and the update's own are left 0. Raises
+        NonFiniteError before the step.
+        """
+        forward = token_distributions if whole_vocabulary else token_logprobs
+        self.optimizer.zero_grad(set_to_none=True)
+        logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
+        total = 0.0
+        budget = self.config.tokens_per_microbatch
+        for rows in micro_batches(batch.lengths, budget, batch.group, whole_groups):
+            micro = batch.select(rows) if len(rows) else batch.shortest()
+            with using_adapter(self.model, self.adapter):  # around the backward pass, which may compute again
+                current = forward(
+                    self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16
+                )
+                part = loss(current, micro, rows) / denominator if len(rows) else 0.0 * current.sum()
+                (part * world()).backward()  # FSDP takes the mean over ranks: this makes it the sum (trap 2)
+            total += float(part.detach())
+            if not whole_vocabulary:
+                # In the batch's order (trap 7).
+                logprobs[rows, : current.shape[1]] = current.detach()[: len(rows)]
+        for parameter in self.trained.values() if self.adapter and world() > 1 else ():
+            assert parameter.grad is not None
+            all_sum(parameter.grad).div_(world())  # adapters are not FSDP's: this is its mean
+        total = float(all_sum(torch.tensor(total, dtype=torch.float64, device=logprobs.device)))
+        clipped = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip_grad)
+        norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"loss {total}, gradient norm {norm}: the optimiser step was not taken")
+        rate = learning_rate(self.config, self.updates, self.total_updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        return Update(total, norm, rate, all_sum(logprobs))
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the response tokens under the present weights, [B, T], without gradient."""
+        with using_adapter(self.model, self.adapter):
+            return batch_logprobs(
+                self.model, batch, self.config.tokens_per_microbatch, self.temperature, self.bfloat16
+            )
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Named weights for an engine: those of the model without adapters, ours merged in, one at a time."""
+        return merged_tensors(self.model, self.adapter)
+
+    def exportable(self) -> PreTrainedModel:
+        """The model as everything else reads it: an adapter merged into a copy."""
+        return merged_model(self.model, self.adapter)
+
+    def state(self) -> dict:
+        """Trained weights, optimiser and schedule."""
+        if world() > 1:
+            return {"updates": self.updates, SHARDS: self._tensors()}
+        own = {name: p.detach() for name, p in self.trained.items()}
+        return {
+            "model": own if self.adapter else self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`, that of another number of ranks too."""
+        self.updates = state["updates"]
+        if SHARDS in state:
+            load_shards(state[SHARDS], self._tensors())
+        elif world() > 1:
+            self._take_shares(state)
+        else:
+            self.model.load_state_dict(state["model"], strict=not self.adapter)
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Weights and what AdamW keeps of each, by name."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.trained.items():
+            if parameter.requires_grad or self.adapter:
+                if not self.optimizer.state[parameter]:  # before the first step
+                    self.optimizer.state[parameter] = {
+                        "step": torch.zeros((), device=parameter.device),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+                tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+            tensors[f"weight.{name}"] = parameter.detach()
+        return tensors
+
+    def _take_shares(self, state: dict) -> None:
+        """This rank's shares of the whole tensors that a single process has saved."""
+        moments = state["optimizer"]["state"]
+        own = self._tensors()
+        for i, name in enumerate(self.trained):
+            whole = {"weight": state["model"][name]} | moments.get(i, {})
+            for key, tensor in whole.items():
+                target = own[f"{key}.{name}"]
+                if isinstance(target, DTensor):
+                    place = target.device_mesh, target.placements
+                    tensor = distribute_tensor(tensor.to(target.device), *place, src_data_rank=None)
+                target.copy_(tensor)
+
+
+def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
+    """Rate of optimiser step `update` (from 0) of `total`: linear warm-up, then constant or cosine to 0."""
+    warmup = config.warmup if config.warmup >= 1 else config.warmup * total
+    if update < warmup:
+        return config.lr * (update + 1) / math.ceil(warmup)
+    if config.schedule == "constant":
+        return config.lr
+    done = (update - warmup) / max(1, total - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _train_without_dropout(model: PreTrainedModel) -> None:
+    """Training mode, which gradient checkpointing needs, with every dropout off."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # attention keeps its rate as a plain number
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,258 @@
+"""The implicit process reward model: two language models, and the log-ratio between them as reward of every token."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from openprime.config import PromptFormat, StepSplit
+from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages, suitable
+from openprime.data.collate import collate
+from openprime.data.steps import ENDS, split_steps, steps_of_tokens, text_of_tokens, token_texts
+from openprime.models.hub import (
+    compute_device,
+    find_file,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    same_vocabulary,
+    save_model,
+)
+from openprime.models.logprobs import batch_logprobs
+from openprime.models.lora import has_adapters, merged_model, using_adapter
+from openprime.prime.rewards import token_rewards
+from openprime.ranks import first
+from openprime.types import Batch, Group, Prompt, Response, UserError
+
+SETTINGS_FILE = "implicit_prm.json"
+PUBLISHED_BETA = 0.05
+ROWS = 256
+"""Responses that are scored at a time."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The rewards of one response, in nats times beta."""
+
+    tokens: list[str]
+    """Text of each token, T of them; the end-of-sequence token's is empty."""
+    token_rewards: list[float]
+    """r_t, T of them."""
+    reference_logprobs: list[float]
+    """log ref(y_t | x, y_<t), T of them, in nats."""
+    steps: list[str]
+    """The steps; joined they are the response."""
+    step_of_token: list[int]
+    """The step to which each token belongs."""
+
+    @cached_property
+    def step_rewards(self) -> list[float]:
+        """The summed rewards of each step's tokens."""
+        sums = [0.0] * len(self.steps)
+        for step, reward in zip(self.step_of_token, self.token_rewards, strict=True):
+            sums[step] += reward
+        return sums
+
+    @property
+    def reward(self) -> float:
+        """s(y) = sum_t r_t."""
+        return sum(self.token_rewards)
+
+    @property
+    def probability(self) -> float:
+        """The PRM's probability that the response is right, sigmoid(s(y))."""
+        return float(torch.tensor(self.reward, dtype=torch.float64).sigmoid())
+
+
+class ImplicitPRM:
+    """r_t = beta * (log phi(y_t | x, y_<t) - log ref(y_t | x, y_<t)). PRIME eq. 3, 2412.01981 eq. 1."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        beta: float,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokens_per_microbatch: int = 16384,
+        bfloat16: bool = False,
+        adapter: str = "",
+    ) -> None:
+        """`reference` None: the sampling policy's log-probabilities, which a batch carries.
+
+        `adapter`: the one of the model's that makes it the PRM. The reference is read with its adapters off, so it
+        may be the PRM's model or the policy's.
+        """
+        self.model, self.reference, self.beta, self.tokenizer = model, reference, beta, tokenizer
+        self.tokens_per_microbatch, self.bfloat16, self.adapter = tokens_per_microbatch, bfloat16, adapter
+        if reference is not None and not has_adapters(reference):
+            reference.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        prm: str,
+        reference: str = "",
+        device: str | torch.device = "auto",
+        tokens_per_microbatch: int = 16384,
+        bfloat16: bool = False,
+    ) -> "ImplicitPRM":
+        """A saved PRM and its reference, '' for the one that it was saved with, from folders or hub ids.
+
+        With a reference any causal language model will do, such as the published EurusPRM; beta is then .05.
+        Raises ValueError where no reference is known, and where the two do not share a vocabulary.
+        """
+        device = pick_device(device) if isinstance(device, str) else device
+        beta, reference, tokenizer = find_parts(prm, reference)
+        models = load_model(prm, device).eval(), load_model(reference, device)
+        return cls(*models, beta, tokenizer, tokens_per_microbatch, bfloat16)
+
+    def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
+        """Write the PRM as a Hugging Face model, with beta and the name of its reference beside it."""
+        save_model(merged_model(self.model, self.adapter), tokenizer, folder)
+        if not first():
+            return
+        if reference and Path(reference).is_dir():
+            reference = str(Path(reference).absolute())  # to be found from other working directories too
+        settings = {"beta": self.beta, "reference": reference}
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """log ref of the response tokens, [B, T]."""
+        if self.reference is None:
+            return batch.logprobs
+        with using_adapter(self.reference, ""):
+            return batch_logprobs(self.reference, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
+
+    def token_rewards(self, batch: Batch, reference: Tensor) -> Tensor:
+        """Token rewards [B, T] under the present weights; `reference` from `reference_logprobs`."""
+        with using_adapter(self.model, self.adapter):
+            logprobs = batch_logprobs(self.model, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
+        return token_rewards(logprobs, reference, batch.response_mask, self.beta)
+
+    def score(
+        self,
+        prompts: Sequence[str | Messages],
+        responses: Sequence[str],
+        step_split: StepSplit | Sequence[Sequence[str]] = "newline",
+        form: PromptFormat | None = None,
+    ) -> list[Score]:
+        """Token, step and response rewards of responses, one to each prompt; the same in any company.
+
+        Prompts are texts or chat messages, `form` says how they are put to the model (if not given: by the
+        tokenizer's chat template, where it has one). `step_split` may be the steps of each response instead,
+        which must join to the response. A response ends with the end-of-sequence token, which has its reward
+        in the last step. Raises ValueError for what cannot be encoded.
+        """
+        if len(prompts) != len(responses):
+            raise UserError(
+                f"score: {len(prompts)} prompts, but {len(responses)} responses: give one to each"
+            )
+        assert self.tokenizer is not None
+        names = [f"prompt {i}" for i in range(len(prompts))]
+        messages = [read_messages(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
+        form = suitable(form or PromptFormat(), self.tokenizer)
+        prompt_ids = encode_prompts(messages, names, form, self.tokenizer)
+        response_ids = encode_responses(responses, self.tokenizer)
+        texts = [
+            text_of_tokens(self.tokenizer, r, ids) for r, ids in zip(responses, response_ids, strict=True)
+        ]
+        return self.score_tokens(prompt_ids, response_ids, texts, step_split)
+
+    def score_sampled(self, groups: Sequence[Group], step_split: StepSplit = "newline") -> list[list[Score]]:
+        """`score` of sampled responses by their own token ids (trap 13), group by group."""
+        assert self.tokenizer is not None
+        prompt_ids = [group.prompt.token_ids for group in groups for _ in group.responses]
+        response_ids = [response.token_ids for group in groups for response in group.responses]
+        texts = [token_texts(self.tokenizer, ids) for ids in response_ids]
+        scores = iter(self.score_tokens(prompt_ids, response_ids, texts, step_split))
+        return [[next(scores) for _ in group.responses] for group in groups]
+
+    def score_tokens(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        response_ids: Sequence[Sequence[int]],
+        texts: Sequence[list[str]],
+        step_split: StepSplit | Sequence[Sequence[str]] = "newline",
+    ) -> list[Score]:
+        """`score` of token ids, in order; `texts` are those of each response's tokens (`data.steps`)."""
+        assert self.reference is not None
+        steps = _all_steps(["".join(pieces) for pieces in texts], step_split)
+        order = sorted(range(len(response_ids)), key=lambda i: len(prompt_ids[i]) + len(response_ids[i]))
+        found: dict[int, tuple[list[float], list[float]]] = {}
+        for start in range(0, len(order), ROWS):
+            chosen = order[start : start + ROWS]
+            batch = collate([_group(prompt_ids[i], response_ids[i]) for i in chosen], frozenset(), 0)
+            batch = batch.to(compute_device(self.model))
+            reference = self.reference_logprobs(batch)
+            rewards = self.token_rewards(batch, reference)
+            for row, i in enumerate(chosen):
+                mask = batch.response_mask[row]
+                found[i] = rewards[row][mask].tolist(), reference[row][mask].tolist()
+        return [
+            Score(pieces, *found[i], own, steps_of_tokens(pieces, own))
+            for i, (pieces, own) in enumerate(zip(texts, steps, strict=True))
+        ]
+
+
+def find_parts(prm: str, reference: str = "") -> tuple[float, str, PreTrainedTokenizerBase]:
+    """(beta, reference, tokenizer) of a saved PRM; loads no weights.
+
+    Raises ValueError where no reference is known or found, and where the two do not share a vocabulary.
+    """
+    beta, saved = read_settings(prm) if is_prm(prm) or not reference else (PUBLISHED_BETA, "")
+    if not (reference or saved):
+        raise UserError(f"{prm}: the PRM was saved without a reference model: name it (--reference)")
+    tokenizer = load_tokenizer(prm)
+    try:
+        other = load_tokenizer(reference or saved)
+    except ValueError as error:
+        if reference:
+            raise
+        raise UserError(f"{prm}: its reference cannot be loaded: name it (--reference): {error}") from error
+    same_vocabulary(tokenizer, prm, other, reference or saved)
+    return beta, reference or saved, tokenizer
+
+
+def is_prm(name: str) -> bool:
+    """Whether a folder or hub id holds an implicit PRM with its settings."""
+    return find_file(name, SETTINGS_FILE) is not None
+
+
+def read_settings(prm: str) -> tuple[float, str]:
+    """(beta, reference) that a PRM was saved with."""
+    path = find_file(prm, SETTINGS_FILE)
+    if path is None:
+        raise UserError(
+            f"{prm}: not an implicit PRM: it has no {SETTINGS_FILE} (a run's `prm` folder has one); "
+            "any other model needs a reference (--reference)"
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return float(settings["beta"]), str(settings["reference"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected an object with beta and reference: {error!r}") from error
+
+
+def _all_steps(texts: Sequence[str], how: StepSplit | Sequence[Sequence[str]]) -> list[list[str]]:
+    """The steps of each text, found or given."""
+    if isinstance(how, str):
+        if how not in ENDS:
+            raise UserError(f"step_split: no {how!r}; there are: {', '.join(ENDS)}")
+        return [split_steps(text, cast(StepSplit, how)) for text in texts]
+    if len(how) != len(texts):
+        raise UserError(f"step_split: the steps of {len(how)} responses, but there are {len(texts)}")
+    for i, (steps, text) in enumerate(zip(how, texts, strict=True)):
+        if not steps or "".join(steps) != text:
+            raise UserError(f"step_split: the steps of response {i} do not join to the response")
+    return [list(steps) for steps in how]
+
+
+def _group(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Group:
+    response = Response(tuple(response_ids), (0.0,) * len(response_ids), "", False, 0.0)
+    return Group(Prompt("", tuple(prompt_ids), "", None), (response,), 0)

@@ -1,0 +1,247 @@
+"""Collect a batch of groups: sample, verify, filter, refill (PRIME algorithm 1)."""
+
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+
+from openprime.config import FilterConfig, RolloutConfig
+from openprime.prime.stream import PromptStream
+from openprime.ranks import gather, share, together
+from openprime.types import Engine, Group, Prompt, Response, Sampling, UserError, Verdict
+from openprime.verifiers.pool import Pool, with_verdicts
+
+SMALLEST_PASS_RATE = 0.1
+"""A draw never assumes that fewer groups pass the filter."""
+
+REASONS = ("no_answer", "timeout", "rejected", "crash")
+"""What a verdict may be beside right and wrong."""
+
+
+class CannotFillError(UserError):
+    """The data are too easy or too hard to fill a batch."""
+
+
+@dataclass(slots=True)
+class Collector:
+    """Keeps the training batch full of groups that the filter lets pass."""
+
+    engine: Engine
+    stream: PromptStream
+    pool: Pool
+    rollout: RolloutConfig
+    filter: FilterConfig
+    seed: int
+    pass_rate: float = 1.0
+    """Share of drawn groups that passed lately: how many prompts to draw."""
+    rollouts: int = 0
+    """Responses sampled since the start, before the filter."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last call of `collect`."""
+
+    def collect(self, step: int, check: Callable[[], None]) -> list[Group]:
+        """`rollout.prompts` groups of the present policy that pass the filter.
+
+        Draws prompts until the batch is full. Surplus groups go with this policy version; their
+        prompts, like all that are not trained on only for want of room, return to the stream.
+        `check` is called between batches of sequences and may raise to interrupt. Raises CannotFillError
+        after `filter.max_draws` times the batch's prompts.
+        """
+        wanted, kept, drawn = self.rollout.prompts, [], []
+        limit = int(self.filter.max_draws * wanted)
+        seconds = {"rollout": 0.0, "verify": 0.0}
+        sampling = Sampling(
+            self.rollout.responses, self.rollout.max_response_tokens, self.rollout.temperature
+        )
+        draws = 0
+        while len(kept) < wanted:
+            together(check)
+            if len(drawn) >= limit:
+                raise CannotFillError(self._why(drawn, kept))
+            missing = (wanted - len(kept)) / max(self.pass_rate, SMALLEST_PASS_RATE)
+            count = min(math.ceil(missing), limit - len(drawn))
+            prompts, seed = self.stream.take(count), derive_seed(self.seed, step, draws)
+            groups = sample_and_verify(self.engine, self.pool, prompts, sampling, seed, check, seconds)
+            passed = [group for group in map(self._usable, groups) if self._passes(group)]
+            self.pass_rate = 0.8 * self.pass_rate + 0.2 * len(passed) / len(groups)
+            drawn += groups
+            kept += passed
+            draws += 1
+        surplus = kept[wanted:]
+        self.stream.put_back([group.prompt for group in surplus])
+        self.rollouts += len(drawn) * self.rollout.responses
+        self.metrics = self._measure(drawn, len(kept), draws) | {f"time/{k}": v for k, v in seconds.items()}
+        return kept[:wanted]
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return {"stream": self.stream.state(), "pass_rate": self.pass_rate, "rollouts": self.rollouts}
+
+    def close(self) -> None:
+        """Nothing is under way between calls."""
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`."""
+        self.stream.restore(state["stream"])
+        self.pass_rate, self.rollouts = state["pass_rate"], state["rollouts"]
+
+    def _usable(self, group: Group) -> Group:
+        """The responses to learn from: with an outcome, and if so asked not truncated."""
+        drop = self.rollout.truncated == "drop"
+        kept = (r for r in group.responses if r.outcome is not None and not (drop and r.truncated))
+        return replace(group, responses=tuple(kept))
+
+    def _passes(self, group: Group) -> bool:
+        """A group needs two outcomes to be compared, and a mean outcome within the bounds."""
+        return len(group.responses) >= 2 and self.filter.low <= group.accuracy <= self.filter.high
+
+    def _measure(self, drawn: list[Group], passed: int, draws: int) -> dict[str, float]:
+        responses = [r for group in drawn for r in group.responses]
+        tokens = sum(len(r.token_ids) for r in responses)
+        outcomes = [r.outcome for r in responses if r.outcome is not None]
+        nothing = float("nan")
+        return (
+            {
+                "rollout/accuracy": sum(outcomes) / len(outcomes) if outcomes else nothing,
+                "rollout/passed": passed / len(drawn),
+                "rollout/draws": draws,
+                "rollout/rollouts": self.rollouts,
+                "rollout/tokens": tokens,
+                "rollout/response_tokens": tokens / max(1, len(responses)),
+                "rollout/truncated": sum(r.truncated for r in responses) / max(1, len(responses)),
+                "rollout/entropy": -sum(sum(r.logprobs) for r in responses) / max(1, tokens),
+            }
+            | verify_metrics(responses)
+            | self.pool.metrics()
+        )
+
+    def _why(self, drawn: list[Group], kept: list[Group]) -> str:
+        usable = [group for group in map(self._usable, drawn) if len(group.responses) >= 2]
+        low = sum(group.accuracy < self.filter.low for group in usable)
+        high = sum(group.accuracy > self.filter.high for group in usable)
+        mean = sum(group.accuracy for group in usable) / max(1, len(usable))
+        few = len(drawn) - len(usable)
+        if few > low + high:
+            advice = (
+                "the verifier gives no outcome, or responses are truncated: raise rollout.max_response_tokens"
+            )
+        elif low >= high:
+            advice = "the data are too hard: start from a better model, take easier prompts, raise rollout.responses"
+        else:
+            advice = "the data are too easy: take harder prompts"
+        return (
+            f"{len(drawn)} prompts were drawn and {len(kept)} of the {self.rollout.prompts} groups wanted passed "
+            f"the filter [{self.filter.low}, {self.filter.high}]: {low} groups were below it, {high} above, mean "
+            f"accuracy {mean:.3f}, too few responses with an outcome in {few}. Likely {advice}; or widen "
+            "filter.low and filter.high, lower rollout.prompts, or raise filter.max_draws"
+        )
+
+
+def sample_and_verify(
+    engine: Engine,
+    pool: Pool,
+    prompts: list[Prompt],
+    sampling: Sampling,
+    seed: int,
+    check: Callable[[], None] | None = None,
+    seconds: dict[str, float] | None = None,
+) -> list[Group]:
+    """Groups of judged responses, in the order of the prompts; each is judged while others are sampled.
+
+    The prompts are the same on every rank; each samples and judges its share, and all get all groups.
+    Adds to `seconds` those of `rollout` and, what is left of it when sampling has ended, of `verify`.
+    """
+    verdicts: dict[int, list[Future[Verdict]]] = {}
+
+    def verify(group: Group) -> None:
+        verdicts[id(group)] = pool.submit(group.prompt, [r.text for r in group.responses])
+
+    own = share(len(prompts))
+    begun = time.perf_counter()
+    sampled = together(
+        lambda: engine.generate(prompts[own.start : own.stop], sampling, seed, check, verify, own.start)
+    )
+    ended = time.perf_counter()
+    judged = together(lambda: [with_verdicts(group, verdicts[id(group)]) for group in sampled])
+    # Without the prompts, which every rank has: their tests may be large.
+    parts = gather([(group.responses, group.policy_version) for group in judged])
+    answers = [answer for part in parts for answer in part]
+    groups = [Group(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    together(lambda: pool.insist(groups))
+    if seconds is not None:
+        seconds["rollout"] += ended - begun
+        seconds["verify"] += time.perf_counter() - ended
+    return groups
+
+
+def verify_metrics(responses: list[Response]) -> dict[str, float]:
+    """Shares of responses by what their verification came to, and its mean seconds."""
+    count = max(1, len(responses))
+    metrics = {f"verify/{reason}": sum(r.reason == reason for r in responses) / count for reason in REASONS}
+    metrics["verify/no_verdict"] = sum(r.outcome is None for r in responses) / count
+    metrics["verify/seconds"] = sum(r.verify_seconds for r in responses) / count
+    return metrics
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed for one purpose, such as (run's seed, step, draw)."""
+    return random.Random("-".join(map(str, parts))).getrandbits(62)
+
+
+class Ahead:
+    """A collector that works in a thread of its own, up to `steps` steps ahead of the trainer.
+
+    In the place of a Collector. Its groups are at most `steps` versions of the policy older than those that a
+    Collector would give. What it has collected ahead is not saved: a resumed run collects it anew.
+    """
+
+    def __init__(self, collector: Collector, steps: int, last: int) -> None:
+        """`last`: the last step of the run."""
+        self.collector, self.steps, self.last = collector, steps, last
+        self.metrics: dict[str, float] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: deque[Future[tuple[list[Group], dict[str, float], dict]]] = deque()
+        self._next = 0
+        self._state = collector.state()
+        self._stop = False
+
+    def collect(self, step: int, check: Callable[[], None]) -> list[Group]:
+        """The groups of a step, and those of the next steps begun."""
+        if not self._coming:
+            self._next = step
+        while self._next <= min(step + self.steps, self.last):
+            self._coming.append(self._thread.submit(self._collect, self._next))
+            self._next += 1
+        future = self._coming.popleft()
+        begun = time.perf_counter()
+        while not wait([future], timeout=0.2).done:
+            check()
+        groups, self.metrics, self._state = future.result()
+        old = [step - 1 - group.policy_version for group in groups]
+        self.metrics |= {"rollout/staleness": sum(old) / len(old), "time/wait": time.perf_counter() - begun}
+        return groups
+
+    def state(self) -> dict:
+        """What a checkpoint keeps: as of the step that was last handed out."""
+        return self._state
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`."""
+        self.collector.restore(state)
+        self._state = state
+
+    def _collect(self, step: int) -> tuple[list[Group], dict[str, float], dict]:
+        groups = self.collector.collect(step, self._check)
+        return groups, self.collector.metrics, self.collector.state()
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._stop = True
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _check(self) -> None:
+        if self._stop:
+            raise CancelledError

@@ -1,0 +1,128 @@
+"""What a command says while it works, the seconds that it spends, and leaving on a signal."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from openprime.ranks import gather, world
+from openprime.types import RunError
+
+
+class Interrupted(RunError):
+    """SIGINT or SIGTERM arrived; the run has been saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}: saved; go on with --resume")
+        self.number, self.exit_code = number, 128 + number
+
+    def __reduce__(self) -> tuple:
+        """Travels between ranks."""
+        return Interrupted, (self.number,)
+
+
+class Signals:
+    """Notes the first SIGINT or SIGTERM, so that a run can save; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def __enter__(self) -> "Signals":
+        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        if error is not None and world() > 1:
+            # torchrun ends what is left of a broken run: let this rank say what it knows.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has arrived."""
+        if self.received:
+            raise Interrupted(self.received)
+
+    def agree(self) -> int:
+        """The signal that any rank has received, or 0: the same on every rank."""
+        self.received = max(gather(self.received))
+        return self.received
+
+    def _note(self, number: int, frame: object) -> None:
+        self.received = number
+        print("\nstopping: saving first (once more to stop at once)", file=sys.stderr, flush=True)
+        signal.signal(number, self._old[signal.Signals(number)])
+
+
+class Clock:
+    """Seconds spent in each phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of a block towards `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The phases as metrics `time/...`, and start anew."""
+        taken = {f"time/{name}": value for name, value in self.seconds.items()}
+        self.seconds = {}
+        return taken
+
+
+class Bar:
+    """A live progress bar on a terminal; a line a report elsewhere."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int) -> None:
+        self.console, self.title, self.total = console, title, total
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal or console.quiet,
+        )
+        self.task = self.progress.add_task(title, total=total, completed=done, note="")
+        self.begun, self.first = time.perf_counter(), done
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def report(self, step: int, numbers: dict[str, str]) -> None:
+        """Show the numbers that matter at a step."""
+        note = "  ".join(f"{name} {value}" for name, value in numbers.items())
+        self.progress.update(self.task, completed=step, note=note)
+        if not (self.console.is_terminal or self.console.quiet):
+            pace = (time.perf_counter() - self.begun) / max(1, step - self.first)
+            left = time.strftime("%H:%M:%S", time.gmtime(pace * (self.total - step)))
+            print(f"{self.title} {step}/{self.total}  {note}  left {left}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, highlight=False)

@@ -1,1 +1,0 @@
-"""What trains, and what a training run leaves behind."""

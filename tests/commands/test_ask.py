@@ -1,0 +1,547 @@
+"""`openprime ask`: what is said, in which colours, and how a session goes."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from rich.text import Text
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from openprime.cli import main
+from openprime.commands import ask as stage
+from openprime.data.chat import SYSTEM
+from openprime.engines.transformers import TransformersEngine
+from openprime.models.hub import end_tokens, load_model, load_tokenizer
+from openprime.models.tiny import build_model, build_tokenizer
+from openprime.prime.prm import ImplicitPRM, Score
+from openprime.types import Group, Prompt, Response, Sampling
+from support.tiny_prm import save_prm
+from support.tiny_runs import PYTHONPATH
+
+QUESTIONS = ("Start four\n+seven = ?\n*three = ?", "Start nine\n+one = ?\n+two = ?", "What?")
+MATH = "\n\nPresent the answer in LaTex format: \\boxed{Your answer}"
+CODE = (
+    "\n\nWrite Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end."
+)
+LIMIT = 40
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch):
+    """Whatever terminal the tests run on."""
+    for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _interrupts():
+    """Also where the tests run in the background, which ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def prm(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_prm(model, tmp_path_factory.mktemp("ask") / "prm")
+
+
+def ask(model: Path, question: str, *flags: str) -> int:
+    return main(["ask", str(model), question, "--max-response-tokens", str(LIMIT), *flags])
+
+
+def greedy(model: Path, question: str, limit: int = LIMIT) -> tuple[Prompt, Response]:
+    """The engine's greedy answer."""
+    tokenizer, policy = load_tokenizer(str(model)), load_model(str(model))
+    chat = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    prompt = Prompt("q", tuple(ids), question, None)
+    engine = TransformersEngine(policy, tokenizer, end_tokens(policy, tokenizer))
+    (group,) = engine.generate([prompt], Sampling(1, limit, 0.0), 0)
+    return prompt, group.responses[0]
+
+
+def rewards(prm: Path, prompt: Prompt, response: Response) -> Score:
+    return ImplicitPRM.from_pretrained(str(prm), device="cpu").score_sampled([Group(prompt, (response,), 0)])[
+        0
+    ][0]
+
+
+# The answer
+
+
+@pytest.mark.parametrize(("question", "limit"), [*((q, LIMIT) for q in QUESTIONS), (QUESTIONS[0], 3)])
+def test_what_is_streamed_is_the_engines_greedy_answer(
+    model: Path, capsys: pytest.CaptureFixture, question: str, limit: int
+):
+    assert main(["ask", str(model), question, "--max-response-tokens", str(limit)]) == 0
+    _, response = greedy(model, question, limit)
+    text, last, _ = capsys.readouterr().out.rsplit("\n", 2)
+    assert text == response.text
+    assert response.truncated == (limit == 3)
+    cut = ", cut at --max-response-tokens" if response.truncated else ""
+    assert re.fullmatch(rf"{len(response.token_ids)} tokens, [\d,]+ tokens/s{cut}", last)
+
+
+def sampled(model: Path, question: str, temperature: float, seed: int) -> str:
+    """Plain sampling by transformers and torch alone."""
+    tokenizer, policy = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    chat = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    begin = len(ids)
+    torch.manual_seed(seed)
+    while len(ids) < begin + LIMIT and (len(ids) == begin or ids[-1] != tokenizer.eos_token_id):
+        with torch.no_grad():
+            logits = policy(torch.tensor([ids])).logits[0, -1].float()
+        ids.append(int(torch.multinomial((logits / temperature).softmax(-1), 1)))
+    return tokenizer.decode(ids[begin:], skip_special_tokens=True)
+
+
+def test_sampling_is_from_the_whole_distribution_whatever_the_model_says(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """A model's own generation_config.json would cut or bend it."""
+    bent = tmp_path / "bent"
+    shutil.copytree(model, bent)
+    own = json.loads((bent / "generation_config.json").read_text())
+    own |= {"top_k": 1, "top_p": 0.1, "temperature": 0.01, "repetition_penalty": 5.0, "do_sample": True}
+    (bent / "generation_config.json").write_text(json.dumps(own))
+    expected = [sampled(model, QUESTIONS[0], 1.5, seed) for seed in range(3)]
+    assert len(set(expected)) == 3
+    for seed, text in enumerate(expected):
+        assert ask(bent, QUESTIONS[0], "--temperature", "1.5", "--seed", str(seed)) == 0
+        assert capsys.readouterr().out.rsplit("\n", 2)[0] == text
+    assert ask(bent, QUESTIONS[0]) == 0
+    assert capsys.readouterr().out.rsplit("\n", 2)[0] == greedy(model, QUESTIONS[0])[1].text
+
+
+# The prompt
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The prompts that models are asked with."""
+    prompts: list[list[int]] = []
+    monkeypatch.setattr(stage, "generate", lambda model, ids, stream, bfloat16: prompts.append(ids))
+    return prompts
+
+
+def rendered(model: Path, *messages: tuple[str, str]) -> list[int]:
+    chat = [{"role": role, "content": content} for role, content in messages]
+    made = AutoTokenizer.from_pretrained(model).apply_chat_template(
+        chat, add_generation_prompt=True, return_dict=False
+    )
+    return list(made)
+
+
+def test_a_model_is_asked_as_it_was_trained(model: Path, tmp_path: Path, asked: list[list[int]]):
+    assert (model / "prompt_format.json").is_file()  # written by openprime sft
+    assert ask(model, "q") == 0
+    assert asked.pop() == rendered(model, ("user", "q"))
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    form = {"system": "Be brief.", "suffix": " Box it."}
+    (other / "prompt_format.json").write_text(json.dumps(form))
+    assert ask(other, "q") == 0
+    assert asked.pop() == rendered(model, ("system", "Be brief."), ("user", "q Box it."))
+    assert ask(other, "q", "--template", "none") == 0
+    assert asked.pop() == rendered(model, ("user", "q"))
+
+
+def test_other_models_are_asked_as_published(model: Path, tmp_path: Path, asked: list[list[int]]):
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    (other / "prompt_format.json").unlink()
+    cases: list[tuple[list[str], list[tuple[str, str]]]] = [
+        ([], [("user", "q" + MATH)]),
+        (["--kind", "code"], [("user", "q" + CODE)]),
+        (["--template", "none"], [("user", "q")]),
+        (["--template", "eurus-actions"], [("system", SYSTEM), ("user", "q" + MATH)]),
+    ]
+    for flags, messages in cases:
+        assert ask(other, "q", *flags) == 0
+        assert asked.pop() == rendered(model, *messages)
+    (other / "chat_template.jinja").unlink()
+    assert ask(other, "q") == 0
+    assert asked.pop() == AutoTokenizer.from_pretrained(model)("q" + MATH)["input_ids"]
+
+
+# Rewards, in numbers
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_without_colours_every_step_has_its_number(
+    model: Path, prm: Path, capsys: pytest.CaptureFixture, question: str
+):
+    assert ask(model, question, "--prm", str(prm)) == 0
+    prompt, response = greedy(model, question)
+    score = rewards(prm, prompt, response)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.startswith(response.text + "\n\n")
+    lines = out.removeprefix(response.text + "\n\n").splitlines()
+    steps = [line.split("  ", 1) for line in (line.lstrip() for line in lines[:-2])]
+    assert [text for _, text in steps] == [step.rstrip() for step in score.steps]
+    assert [float(number) for number, _ in steps] == pytest.approx(score.step_rewards, abs=1e-4)
+    odds = 2.718281828459045**score.reward
+    total = f"reward {score.reward:+.4f}, probability of being right {odds / (1 + odds):.3f}"
+    assert lines[-2] == total
+
+
+def test_another_reference_gives_other_rewards(model: Path, prm: Path, capsys: pytest.CaptureFixture):
+    assert ask(model, QUESTIONS[0], "--prm", str(prm), "--reference", str(prm)) == 0
+    assert "reward +0.0000, probability of being right 0.500" in capsys.readouterr().out
+
+
+# Rewards, in colours
+
+
+def answer(model: Path, prm: Path, question: str = QUESTIONS[0]) -> tuple[stage.Answer, Score, Response]:
+    prompt, response = greedy(model, question)
+    scorer = ImplicitPRM.from_pretrained(str(prm), device="cpu")
+    ids = list(prompt.token_ids), list(response.token_ids)
+    made = stage.judged(question, *ids, scorer, load_tokenizer(str(model)))
+    return made, rewards(prm, prompt, response), response
+
+
+def drawn(made: stage.Answer, colours: str | None, **settings) -> str:
+    """What a terminal of this kind gets."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=colours, width=90, **settings)  # type: ignore
+    stage.show(made, console)
+    return file.getvalue()
+
+
+def backgrounds(line: Text) -> list[tuple[str, str]]:
+    """Stretches of a line with their background."""
+    found = []
+    for span in line.spans:
+        style = span.style if not isinstance(span.style, str) else None
+        assert style is not None
+        back = style.bgcolor
+        triplet = back.get_truecolor().hex if back is not None and back.is_default is False else ""
+        found.append((line.plain[span.start : span.end], triplet))
+    return found
+
+
+def mixed(reward: float, largest: float) -> str:
+    """White, and three quarters of blue or red at the most."""
+    share = 0.75 * min(1.0, abs(reward) / largest)
+    full = (37, 99, 235) if reward > 0 else (220, 38, 38)
+    return "#" + "".join(f"{round((1 - share) * 255 + share * channel):02x}" for channel in full)
+
+
+def test_tokens_have_the_colour_of_their_reward(model: Path, prm: Path):
+    made, score, response = answer(model, prm)
+    assert not response.truncated
+    lines = [Text.from_ansi(line) for line in drawn(made, "truecolor").splitlines()]
+    lines = lines[: len(score.steps)]
+    sizes = sorted(map(abs, score.token_rewards))
+    largest = sizes[int(0.99 * (len(sizes) - 1))]
+    for step, line in enumerate(lines):
+        expected = [
+            ((token or "<|im_end|>").replace("\n", "⏎"), mixed(reward, largest))
+            for token, reward, owner in zip(
+                score.tokens, score.token_rewards, score.step_of_token, strict=True
+            )
+            if owner == step
+        ]
+        letters = [(letter, colour) for text, colour in backgrounds(line) for letter in text]
+        wanted = [(letter, colour) for text, colour in expected for letter in text]
+        assert letters[: len(wanted)] == wanted
+        assert {colour for _, colour in letters[len(wanted) :]} <= {"#ffffff", ""}
+        assert float(line.plain.split()[-1]) == pytest.approx(score.step_rewards[step], abs=1e-4)
+
+
+def test_the_legend_and_the_total(model: Path, prm: Path):
+    made, score, _ = answer(model, prm)
+    total, legend = (Text.from_ansi(line) for line in drawn(made, "truecolor").splitlines()[-2:])
+    assert total.plain.startswith(f"reward {score.reward:+.4f}, probability of being right 0.")
+    sizes = sorted(map(abs, score.token_rewards))
+    largest = sizes[int(0.99 * (len(sizes) - 1))]
+    assert legend.plain.startswith(f"reward of a token {-largest:+.3f}")
+    assert legend.plain.endswith(f"{largest:+.3f} and beyond")
+    bar = [colour for text, colour in backgrounds(legend) if colour]
+    assert bar[0] == mixed(-1, 1)
+    assert bar[len(bar) // 2] == "#ffffff"
+    assert bar[-1] == mixed(1, 1)
+
+
+def test_few_colours_tell_the_signs_apart_and_no_colours_are_numbers(model: Path, prm: Path):
+    made, score, _ = answer(model, prm)
+    assert stage.colour(1, few=True) != stage.colour(-1, few=True)
+    assert stage.colour(0.5, few=True) != stage.colour(-0.5, few=True)
+    few = drawn(made, "standard")
+    assert re.search(r"\x1b\[[\d;]*4[14]m", few)  # red or blue
+    assert "48;2;" not in few
+    assert "48;5;" not in few
+    for text in (drawn(made, None), drawn(made, "truecolor", no_color=True)):
+        assert "\x1b[" not in text
+    assert f"{score.step_rewards[0]:+.4f}" in few
+
+
+def test_a_character_of_several_tokens_has_the_sum_of_their_rewards(tmp_path: Path):
+    tokenizer = build_tokenizer(["a b"] * 5, 280)
+    models = [build_model(tokenizer, 16, 1, 2, 64, seed) for seed in (1, 2)]
+    scorer = ImplicitPRM(*models, 0.3, tokenizer)
+    ids = [*tokenizer("a😀\n\nb\n")["input_ids"], tokenizer.eos_token_id]
+    made = stage.judged("q", [5, 6], ids, scorer, tokenizer)
+    assert [piece.text for piece in made.pieces] == ["a", "😀", "\n", "\n", "b", "\n", "<|im_end|>"]
+    assert [piece.special for piece in made.pieces] == [False] * 6 + [True]
+    assert made.text == "a😀\n\nb\n"
+    assert made.score is not None
+    each = made.score.token_rewards
+    assert made.pieces[1].reward == pytest.approx(sum(each[1:5]))
+    assert sum(piece.reward for piece in made.pieces) == pytest.approx(made.score.reward)
+    assert stage.coloured([p for p in made.pieces if p.step == 0], 1.0).plain == "a😀⏎⏎"
+    assert stage.coloured([p for p in made.pieces if p.step == 1], 1.0).plain == "b⏎\n<|im_end|>"
+    cut = stage.judged("q", [5, 6], ids[:3], scorer, tokenizer)  # within the character
+    assert sum(piece.reward for piece in cut.pieces) == pytest.approx(sum(each[:3]), abs=1e-5)
+
+
+def test_an_answer_does_not_steer_the_terminal(capsys: pytest.CaptureFixture):
+    stream = stage.Stream(build_tokenizer(["a b"] * 5, 280))
+    stream.on_finalized_text("a\x1b[2J\r\x07\tb\n")
+    assert capsys.readouterr().out == "a␛[2J␍␇\tb\n"
+    assert stage.coloured([stage.Piece("a\x1b[2J", 0.1, 0)], 1.0).plain == "a␛[2J"
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of the style."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self._inside = "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside != "style":
+            self.text += data
+
+
+def test_the_page_has_question_tokens_steps_and_totals(
+    model: Path, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "made" / "answer.html"
+    assert ask(model, QUESTIONS[0], "--prm", str(prm), "--page", str(out)) == 0
+    assert f"written: {out}\n" in capsys.readouterr().out
+    page = Page(out.read_text(encoding="utf-8"))
+    prompt, response = greedy(model, QUESTIONS[0])
+    score = rewards(prm, prompt, response)
+    titles = [float(a["title"] or "") for _, a in page.tags if "title" in a]
+    assert titles == pytest.approx(score.token_rewards, abs=1e-4)
+    for text in (QUESTIONS[0], str(model), str(prm), "<|im_end|>", f"score {score.reward:+.3f}"):
+        assert text in page.text
+    bars = [a["style"] or "" for tag, a in page.tags if tag == "div" and "style" in a]
+    widths = [float(re.findall(r"width:([\d.]+)%", bar)[0]) for bar in bars]
+    longest = max(map(abs, score.step_rewards))
+    assert widths == pytest.approx([50 * abs(r) / longest for r in score.step_rewards], abs=0.1)
+    lefts = [float(re.findall(r"margin-left:([\d.]+)%", bar)[0]) for bar in bars]
+    for bar, left, width, reward, step in zip(
+        bars, lefts, widths, score.step_rewards, score.steps, strict=True
+    ):
+        assert f"{reward:+.4f}" in page.text
+        assert step.strip() in page.text
+        assert ("rgba(37, 99, 235" in bar) == (reward > 0)
+        assert left == pytest.approx(50 if reward > 0 else 50 - width, abs=0.1)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "img", "iframe")
+        assert not {"src", "href"} & set(attributes)
+
+
+def test_a_page_without_a_prm_and_what_is_written_is_shown(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evil = "<script>alert(1)</script> 1 < 2 & 3"
+    monkeypatch.chdir(tmp_path)
+    assert ask(model, evil, "--page", "answer.html") == 0
+    page = Page((tmp_path / "answer.html").read_text(encoding="utf-8"))
+    assert evil in page.text
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert greedy(model, evil)[1].text in page.text
+
+
+# A session
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """What a user types; then the input ends."""
+    typed = iter(lines)
+
+    def read(prompt: str) -> str:
+        print(prompt, end="")
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+@pytest.mark.parametrize("end", [(), ("",), ("  ", "never read")])
+def test_a_session_answers_each_question_on_its_own(
+    model: Path,
+    prm: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    end: tuple[str, ...],
+):
+    type_in(monkeypatch, *QUESTIONS, *end)
+    out = tmp_path / "page.html"
+    assert ask(model, "", "--prm", str(prm), "--page", str(out)) == 0
+    said = capsys.readouterr().out
+    page = Page(out.read_text(encoding="utf-8"))
+    for question in QUESTIONS:
+        assert f"> {greedy(model, question)[1].text}\n\n" in said
+        assert question in page.text
+    assert said.count("> ") == 4
+    assert said.count("tokens/s") == 3
+    assert page.text.count("probability of being right") == 3
+
+
+def interrupting(after: int) -> Callable:
+    """Ctrl-C at a token of the first answer."""
+    put = stage.Stream.put
+    seen = []
+
+    def interrupted(self: stage.Stream, value: torch.Tensor) -> None:
+        put(self, value)
+        seen.append(value)
+        if len(seen) == after:
+            signal.raise_signal(signal.SIGINT)
+
+    return interrupted
+
+
+def test_interrupt_stops_the_answer_and_not_the_session(
+    model: Path, prm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    type_in(monkeypatch, QUESTIONS[2], QUESTIONS[0])
+    monkeypatch.setattr(stage.Stream, "put", interrupting(5))  # the prompt and four tokens
+    assert ask(model, "", "--prm", str(prm)) == 0
+    said = capsys.readouterr().out
+    prompt, response = greedy(model, QUESTIONS[2])
+    short = Response(response.token_ids[:4], (), "", True)
+    assert f"reward {rewards(prm, prompt, short).reward:+.4f}" in said
+    assert re.search(r"^4 tokens, [\d,]+ tokens/s, stopped$", said, re.MULTILINE)
+    assert f"> {greedy(model, QUESTIONS[0])[1].text}\n" in said
+
+
+def test_interrupt_before_a_token_and_of_a_single_question(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    put = stage.Stream.put
+    monkeypatch.setattr(stage.Stream, "put", interrupting(1))
+    type_in(monkeypatch, QUESTIONS[0])
+    assert ask(model, "") == 0
+    assert "tokens/s" not in capsys.readouterr().out
+    monkeypatch.setattr(stage.Stream, "put", put)
+    monkeypatch.setattr(stage.Stream, "put", interrupting(3))
+    assert ask(model, QUESTIONS[0]) == 130
+    assert capsys.readouterr().err == "openprime: interrupted\n"
+
+
+def test_in_a_terminal(model: Path, prm: Path, tmp_path: Path):
+    """A whole session through a pseudo-terminal: pasted lines are one question, colours, Ctrl-D leaves."""
+    ours, theirs = pty.openpty()
+    terminal = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "90"}
+    flags = ["--prm", str(prm), "--page", str(tmp_path / "page.html"), "--max-response-tokens", str(LIMIT)]
+    args = [sys.executable, "-m", "openprime", "ask", str(model), *flags]
+    process = subprocess.Popen(
+        args,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | PYTHONPATH | terminal,
+        close_fds=True,
+    )
+    os.close(theirs)
+    heard = b""
+
+    def wait_for(text: str) -> str:
+        nonlocal heard
+        end = time.monotonic() + 120
+        while text.encode() not in heard:
+            assert time.monotonic() < end, heard
+            if select.select([ours], [], [], 0.2)[0]:
+                heard += os.read(ours, 4096)
+        before, _, heard = heard.partition(text.encode())
+        return before.decode()
+
+    try:
+        said = wait_for("> ")
+        assert "an empty line leaves" in said
+        assert "\x1b[?2004h" in said  # asks the terminal to mark what is pasted
+        os.write(ours, b"\x1b[200~" + QUESTIONS[0].encode() + b"\x1b[201~\r")
+        said = wait_for("tokens/s").replace("\r\n", "\n")
+        assert greedy(model, QUESTIONS[0])[1].text in Text.from_ansi(said).plain
+        assert "48;2;" in said
+        wait_for("> ")
+        os.write(ours, QUESTIONS[2].encode() + b"\r")
+        said = wait_for("tokens/s").replace("\r\n", "\n")
+        assert greedy(model, QUESTIONS[2])[1].text.split("\n")[0] in Text.from_ansi(said).plain
+        wait_for("> ")
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=60) == 0
+        page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+        assert page.text.count("question") == 2
+        assert QUESTIONS[0] in page.text
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+# What a user does wrong
+
+
+def test_what_does_not_fit_is_refused_before_anything_long(
+    model: Path, prm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(stage, "load_model", lambda *args: pytest.fail("loads a model"))
+    other = tmp_path / "other"
+    scorer = ImplicitPRM.from_pretrained(str(prm), device="cpu")
+    scorer.save_pretrained(other, build_tokenizer(["quite another text"] * 5, 300), str(other))
+    nowhere = tmp_path / "nowhere"
+    cases = [
+        ([str(nowhere), "q"], f"{nowhere}: no tokenizer"),
+        ([str(model), "q", "--prm", str(nowhere)], f"{nowhere}: not an implicit PRM"),
+        ([str(model), "q", "--prm", str(other)], f"the vocabulary of {other}"),
+        ([str(model), "q", "--prm", str(prm), "--reference", str(other)], f"the vocabulary of {prm}"),
+        ([str(model), "q", "--reference", str(model)], "give --prm as well"),
+        ([str(model), "q", "--page", str(tmp_path)], f"page: {tmp_path} is a folder: name a file"),
+        ([str(model), "q", "--device", "toaster"], "device=toaster"),
+        ([], "model is not set"),
+    ]
+    for args, message in cases:
+        assert main(["ask", *args]) == 2, args
+        out, err = capsys.readouterr()
+        assert out == "", args
+        assert message in err, args
+        assert "Traceback" not in err, args

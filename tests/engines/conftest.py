@@ -1,6 +1,0 @@
-"""Puts the small models of tests/models within reach."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))

@@ -1,0 +1,161 @@
+"""`openprime plan`: the numbers of the published recipe by hand, advice that works, what is said where it fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openprime.cli import main
+from openprime.config import RLConfig, read_config
+from openprime.plan import command as stage
+from openprime.plan.memory import Layout
+
+RECIPE = "configs/rl/eurus-2-7b-prime.yaml"
+MODEL = ("--architecture", "configs/models/qwen2.5-math-7b")
+P = 7_615_616_512
+
+
+def planned(capsys: pytest.CaptureFixture, *args: str) -> dict:
+    """The plan as JSON."""
+    assert main(["plan", *args, "--format", "json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_published_recipe_by_hand(capsys: pytest.CaptureFixture):
+    found = planned(capsys, RECIPE, *MODEL)
+    for phase in ("sampling", "reference", "prm", "policy"):
+        sizes = found["phases"][phase]
+        assert sizes["weights"] == pytest.approx(3 * 4 * P / 8 / 2**30)
+        assert sizes["optimiser"] == pytest.approx(2 * 8 * P / 8 / 2**30)
+    assert found["phases"]["policy"]["gradients"] == pytest.approx(4 * P / 8 / 2**30)
+    assert found["steps"] == 592
+    step = found["step"]
+    assert step["sampled_tokens"] == 1024 / 0.5 * 1536
+    assert step["trained_tokens"] == 1024 * 2048
+    # Forward, backward and recomputing are four passes of two models, the reference's is one: 9 x 2 P a token.
+    read = 1024 * (512 / 4 + 1535)  # four responses share their prompt
+    assert step["training_flops"] == pytest.approx(9 * 2 * P * read, rel=0.12)
+    seconds = step["training_flops"] / (8 * 312e12 * 0.35) + step["sampling_flops"] / (8 * 312e12 * 0.1)
+    assert found["hours"] == pytest.approx(592 * seconds / 3600)
+    assert found["cost"] == pytest.approx(found["hours"] * 8 * 2)
+
+
+def test_the_published_recipe_fits_eight_gpus_of_80(capsys: pytest.CaptureFixture):
+    assert planned(capsys, RECIPE, *MODEL)["fits"]
+
+
+def test_measured_rates_take_the_place_of_assumed_ones(capsys: pytest.CaptureFixture):
+    rates = (
+        "--tokens-per-second",
+        "20000",
+        "--pass-rate",
+        "0.25",
+        "--response-tokens",
+        "800",
+        "--mfu",
+        "0.4",
+    )
+    found = planned(capsys, RECIPE, *MODEL, *rates, "--prompt-tokens", "200", "--price-per-gpu-hour", "3")
+    assert found["step"]["sampled_tokens"] == 4096 * 800
+    assert found["step"]["sampling_seconds"] == pytest.approx(4096 * 800 / 20000)
+    assert found["step"]["training_seconds"] == pytest.approx(
+        found["step"]["training_flops"] / (8 * 312e12 * 0.4)
+    )
+    assert found["cost"] == pytest.approx(found["gpu_hours"] * 3)
+    assert any("20,000 tokens/s, as measured" in line for line in found["assumed"])
+
+
+def test_every_advice_makes_it_fit(capsys: pytest.CaptureFixture):
+    own_engine = "engine.kind=transformers"
+    found = planned(capsys, RECIPE, *MODEL, "--set", own_engine)
+    assert not found["fits"]
+    assert len(found["changes"]) > 1
+    for (change,) in found["changes"]:
+        flags = [] if change.startswith("--gpus") else change.split()
+        gpus = change.split() if change.startswith("--gpus") else []
+        again = planned(capsys, RECIPE, *MODEL, *gpus, "--set", own_engine, *flags)
+        assert again["fits"], change
+        assert again["changes"] == []
+        assert again["peak"] < found["peak"]
+
+
+def test_advice_is_given_together_where_one_change_is_not_enough(capsys: pytest.CaptureFixture):
+    small = (RECIPE, *MODEL, "--gpus", "1", "--gpu-memory", "46")
+    found = planned(capsys, *small)
+    ((*changes,),) = found["changes"]
+    assert len(changes) > 1
+    flags = [flag for change in changes if not change.startswith("--") for flag in change.split()]
+    gpus = [flag for change in changes if change.startswith("--") for flag in change.split()]
+    again = planned(capsys, RECIPE, *MODEL, "--gpu-memory", "46", *(gpus or ["--gpus", "1"]), "--set", *flags)
+    assert again["fits"]
+
+
+def test_adapters_take_the_place_of_offloading_which_they_cannot_have():
+    def fits(run: RLConfig, layout: Layout) -> bool:
+        assert not (run.policy.lora.rank and layout.cpu_offload)
+        return run.policy.lora.rank > 0 and layout.engine_share < 0.4
+
+    run, layout = read_config(RLConfig, Path(RECIPE)), Layout(ranks=8, engine="vllm", engine_share=0.45)
+    (changes,) = stage.advise(run, layout, fits)
+    assert "engine.gpu_memory=0.3" in changes
+    assert "policy.lora.rank=32 prm.lora.rank=32" in changes
+    assert "parallel.cpu_offload=true" not in changes
+
+
+def test_settings_can_be_changed_on_the_command_line(capsys: pytest.CaptureFixture):
+    found = planned(capsys, RECIPE, *MODEL, "--set", "policy.lora.rank=32", "prm.lora.rank=32", "steps=7")
+    assert found["models"]["policy"]["own"] > P
+    assert found["models"]["prm"]["own"] < 0.02 * P
+    assert found["models"]["reference"]["own"] == 0
+    assert found["steps"] == 7
+    adapters = found["models"]["policy"]["own"] - P + found["models"]["prm"]["own"]  # whole on every GPU
+    assert found["phases"]["policy"]["weights"] == pytest.approx(4 * (P / 8 + adapters) / 2**30)
+
+
+def test_the_table_says_what_fits_and_what_was_assumed(capsys: pytest.CaptureFixture):
+    args = ["plan", "configs/rl/lora-24gb.yaml", "--gpus", "1", "--gpu-memory", "24"]
+    assert main([*args, "--architecture", "configs/models/qwen2.5-0.5b"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "policy: 494,032,768 parameters",
+        "on a base that is there already",
+        "fits:",
+        "half of the longest",
+        "GPU hours",
+    ):
+        assert words in out
+
+
+def test_steps_of_other_stages_follow_from_the_rows(capsys: pytest.CaptureFixture):
+    sft = planned(capsys, "configs/sft/eurus-2-7b.yaml", *MODEL, "--rows", "229763")
+    assert sft["steps"] == -(-229_763 * 3 // 96)
+    prm = planned(capsys, "configs/prm/eurus-prm-7b.yaml", *MODEL)
+    assert prm["steps"] == 0
+    assert any("give --rows" in line for line in prm["assumed"])
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([RECIPE], "its config.json is not here: name one with --architecture"),
+        ([RECIPE, *MODEL, "--set", "polcy.lr=1"], "unknown key polcy"),
+        ([RECIPE, *MODEL, "--set", "steps=0"], "--set: steps: "),
+        ([RECIPE, *MODEL, "--set", "steps"], "expected key=value"),
+        (["nothing.yaml"], "no such configuration file"),
+        ([], "config is not set"),
+    ],
+)
+def test_what_cannot_be_planned_is_named(
+    args: list[str], said: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stage, "find_file", lambda *_: None)  # without a hub
+    assert main(["plan", *args]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_elsewhere_needs_its_stage(tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = tmp_path / "my.yaml"
+    path.write_text(Path(RECIPE).read_text())
+    assert main(["plan", str(path), *MODEL]) == 2
+    assert "give --stage" in capsys.readouterr().err
+    assert planned(capsys, str(path), *MODEL, "--stage", "rl")["steps"] == 592

@@ -1,0 +1,197 @@
+"""`openprime rl` with vLLM beside the trainer and with vLLM servers; the real vLLM, on a CPU."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from openprime.cli import main
+from support.tiny_runs import CLOCK, PYTHONPATH, RL, SFT, metrics, records, start, wait_for, weights
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (.ci/vllm installs it)"),
+]
+OPEN = ("--filter.low", "0", "--filter.high", "1")
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small SFT model, with heads as wide as vLLM's attention on a CPU wants them."""
+    out = tmp_path_factory.mktemp("sft") / "run"
+    assert main([*SFT, "--new-model.hidden-size", "64", "--out", str(out)]) == 0
+    return out / "model"
+
+
+def rl(model: Path, out: Path, *flags: str) -> list[str]:
+    return [*RL, "--model", str(model), "--out", str(out), *flags]
+
+
+def test_two_steps_beside_the_trainer(sft: Path, tmp_path: Path):
+    assert main(rl(sft, tmp_path / "a", "--engine.kind", "vllm", "--engine.importance-clip", "2")) == 0
+    first, *rows = records(tmp_path / "a" / "metrics.jsonl")
+    assert "eval/greedy" in first
+    assert len(rows) == 2
+    for row in rows:
+        assert 0 < row["policy/mismatch_max"] < 1e-3  # a second engine's rounding, and no more
+        assert row["policy/importance_mean"] == pytest.approx(1, abs=1e-3)
+        assert row["policy/importance_truncated"] == 0
+    assert weights(tmp_path / "a" / "model") != weights(sft)
+
+
+def test_a_run_with_vllm_is_resumed_bit_for_bit(sft: Path, tmp_path: Path):
+    flags = ("--engine.kind", "vllm", "--steps", "3", "--save-every", "1", "--eval.every", "0", *OPEN)
+    assert main(rl(sft, tmp_path / "whole", *flags)) == 0
+    assert main(rl(sft, tmp_path / "cut", *flags, "--steps", "2")) == 0
+    assert main(rl(sft, tmp_path / "cut", *flags, "--resume")) == 0
+    assert weights(tmp_path / "cut" / "model") == weights(tmp_path / "whole" / "model")
+    assert repr(metrics(tmp_path / "cut")[-1]) == repr(metrics(tmp_path / "whole")[-1])
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_other_commands_sample_with_it_as_well(sft: Path, tmp_path: Path, command: str):
+    """Greedy responses are those of the transformers engine."""
+
+    def run(kind: str) -> list[dict]:
+        out, same = tmp_path / kind, ("--engine.kind", kind, "--max-response-tokens", "16")
+        if command == "generate":
+            asked = (*CLOCK[:4], "--data.limit", "12", "--temperature", "0", "--responses", "1")
+            assert main(["generate", str(sft), *asked, *same, "--out", str(out)]) == 0
+            return records(out / "responses.jsonl")
+        (tmp_path / "small.yaml").write_text("data: {source: 'task:clock', horizon: 2, limit: 12}\n")
+        asked = ("--benchmark", str(tmp_path / "small.yaml"))
+        assert main(["evaluate", str(sft), *asked, *same, "--out", str(out)]) == 0
+        return records(out / "small" / "responses.jsonl")
+
+    ours, theirs = run("vllm"), run("transformers")
+    assert len(ours) == len(theirs) == 12
+    for row, other in zip(ours, theirs, strict=True):
+        response, expected = (
+            (r["responses"][0] if command == "generate" else r["greedy"]) for r in (row, other)
+        )
+        for key in ("response", "text", "outcome", "reason", "truncated"):
+            assert response.get(key) == expected.get(key)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def server(sft: Path, tmp_path: Path) -> Iterator[Callable[[], tuple[str, subprocess.Popen]]]:
+    """Starts a vLLM server, as docs/scaling.md says for a CPU; returns its address and process."""
+    started: list[subprocess.Popen] = []
+
+    def run() -> tuple[str, subprocess.Popen]:
+        port = free_port()
+        log = (tmp_path / f"server-{port}.log").open("w")
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(sft)),
+                *("--port", str(port), "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
+                *("--logprobs-mode", "processed_logprobs"),
+                *("--worker-extension-cls", "openprime.engines.vllm_worker.Weights"),
+            ],
+            env=os.environ
+            | PYTHONPATH
+            | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        started.append(process)
+        return f"http://127.0.0.1:{port}", process
+
+    yield run
+    for process in started:
+        kill(process)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """The server and its engine's process."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def until_ready(url: str, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 300
+    while True:
+        assert process.poll() is None, "the server has ended"
+        assert time.monotonic() < end, "the server does not start"
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+
+
+@pytest.mark.timeout(1200)
+def test_two_servers_one_of_which_is_killed_and_then_the_other(server, sft: Path, tmp_path: Path):
+    """Without the first nothing is lost; without both the run saves, says so, and goes on with new ones."""
+    (first, one), (second, two) = server(), server()
+    until_ready(first, one)
+    until_ready(second, two)
+    flags = (
+        *("--steps", "6", "--save-every", "0", "--eval.every", "0", "--eval-data.source", "", *OPEN),
+        *("--rollout.prompts", "20", "--policy.minibatch", "80", "--engine.timeout", "20"),
+    )
+    urls = ("--engine.kind", "server", "--engine.urls", first, second)
+    out = tmp_path / "run"
+    process = start(rl(sft, out, *flags, *urls))
+    done = out / "metrics.jsonl"
+    wait_for(lambda: done.is_file() and len(records(done)) > 2, process, 300)
+    kill(one)
+    before = len(records(done))
+    wait_for(lambda: len(records(done)) > before, process, 300)
+    if process.poll() is None:
+        kill(two)
+    said, errors = process.communicate(timeout=300)
+    assert f"{first}: " in said
+    rows = records(done)
+    if len(rows) < 7:  # else it was done before the second one died
+        assert process.returncode == 1
+        assert "no vLLM server has answered" in errors
+        assert "saved after step" in said
+        third, other = server()
+        until_ready(third, other)
+        again = start(rl(sft, out, *flags, "--engine.kind", "server", "--engine.urls", third, "--resume"))
+        assert again.communicate(timeout=300)[0]
+        assert again.returncode == 0
+    # The same run with the engine beside the trainer: no group was lost or repeated.
+    assert main(rl(sft, tmp_path / "beside", *flags, "--engine.kind", "vllm")) == 0
+    got, expected = metrics(out), metrics(tmp_path / "beside")
+    assert [row["step"] for row in got] == [0, 1, 2, 3, 4, 5, 6]
+    for row, other in zip(got, expected, strict=True):
+        assert row["rollout/rollouts"] == other["rollout/rollouts"]
+        if row["step"]:
+            assert row["rollout/tokens"] == other["rollout/tokens"]
+            assert row["reward/outcome"] == pytest.approx(other["reward/outcome"])
+            assert row["policy/mismatch_max"] < 1e-3
+
+
+def test_sampling_ahead_of_the_trainer(server, sft: Path, tmp_path: Path):
+    url, process = server()
+    until_ready(url, process)
+    out = tmp_path / "ahead"
+    flags = ("--engine.max-staleness", "2", "--engine.importance-clip", "1.5", "--steps", "6", *OPEN)
+    assert main(rl(sft, out, *flags, "--engine.kind", "server", "--engine.urls", url)) == 0
+    rows = records(out / "metrics.jsonl")[1:]
+    assert len(rows) == 6
+    assert all(0 <= row["rollout/staleness"] <= 2 for row in rows)
+    assert max(row["rollout/staleness"] for row in rows) > 0
+    assert max(row["policy/mismatch_max"] for row in rows) > 1e-3  # of older weights
+    assert all(row["policy/importance_mean"] > 0 for row in rows)
+    info = json.loads(urllib.request.urlopen(f"{url}/weight_info").read())
+    assert info["weight_version"].endswith("-6")  # the last evaluation's

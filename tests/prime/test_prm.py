@@ -1,0 +1,319 @@
+"""The implicit PRM against two models' own log-softmax in float64, token by token."""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+import openprime
+from openprime.config import PromptFormat
+from openprime.data.chat import SUFFIXES, SYSTEM
+from openprime.data.steps import ENDS, token_texts
+from openprime.models.tiny import build_model, build_tokenizer
+from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, Score, find_parts
+from openprime.types import Group, Prompt, Response
+from support import tiny_zoo
+
+BETA = 0.3
+CORPUS = ["Start four\n+seven = ?\nStep 1: so it is eleven\n\n#### 11 é 😀\n"] * 5
+QUESTION = "Start four\n+seven = ?"
+RESPONSES = [
+    "Step 1: +seven eleven\n\nStep 2: so\n#### 11",
+    "[ASSESS]\n\n# four and seven\n\nNext action: [OUTPUT]\n\n[OUTPUT]\n\n#### 11\n",
+    "",
+    "e\u0301leven 😀\n👩\u200d👩\u200d👧 中文\n\n\n \nx",
+    "\n\n",
+    "a" * 150,
+    "eleven",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return build_tokenizer(CORPUS, 320)
+
+
+def save(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> str:
+    """A model of random weights, saved as others save theirs."""
+    build_model(tokenizer, 32, 2, 2, 512, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """A PRM with its settings, and its reference."""
+    root = tmp_path_factory.mktemp("models")
+    reference = save(root / "reference", tokenizer, 1)
+    ImplicitPRM(build_model(tokenizer, 32, 2, 2, 512, 2), None, BETA).save_pretrained(
+        root / "prm", tokenizer, reference
+    )
+    return str(root / "prm"), reference
+
+
+@pytest.fixture(scope="module")
+def prm(folders: tuple[str, str]) -> ImplicitPRM:
+    return ImplicitPRM.from_pretrained(folders[0], device="cpu")
+
+
+def brute(name: str, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
+    """log p of each response token by transformers alone, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float64)
+    with torch.no_grad():
+        logprobs = model(torch.tensor([prompt_ids + response_ids])).logits.log_softmax(-1)[0]
+    first = len(prompt_ids) - 1
+    return [float(logprobs[first + t, token]) for t, token in enumerate(response_ids)]
+
+
+def encoded(name: str, question: str, response: str) -> tuple[list[int], list[int]]:
+    """Prompt and response as the tokenizer's own chat template and end-of-sequence token have it."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    chat = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return prompt, [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def close(found: Sequence[float], expected: Sequence[float]) -> None:
+    assert list(found) == pytest.approx(list(expected), abs=1e-5)
+
+
+def same(found: Score, expected: Score) -> None:
+    close(found.token_rewards, expected.token_rewards)
+    close(found.reference_logprobs, expected.reference_logprobs)
+    assert (found.tokens, found.steps, found.step_of_token) == (
+        expected.tokens,
+        expected.steps,
+        expected.step_of_token,
+    )
+
+
+# The rewards
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+def test_rewards_are_the_models_log_ratios(prm: ImplicitPRM, folders: tuple[str, str], response: str):
+    (score,) = prm.score([QUESTION], [response])
+    ids = encoded(folders[1], QUESTION, response)
+    phi, ref = brute(folders[0], *ids), brute(folders[1], *ids)
+    close(score.token_rewards, [BETA * (a - b) for a, b in zip(phi, ref, strict=True)])
+    close(score.reference_logprobs, ref)
+    assert max(map(abs, score.token_rewards)) > 0.01
+    assert len(score.tokens) == len(score.step_of_token) == len(ids[1])
+    assert "".join(score.tokens) == "".join(score.steps) == response
+    assert score.tokens[-1] == ""
+    assert score.reward == pytest.approx(BETA * (sum(phi) - sum(ref)), abs=1e-5)
+
+
+def test_an_empty_response_is_its_end_of_sequence_token(prm: ImplicitPRM):
+    (score,) = prm.score([QUESTION], [""])
+    assert (score.tokens, score.steps, score.step_of_token) == ([""], [""], [0])
+    assert score.step_rewards == score.token_rewards == [score.reward]
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("response", RESPONSES)
+def test_steps_are_sums_and_the_total_is_the_same_for_every_split(prm: ImplicitPRM, how: str, response: str):
+    (score,) = prm.score([QUESTION], [response], how)  # type: ignore[arg-type]
+    sums = [
+        math.fsum(r for r, s in zip(score.token_rewards, score.step_of_token, strict=True) if s == step)
+        for step in range(len(score.steps))
+    ]
+    close(score.step_rewards, sums)
+    assert math.fsum(score.step_rewards) == pytest.approx(math.fsum(score.token_rewards), abs=1e-9)
+    (whole,) = prm.score([QUESTION], [response], [[response]])
+    assert whole.step_rewards == [pytest.approx(score.reward, abs=1e-5)]
+
+
+def test_rewards_do_not_depend_on_company_order_or_memory(
+    folders: tuple[str, str], prm: ImplicitPRM, monkeypatch: pytest.MonkeyPatch
+):
+    questions = [QUESTION, "what?", "Start " + "nine " * 40]
+    rows = [(question, response) for question in questions for response in RESPONSES]
+    alone = {row: prm.score([row[0]], [row[1]])[0] for row in rows}
+    for tokens, at_a_time in ((1, 256), (64, 256), (300, 4), (16384, 256), (16384, 1)):
+        monkeypatch.setattr("openprime.prime.prm.ROWS", at_a_time)
+        other = ImplicitPRM.from_pretrained(folders[0], device="cpu", tokens_per_microbatch=tokens)
+        mixed = rows * 2
+        random.Random(tokens).shuffle(mixed)
+        scores = other.score([q for q, _ in mixed], [r for _, r in mixed])
+        for row, score in zip(mixed, scores, strict=True):
+            same(score, alone[row])
+    assert prm.score([], []) == []
+
+
+def test_sampled_tokens_are_scored_as_they_are(prm: ImplicitPRM, folders: tuple[str, str]):
+    """A model may sample ids that its text would not be encoded to, and stop without an end of sequence."""
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    prompt_ids, _ = encoded(folders[0], QUESTION, "")
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "eleven"]
+    assert tokenizer.encode("eleven") != letters
+    sampled = [letters, [*letters, tokenizer.eos_token_id], letters[:1]]
+    responses = tuple(Response(tuple(ids), (0.0,) * len(ids), "", True) for ids in sampled)
+    groups = [Group(Prompt("p", tuple(prompt_ids), "", None), responses[:2], 0)]
+    groups.append(Group(Prompt("q", tuple(prompt_ids[:5]), "", None), responses[2:], 0))
+    scores = prm.score_sampled(groups)
+    assert [len(row) for row in scores] == [2, 1]
+    for group, row in zip(groups, scores, strict=True):
+        for response, score in zip(group.responses, row, strict=True):
+            ids = list(group.prompt.token_ids), list(response.token_ids)
+            phi, ref = brute(folders[0], *ids), brute(folders[1], *ids)
+            close(score.token_rewards, [BETA * (a - b) for a, b in zip(phi, ref, strict=True)])
+            assert score.tokens == token_texts(tokenizer, response.token_ids)
+    assert scores[0][0].tokens == list("eleven")
+
+
+# Steps that are given
+
+
+def test_given_steps(prm: ImplicitPRM):
+    steps = [["Step 1: a\n\n", "b 😀"], ["x"], ["a", "", "b"]]
+    texts = ["".join(row) for row in steps]
+    scores = prm.score([QUESTION] * 3, texts, steps)
+    plain = prm.score([QUESTION] * 3, texts)
+    for score, row, other in zip(scores, steps, plain, strict=True):
+        assert score.steps == row
+        assert len(score.step_rewards) == len(row)
+        close(score.token_rewards, other.token_rewards)
+        assert math.fsum(score.step_rewards) == pytest.approx(other.reward, abs=1e-9)
+    assert scores[2].step_rewards[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ([["a", "c"]], "steps of response 0 do not join"),
+        ([["xy"]], "steps of response 0 do not join"),
+        ([[]], "steps of response 0 do not join"),
+        ([["ab"], ["ab"]], "steps of 2 responses, but there are 1"),
+        ("lines", "no 'lines'; there are: newline, blank_line, numbered, actions"),
+    ],
+)
+def test_steps_that_are_not_the_responses_are_refused(prm: ImplicitPRM, split, message: str):
+    with pytest.raises(ValueError, match=message):
+        prm.score([QUESTION], ["ab"], split)
+
+
+def test_an_empty_response_has_one_step_all_the_same(prm: ImplicitPRM):
+    with pytest.raises(ValueError, match="steps of response 0 do not join"):
+        prm.score([QUESTION], [""], [[]])
+
+
+# Prompts
+
+
+def test_prompts_are_put_as_asked(prm: ImplicitPRM, folders: tuple[str, str]):
+    """Every way to say the same prompt has the same rewards."""
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION + SUFFIXES["math"]}]
+    rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    scores = [
+        prm.score([QUESTION], ["eleven"], form=PromptFormat(template="eurus-actions")),
+        prm.score([QUESTION], ["eleven"], form=PromptFormat(system=SYSTEM, suffix=SUFFIXES["math"])),
+        prm.score([chat], ["eleven"]),
+        prm.score([rendered], ["eleven"], form=PromptFormat(chat_template="none")),
+    ]
+    for (score,) in scores[1:]:
+        same(score, scores[0][0])
+    (other,) = prm.score([QUESTION], ["eleven"])
+    assert other.reward != pytest.approx(scores[0][0].reward, abs=1e-3)
+
+
+def test_a_tokenizer_without_a_template_reads_the_plain_text(tmp_path: Path):
+    """Another architecture, whose vocabulary is larger than its tokenizer's."""
+    tokenizer = build_tokenizer(CORPUS, 320)
+    tokenizer.chat_template = None
+    names = []
+    for seed in (1, 2):
+        model = tiny_zoo.make("gemma2, capped logits", seed, vocab_size=330, max_position_embeddings=512)
+        model.save_pretrained(tmp_path / str(seed))
+        tokenizer.save_pretrained(tmp_path / str(seed))
+        names.append(str(tmp_path / str(seed)))
+    prm = ImplicitPRM.from_pretrained(*names, device="cpu")
+    (score,) = prm.score([QUESTION], [RESPONSES[0]])
+    prompt = tokenizer(QUESTION)["input_ids"]
+    response = [*tokenizer(RESPONSES[0])["input_ids"], tokenizer.eos_token_id]
+    phi, ref = brute(names[0], prompt, response), brute(names[1], prompt, response)
+    close(score.token_rewards, [PUBLISHED_BETA * (a - b) for a, b in zip(phi, ref, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "responses", "message"),
+    [
+        (["q", "r"], ["a"], "2 prompts, but 1 responses"),
+        (["q", " "], ["a", "b"], "prompt 1: expected text or a list of messages"),
+        ([[{"role": "user"}]], ["a"], "prompt 0: expected a message with `role` and `content`"),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused(prm: ImplicitPRM, prompts, responses, message: str):
+    with pytest.raises(ValueError, match=message):
+        prm.score(prompts, responses)
+
+
+# Loading
+
+
+def test_the_package_exports_it():
+    assert openprime.ImplicitPRM is ImplicitPRM
+
+
+def test_any_model_with_a_reference_has_the_published_beta(folders: tuple[str, str], prm: ImplicitPRM):
+    """As the published EurusPRM: a causal language model without settings beside it."""
+    other = ImplicitPRM.from_pretrained(folders[1], folders[0], "cpu")
+    assert other.beta == PUBLISHED_BETA == 0.05
+    (score,), (inverse,) = prm.score([QUESTION], ["eleven"]), other.score([QUESTION], ["eleven"])
+    close(inverse.token_rewards, [-r * 0.05 / BETA for r in score.token_rewards])
+
+
+def test_another_reference_keeps_the_prms_beta(folders: tuple[str, str]):
+    prm = ImplicitPRM.from_pretrained(folders[0], folders[0], "cpu")
+    assert prm.beta == BETA
+    (score,) = prm.score([QUESTION], ["eleven"])
+    assert score.token_rewards == [0.0] * len(score.tokens)
+
+
+def test_a_saved_prm_is_found_from_another_folder(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    reference = save(Path("reference"), tokenizer, 1)
+    model = build_model(tokenizer, 32, 2, 2, 512, 2)
+    ImplicitPRM(model, None, BETA).save_pretrained(Path("prm"), tokenizer, reference)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert find_parts("../prm")[:2] == (BETA, str(tmp_path / "reference"))
+
+
+def test_models_that_do_not_fit_are_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, folders: tuple[str, str]
+):
+    prm, reference = folders
+    other = save(tmp_path / "other", build_tokenizer(["quite another text, longer"] * 5, 300), 1)
+    model = build_model(tokenizer, 32, 2, 2, 512, 2)
+    for name, settings in (("orphan", ""), ("lost", str(tmp_path / "gone"))):
+        ImplicitPRM(model, None, BETA).save_pretrained(tmp_path / name, tokenizer, settings)
+    broken = tmp_path / "broken"
+    ImplicitPRM(model, None, BETA).save_pretrained(broken, tokenizer, reference)
+    (broken / "implicit_prm.json").write_text('{"beta": 1}')
+    cases = [
+        (reference, "", "not an implicit PRM: .* needs a reference \\(--reference\\)"),
+        (prm, other, "vocabulary of .*prm .* differs from that of .*other"),
+        (other, prm, "vocabulary of .*other .* differs from that of .*prm"),
+        (str(tmp_path / "orphan"), "", "orphan: the PRM was saved without a reference model: name it"),
+        (
+            str(tmp_path / "lost"),
+            "",
+            "lost: its reference cannot be loaded: name it .*gone: no tokenizer",
+        ),
+        (str(tmp_path / "nowhere"), reference, "nowhere: no tokenizer"),
+        (str(broken), "", "implicit_prm.json: expected an object with beta and reference: KeyError"),
+    ]
+    for model_name, reference_name, message in cases:
+        with pytest.raises(ValueError, match=message):
+            ImplicitPRM.from_pretrained(model_name, reference_name, "cpu")
+    assert json.loads((Path(prm) / "implicit_prm.json").read_text()) == {"beta": BETA, "reference": reference}

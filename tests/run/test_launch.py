@@ -1,0 +1,72 @@
+"""How ranks meet over a store, and what they refuse; whole runs on ranks are in invariants/test_ranks.py."""
+
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from torch.distributed import TCPStore
+
+from openprime.config import RLConfig, VerifyConfig
+from openprime.run import launch as distributed
+from openprime.run.launch import joined, meet, same_everywhere, workers
+
+
+def start(size: int, store: TCPStore) -> list[str]:
+    """The names that `size` ranks agree on, each with a connection of its own."""
+    names = [""] * size
+
+    def run(rank: int) -> None:
+        names[rank] = meet(store.clone(), rank, size)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in reversed(range(size))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return names
+
+
+def test_ranks_agree_on_a_new_name_whatever_earlier_ones_left_in_the_store():
+    store = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=30))
+    names = [start(3, store) for _ in range(4)]
+    for agreed in names:
+        assert len(set(agreed)) == 1
+        assert agreed[0]
+    assert len({agreed[0] for agreed in names}) == 4
+
+
+def test_ranks_agree_after_a_start_in_which_some_died():
+    """A rank that said hello and died, then a start of all."""
+    store = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=1))
+    with pytest.raises(RuntimeError):
+        meet(store.clone(), 1, 2)  # nobody answers
+    store.set_timeout(timedelta(seconds=30))
+    agreed = start(2, store)
+    assert len(set(agreed)) == 1
+    assert agreed[0]
+
+
+def test_what_differs_between_ranks_is_named(monkeypatch: pytest.MonkeyPatch):
+    others = [{"seed": 1, "steps": 4}, {"seed": 1, "steps": 4}, {"seed": 2, "steps": 4}]
+    monkeypatch.setattr(distributed, "gather", lambda value: others)
+    with pytest.raises(ValueError, match=r"^rank 2 differs from rank 0: seed: 1 -> 2: do as I say$"):
+        same_everywhere(others[1], "do as I say")
+    monkeypatch.setattr(distributed, "gather", lambda value: others[:2])
+    same_everywhere(others[0], "do as I say")
+
+
+def test_verifiers_share_the_machine_with_those_of_other_ranks(monkeypatch: pytest.MonkeyPatch):
+    assert workers(VerifyConfig(workers=3)) == 0  # as configured
+    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert workers(VerifyConfig()) == 2
+    assert workers(VerifyConfig(workers=24)) == 3
+    assert workers(VerifyConfig(workers=1)) == 1
+
+
+@pytest.mark.parametrize("setting", ["cpu_offload", "save_in_background"])
+def test_what_needs_several_ranks_is_refused_in_one_process(tmp_path: Path, setting: str):
+    config = RLConfig.model_validate({"out": str(tmp_path), "parallel": {setting: True}})
+    with pytest.raises(ValueError, match=rf"parallel\.{setting} has .*: start with torchrun"), joined(config):
+        pass
