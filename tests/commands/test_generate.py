@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from openprime.cli import main
-from openprime.data.responses import vocabulary_id
+from openprime.data.records import vocabulary_id
 from openprime.run import run as run_module
 from openprime.tasks.clock import check_steps
 from support.tiny_runs import end, lines, records, start_in_chunks, wait_for

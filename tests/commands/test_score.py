@@ -11,7 +11,7 @@ from openprime.cli import main
 from openprime.commands import score as stage
 from openprime.commands.report import read_jsonl
 from openprime.config import PromptFormat
-from openprime.data.responses import vocabulary_id
+from openprime.data.records import vocabulary_id
 from openprime.models.tiny import build_tokenizer
 from openprime.prime.prm import ImplicitPRM, Score
 from openprime.run import run

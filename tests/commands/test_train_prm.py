@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from openprime.cli import main
 from openprime.commands import train_prm as stage
 from openprime.config import OfflinePRMConfig, read_config
-from openprime.data.judged import read_judged, split_prompts
+from openprime.data.records import read_judged, split_prompts
 from openprime.models.hub import load_model, load_tokenizer, save_model
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.prime import online as prm

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openprime.config import OptimizerConfig, PRMConfig
-from openprime.data.judged import Judged
+from openprime.data.records import JudgedResponse as Judged
 from openprime.models import logprobs as logprobs_module
 from openprime.models.hub import load_model
 from openprime.models.tiny import build_model, build_tokenizer

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from openprime.config import GenerateConfig
 from openprime.data.readers import read_prompts
-from openprime.data.responses import group_row, row_number, vocabulary_id
+from openprime.data.records import group_row, row_number, vocabulary_id
 from openprime.engines.make import make_engine
 from openprime.models.hub import load_tokenizer, pick_device
 from openprime.prime.rollouts import derive_seed, sample_and_verify

@@ -12,7 +12,7 @@ from rich.console import Console
 from openprime.config import ScoreConfig
 from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages, suitable
 from openprime.data.readers import read_json
-from openprime.data.responses import vocabulary_id
+from openprime.data.records import vocabulary_id
 from openprime.data.steps import apart, split_steps, text_of_tokens, token_texts
 from openprime.models.hub import pick_device
 from openprime.prime.prm import ImplicitPRM, Score, find_parts

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from openprime.config import OfflinePRMConfig
-from openprime.data.judged import Judged, collate_judged, read_judged, split_prompts
+from openprime.data.records import JudgedResponse as Judged
+from openprime.data.records import collate_judged, read_judged, split_prompts
 from openprime.data.steps import text_of_tokens, token_texts
 from openprime.evaluation.calibration import brier, expected_calibration_error, lowest_is_last, roc_auc
 from openprime.evaluation.voting import bootstrap_interval

@@ -14,7 +14,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import EvaluateConfig, changed
-from openprime.data.responses import group_row, response_row, row_number, vocabulary_id
+from openprime.data.records import group_row, response_row, row_number, vocabulary_id
 from openprime.engines.make import make_engine
 from openprime.evaluation.accuracy import summarise
 from openprime.evaluation.first_error import first_errors

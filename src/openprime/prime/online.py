@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from openprime.config import PRMConfig
-from openprime.data.judged import Judged, collate_judged
+from openprime.data.records import JudgedResponse as Judged
+from openprime.data.records import collate_judged
 from openprime.models.hub import compute_device
 from openprime.prime.learner import Learner, Loss
 from openprime.prime.losses import prm_ce_loss, prm_dpo_loss, prm_kto_loss, prm_nca_loss, prm_step_loss

@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 from openprime.config import JudgedDataConfig, PromptFormat
-from openprime.data.judged import Judged, JudgedSet, collate_judged, read_judged, split_prompts
-from openprime.data.responses import group_row, vocabulary_id
+from openprime.data.records import (
+    JudgedResponse,
+    JudgedSet,
+    collate_judged,
+    group_row,
+    read_judged,
+    split_prompts,
+    vocabulary_id,
+)
 from openprime.types import Group, Prompt, Response
 
 END = 2
@@ -369,17 +376,17 @@ def test_a_line_that_is_half_written_is_named(tmp_path: Path, tokenizer):
 # Held out
 
 
-def judged(questions: list[str]) -> list[Judged]:
+def judged(questions: list[str]) -> list[JudgedResponse]:
     """Three responses to each question."""
     response = Response((5,), (0.0,), "x", False, 1.0)
     return [
-        Judged(g, Prompt(f"p{g}", (1, 2), ask(question), None), response)
+        JudgedResponse(g, Prompt(f"p{g}", (1, 2), ask(question), None), response)
         for g, question in enumerate(questions)
         for _ in range(3)
     ]
 
 
-def questions_of(rows: list[Judged]) -> set[str]:
+def questions_of(rows: list[JudgedResponse]) -> set[str]:
     return {row.prompt.messages[0]["content"] for row in rows}  # type: ignore[index]
 
 

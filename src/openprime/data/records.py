@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,6 @@ from openprime.data.readers import (
     verifiers_of,
     without_answer,
 )
-from openprime.data.responses import vocabulary_id
 from openprime.data.steps import apart, steps_of_tokens, text_of_tokens
 from openprime.types import Batch, Group, Prompt, Response, UserError
 
@@ -39,7 +39,7 @@ LABELS_FIELDS = ("labels", "label")
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedResponse:
     """A response to a prompt, and how it was judged."""
 
     group: int
@@ -60,7 +60,7 @@ class Judged:
 class JudgedSet:
     """Judged responses, those to the same prompt one after the other."""
 
-    rows: list[Judged]
+    rows: list[JudgedResponse]
     prompts: int
     """How many prompts they answer."""
     notes: list[str]
@@ -108,7 +108,9 @@ def read_judged(
     return _tokenised(config, kept, tokenizer, max_tokens, notes)
 
 
-def split_prompts(rows: Sequence[Judged], share: float, seed: int) -> tuple[list[Judged], list[Judged]]:
+def split_prompts(
+    rows: Sequence[JudgedResponse], share: float, seed: int
+) -> tuple[list[JudgedResponse], list[JudgedResponse]]:
     """(training, held out): about `share` of the prompts with all their responses, at least one if share > 0.
 
     Who is held out depends on the seed and the prompt's own messages, not on the other prompts. Raises
@@ -126,7 +128,7 @@ def split_prompts(rows: Sequence[Judged], share: float, seed: int) -> tuple[list
     return [r for r in rows if r.group not in held], [r for r in rows if r.group in held]
 
 
-def collate_judged(rows: Sequence[Judged], pad_id: int) -> tuple[Batch, Tensor]:
+def collate_judged(rows: Sequence[JudgedResponse], pad_id: int) -> tuple[Batch, Tensor]:
     """Judged responses as a batch, and the labels [B, T] of their steps.
 
     The batch's `step_end` marks the last token of each labelled step; labels are 0 off it. Where a step has
@@ -285,7 +287,7 @@ def _tokenised(
         if len(prompts[g].token_ids) + len(ids) <= max_tokens:
             response = Response(ids, (0.0,) * len(ids), f.text, f.truncated, f.outcome)
             ends = _ends(tokenizer, f.text, ids, f.steps)
-            rows.append(Judged(g, prompts[g], response, f.steps, f.labels, ends))
+            rows.append(JudgedResponse(g, prompts[g], response, f.steps, f.labels, ends))
     if not rows:
         raise UserError(
             f"{config.source}: all {len(judged)} responses are longer than max_tokens={max_tokens} with their "
@@ -371,3 +373,44 @@ def _ends(
 def _key(messages: str | Messages) -> str:
     """What makes two prompts the same."""
     return json.dumps(messages, sort_keys=True)
+
+
+# The writer of `openprime generate`'s file
+
+
+def group_row(item: int, group: Group, form: PromptFormat, vocabulary: str) -> dict[str, Any]:
+    """What is written of a group: the whole prompt as the model was asked, and each response.
+
+    `item` is the row's number in the data; `vocabulary` from `vocabulary_id` says whose the token ids are.
+    """
+    prompt = group.prompt
+    return {
+        "item": item,
+        "id": prompt.id,
+        "prompt": complete(prompt.messages, prompt.id, form, prompt.verifier),
+        "answer": prompt.answer,
+        "vocabulary": vocabulary,
+        "responses": [response_row(response) for response in group.responses],
+    }
+
+
+def row_number(prompt: Prompt) -> int:
+    """Which row of the data a prompt is, those counted that were left out."""
+    return int(prompt.id.rpartition(":")[2])
+
+
+def response_row(response: Response) -> dict[str, Any]:
+    """What is written of a response."""
+    return {
+        "text": response.text,
+        "token_ids": list(response.token_ids),
+        "outcome": response.outcome,
+        "reason": response.reason,
+        "truncated": response.truncated,
+    }
+
+
+def vocabulary_id(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short name of a vocabulary: two tokenizers with the same one read the same token ids alike."""
+    items = sorted(tokenizer.get_vocab().items())
+    return f"{zlib.crc32(repr(items).encode()):08x}"
