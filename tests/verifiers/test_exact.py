@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from openprime.verifiers.exact import read_exact, same_relation
 
-NUMBERS = st.integers(0, 99).map(lambda n: (str(n), Fraction(n))) | st.sampled_from(
-    [
-        ("0.5", Fraction(1, 2)),
-        (r"1\frac{2}{3}", Fraction(5, 3)),
-        (r"50\%", Fraction(1, 2)),
-        ("-2", Fraction(-2)),
-    ]
-)
+FRACTIONS = {
+    "0.5": Fraction(1, 2),
+    r"1\frac{2}{3}": Fraction(5, 3),
+    r"50\%": Fraction(1, 2),
+    "-2": Fraction(-2),
+}
+NUMBERS = st.integers(0, 99).map(lambda n: (str(n), Fraction(n))) | st.sampled_from(list(FRACTIONS.items()))
+SIGNS = st.sampled_from(["+", "-", "*", r"\cdot ", r"\times ", "", "/", "^"])
 
 
 def combined(parts):
@@ -33,18 +33,9 @@ def combined(parts):
     return f"({one}){sign}({two})", {"+": left + right, "-": left - right}.get(sign, left * right)
 
 
-TEXTS = st.recursive(
-    NUMBERS,
-    lambda inner: st.tuples(
-        inner, st.sampled_from(["+", "-", "*", r"\cdot ", r"\times ", "", "/", "^"]), inner
-    ).map(combined),
-    max_leaves=12,
-)
-
-
 @settings(deadline=None)
-@given(TEXTS)
-def test_rational_arithmetic_is_that_of_python(case):
+@given(st.recursive(NUMBERS, lambda inner: st.tuples(inner, SIGNS, inner).map(combined), max_leaves=12))
+def test_read_exact__rational_arithmetic_is_pythons(case):
     text, expected = case
     value = read_exact(text)
     assert (value is None) if expected is None else (value is None or value.rational == expected)
@@ -73,46 +64,20 @@ def test_rational_arithmetic_is_that_of_python(case):
         ("ab", "aB", False),
     ],
 )
-def test_values_are_compared_exactly(one, two, same):
+def test_same__compares_exactly(one, two, same):
     assert read_exact(one).same(read_exact(two)) is same
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        *[
-            "",
-            "+",
-            "x2",
-            "1/2x",
-            "1 2",
-            "1.2.3",
-            "2^10",
-            "2^x",
-            "x^{0.5}",
-            "0^0",
-            "1/0",
-            r"\frac{1}{x-x}",
-            "f!",
-        ],
-        *[
-            "|x|",
-            r"\sqrt{x}",
-            r"\sqrt{\pi}",
-            r"\sqrt[3]{8}",
-            r"\sin x",
-            "x_1",
-            "(1",
-            "1)",
-            "{1",
-            "1,2",
-            "12,34",
-        ],
-        *["٣", "1e5=", r"1\frac{1}{2}^2", "2^2^2", "--1", "(x+1)^{40}", "9^{9^9}", "9" * 999, "9^{1001}"],
+        "", "+", "x2", "1/2x", "1 2", "1.2.3", "2^10", "2^x", "x^{0.5}", "0^0", "1/0", r"\frac{1}{x-x}", "f!",
+        "|x|", r"\sqrt{x}", r"\sqrt{\pi}", r"\sqrt[3]{8}", r"\sin x", "x_1", "(1", "1)", "{1", "1,2", "12,34",
+        "٣", "1e5=", r"1\frac{1}{2}^2", "2^2^2", "--1", "(x+1)^{40}", "9^{9^9}", "9" * 999, "9^{1001}",
         "(" * 13 + "1" + ")" * 13,
     ],
-)
-def test_anything_else_is_not_read(text):
+)  # fmt: skip
+def test_read_exact__anything_else_is_not_read(text):
     assert read_exact(text) is None
 
 
@@ -129,7 +94,7 @@ def test_anything_else_is_not_read(text):
         r"(\frac{1}{x+y}+\frac{1}{z+w})^{9}" * 8,
     ],
 )
-def test_work_is_bounded(text):
+def test_read_exact__work_is_bounded(text):
     start = time.perf_counter()
     read_exact(text)
     assert time.perf_counter() - start < 2
@@ -153,5 +118,5 @@ def test_work_is_bounded(text):
         (r"x<\frac{1}{y}", r"xy<1", None),
     ],
 )
-def test_relations_are_the_same_as_their_multiples(one, two, same):
+def test_same_relation__multiples_are_the_same(one, two, same):
     assert same_relation(one, two) is same

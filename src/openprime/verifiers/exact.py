@@ -16,9 +16,9 @@ from fractions import Fraction
 MOST_TERMS = 40
 """Terms of a sum."""
 MOST_BITS = 5000
-"""Of a numerator or denominator."""
+"""Bits of a numerator or denominator."""
 MOST_CHARACTERS = 400
-"""Of a text."""
+"""Characters of a text."""
 DEEPEST = 12
 """Nested brackets."""
 LETTER = re.compile(
@@ -55,9 +55,9 @@ def read_exact(text: str) -> "Exact | None":
 
 
 def same_relation(one: str, two: str) -> bool | None:
-    r"""Whether two equations, inequalities, or chains of them as 1<x\le2, are multiples of each other.
+    r"""True if two equations, inequalities, or chains of them as 1<x\le2, are multiples of each other.
 
-    None where one is none, or the first has sides that are no plain arithmetic. An equation that says
+    None where one is no relation, or the first has sides that are no plain arithmetic. An equation that says
     nothing, as 1=1, is the same as no other.
     """
     relations, others = _relation(one), _relation(two)
@@ -110,7 +110,7 @@ class Exact:
         return self.top.get(UNIT, Fraction(0))
 
     def same(self, other: "Exact") -> bool | None:
-        """Whether both are the same value; None where it would take long to tell."""
+        """True if both are the same value; None where it would take long to tell."""
         try:
             return _times(self.top, other.bottom) == _times(other.top, self.bottom)
         except Unreadable:

@@ -27,7 +27,7 @@ DEEPEST = 12
 MOST_BOXES = 8
 """A response with more differing answers than this is wrong."""
 COSTLY = r"!|\\[dt]?binom|\\choose|\\sum|\\prod|\\int|\\lim|\\Gamma"
-"""What a prediction may hold only as often as the reference does."""
+"""A prediction may hold these only as often as the reference does."""
 FUNCTION = r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp)h?"
 """A prediction may hold four more of these, or of subscripts, than the reference does."""
 LARGEST = (100, 8, 1000)
@@ -45,10 +45,6 @@ WORDS = re.compile(r"[A-Za-z]{3,}|(?=.* )(?=.*[A-Za-z]{3})[A-Za-z0-9][A-Za-z0-9 
 NO_UNIT = re.compile(
     r"hundred|thousand|[mbtr]illion|dozen|\b(?:and|or|not|plus|minus|times|squared|cubed|pi|factorial)\b"
 )
-BARE_UNIT = re.compile(
-    r"([-+]?[\d,.]+) ((?:[a-zA-Z]{3,}|[ckm]m|kg|ft|hr)[a-zA-Z ]*(?:\^ ?(?:\d|\{\d\}))?[ .]*)", re.ASCII
-)
-THOUSANDS = re.compile(r"(?<=\d)(?:,? ?\\!|\\,|\{,\}) ?(?=\d{3}(?!\d))")  # 1,\!000 and 1\,000 and 1{,}000
 ORDER = re.compile(r"(<|>|\\[lg]e(?![a-pr-z])q?)")
 MIRROR = {">": "<", r"\ge": r"\le"}
 RELATION = re.compile(r"=|\\in(?![a-zA-Z])")
@@ -59,8 +55,49 @@ NAME = re.compile(
 OPEN, CLOSE = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 
 
+def _without_unit(match: re.Match[str]) -> str:
+    r"""Drop `\text{...}` at the end where a number stands before it and it may be the number's unit."""
+    counted = re.search(r"\d|\\pi", match.string[: match.start()])
+    return "" if counted and not NO_UNIT.search(match[1]) else match[0]
+
+
+def _without_bare_unit(match: re.Match[str]) -> str:
+    return match[0] if NO_UNIT.search(match[2]) else match[1]
+
+
+def _without_degrees(match: re.Match[str]) -> str:
+    """Drop the sign, but not in an answer with functions: their argument would change."""
+    return match[0] if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", match.string) else ""
+
+
+STYLE = r"\\(?:text|mathrm|mathbf|mathit|mbox)(?:bf|it|rm|normal|sf|tt)?\s*\{"
+PERCENT = r"\\text\{\s*\\?%\s*\}|\s*\\text\{\s*per ?cent(?:age)?\s*\}|\s*\bper ?cent(?:age)?\b"
+UNIT = r" ?\\text\{([a-zA-Z /.-]*(?:\^?\d)?)\}(?: ?\^ ?(?:\d|\{\d\}))?[ .]*$"
+BARE_UNIT = r"(?a)\A([-+]?[\d,.]+) ((?:[a-zA-Z]{3,}|[ckm]m|kg|ft|hr)[a-zA-Z ]*(?:\^ ?(?:\d|\{\d\}))?[ .]*)\Z"
+TIDYING: list[tuple[str, str | Callable[[re.Match[str]], str], str, str]] = [
+    (r"\\\$|\$|(?<!\\)\\[\[\]()]|\\displaystyle(?![a-zA-Z])", "", r"\(\$5\)", "5"),
+    (r"\\m?(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])", "", r"\left(1,2\right]", "(1,2]"),
+    (r"(?<=\d)(?:,? ?\\!|\\,|\{,\}) ?(?=\d{3}(?!\d))", "", r"1,\!000\,000{,}000", "1000000000"),
+    (r"(?<!\\)\\[,!;: ]|~|\\q?quad(?![a-zA-Z])", " ", r"(1,\,2)", "(1, 2)"),
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", r"\dfrac{1}{2}", r"\frac{1}{2}"),
+    (STYLE, r"\\text{", r"5\mathrm {cm}", r"5\text{cm}"),
+    (r"(?<!\\)%", r"\\%", "5%", r"5\%"),
+    (PERCENT, r"\\%", r"5 \text{ percent}", r"5\%"),
+    (UNIT, _without_unit, r"12\pi \text{ cm}^3.", r"12\pi"),
+    (r"\\text\{([^{}]*)\}", r"\1", r"\text{Evelyn}", "Evelyn"),
+    (BARE_UNIT, _without_bare_unit, "18 dollars", "18"),
+    (r"\s*(?:\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\bdegrees?\b)", _without_degrees, r"90^{\circ}", "90"),
+    (r",? (?:and|or) ", ", ", "-2 and 1", "-2, 1"),
+    (r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}", r"\frac12", r"\frac{1}{2}"),
+    (r"\\frac ?(\d) ?\{", r"\\frac{\1}{", r"\frac1{20}", r"\frac{1}{20}"),
+    (r"\\frac ?(\{[^{}]*\}) ?(\d)", r"\\frac\1{\2}", r"\frac{270}7", r"\frac{270}{7}"),
+    (r"\\sqrt ?(\d)", r"\\sqrt{\1}", r"\sqrt5", r"\sqrt{5}"),
+]
+"""Substitutions in their order: pattern, replacement, and an example, before and after."""
+
+
 Answers = Literal["auto", "boxed", "hashes"]
-r"""Where the answer stands: in the last `\boxed{...}` or `\fbox{...}`, on the last line `#### answer`, or in
+r"""Place of the answer: in the last `\boxed{...}` or `\fbox{...}`, on the last line `#### answer`, or in
 whichever of them comes later."""
 
 importing: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -184,30 +221,8 @@ def _judge(reference: str, prediction: str, percent: bool) -> str:
 def _tidy(text: str) -> str:
     """One line of plain LaTeX: no dollars, units, styles, or words around the answer."""
     text = " ".join(text.translate(WIDE).split())
-    text = re.sub(r"\\\$|\$|(?<!\\)\\[\[\]()]|\\displaystyle(?![a-zA-Z])", "", text)
-    text = re.sub(r"\\m?(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])", "", text)
-    text = THOUSANDS.sub("", text)
-    text = re.sub(r"(?<!\\)\\[,!;: ]|~|\\q?quad(?![a-zA-Z])", " ", text)
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-    text = re.sub(r"\\(?:text|mathrm|mathbf|mathit|mbox)(?:bf|it|rm|normal|sf|tt)?\s*\{", r"\\text{", text)
-    text = re.sub(r"(?<!\\)%", r"\\%", text)
-    text = re.sub(
-        r"\\text\{\s*\\?%\s*\}|\s*\\text\{\s*per ?cent(?:age)?\s*\}|\s*\bper ?cent(?:age)?\b", r"\\%", text
-    )
-    unit = re.search(r" ?\\text\{([a-zA-Z /.-]*(?:\^?\d)?)\}(?: ?\^ ?(?:\d|\{\d\}))?[ .]*$", text)
-    if unit and re.search(r"\d|\\pi", text[: unit.start()]) and not NO_UNIT.search(unit[1]):
-        text = text[: unit.start()]
-    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
-    counted = BARE_UNIT.fullmatch(text)
-    if counted and not NO_UNIT.search(counted[2]):
-        text = counted[1]
-    if not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
-        text = re.sub(r"\s*(?:\^ ?(?:\\circ|\{ ?\\circ ?\})|°|\bdegrees?\b)", "", text)
-    text = re.sub(r",? (?:and|or) ", ", ", text)
-    text = re.sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac ?(\d) ?\{", r"\\frac{\1}{", text)
-    text = re.sub(r"\\frac ?(\{[^{}]*\}) ?(\d)", r"\\frac\1{\2}", text)
-    text = re.sub(r"\\sqrt ?(\d)", r"\\sqrt{\1}", text)
+    for pattern, replacement, *_ in TIDYING:
+        text = re.sub(pattern, replacement, text)
     return " ".join(text.split()).lstrip(" *").rstrip(" .*").removesuffix(r"\\").rstrip()
 
 
@@ -227,7 +242,7 @@ def _squeeze(text: str) -> str:
 
 
 def _same(gold: str, guess: str) -> bool | None:
-    """Whether two squeezed answers are the same; None where strings and exact arithmetic cannot tell."""
+    """Compare two squeezed answers; None where strings and exact arithmetic cannot tell."""
     if gold == guess:
         return True
     if WORDS.fullmatch(gold):  # math-verify takes their letters for factors
@@ -318,7 +333,7 @@ def _listed(reference: str) -> list[str]:
 
 
 def _differ_in_form(gold: str, guess: str) -> bool:
-    """What math-verify takes for equal or is slow to refuse: 8=7, 7,7, 7% or x for 7, a tuple for a set."""
+    """Refuse pairs that math-verify takes for equal or is slow on: 8=7, 7,7, 7% or x for 7, a tuple for a set."""
     if "=" in guess and "=" not in gold:
         return True
     if (r"\%" in guess and r"\%" not in gold) or re.search(r"(?:^|[^_\d])\d+ \d", guess):
@@ -341,7 +356,7 @@ def _differ_in_form(gold: str, guess: str) -> bool:
 
 
 def _too_costly(gold: str, guess: str) -> bool:
-    """Whether to refuse a squeezed prediction unseen, by what computing it could cost."""
+    """Refuse a squeezed prediction unseen, by an estimate of its cost."""
     if len(guess) > LONGEST or re.search(r"\d{50}", guess):
         return True
     depth = deepest = 0

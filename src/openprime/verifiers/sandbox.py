@@ -83,7 +83,7 @@ PROBES = {  # what stops it
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one program may use."""
+    """Resources that one program may use."""
 
     seconds: float = 4.0
     """Wall clock of one case."""
@@ -97,15 +97,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What came of one case."""
+    """Result of one case."""
 
     status: Literal["ok", "error", "timeout", "not_run"]
     """ok: the program ended, for a text case also by exit status 0. error: an exception, signal, exit status,
     too much memory or output, a value that cannot travel. not_run: an earlier case timed out."""
     output: str = ""
-    """What a text case printed."""
+    """Standard output of a text case."""
     value: Any = None
-    """What a call case returned, as plain values."""
+    """Return value of a call case, as plain values."""
     error: str = ""
     """A short reason where the status is not ok."""
     seconds: float = 0.0

@@ -23,7 +23,7 @@ def load_user_verifier(name: str) -> Verifier:
     name is a class instead, an instance of it is the verifier: called with a Prompt and its responses'
     texts, it returns a Verdict each.
 
-    Raises ValueError for a bad name and for a module or function that is not there.
+    Raises UserError for a bad name and for a module or function that is not there.
     """
     function = _find(name)
     if isinstance(function, type):

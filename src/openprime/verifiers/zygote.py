@@ -141,7 +141,7 @@ def decode(tree: Any, room: list[int] | None = None, depth: int = 0) -> Any:
         raise Unfit("not a value") from None
 
 
-# What a child may do
+# A child's rights
 
 X32, ARCH = 0x40000000, 0xC000003E  # x86-64
 ALLOWED = (
@@ -350,7 +350,7 @@ def find(space: dict[str, Any], function: str) -> Any:
 
 
 def finish() -> None:
-    """What an interpreter does at the end of a program: wait for threads, exit functions, flush."""
+    """End a program as an interpreter does: wait for threads, call exit functions, flush."""
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
@@ -371,7 +371,7 @@ def describe(error: BaseException) -> str:
 
 
 PRELUDE: dict[str, Any] = {}
-"""What call cases find without importing it, behind their own names."""
+"""Names that call cases find without importing them, behind their own."""
 
 
 def fill_prelude() -> None:
@@ -551,7 +551,7 @@ def prepare(setting: dict[str, Any]) -> Jail:
 
 
 def try_out(jail: Jail) -> list[str]:
-    """What a child misses of the jail."""
+    """Start a child and list what is missing of its jail."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -4,12 +4,13 @@ import sys
 
 import pytest
 
-from openprime.types import Prompt, Verdict
+from openprime.types import Prompt, UserError, Verdict
 from openprime.verifiers.user import load_user_verifier
-from openprime.verifiers.worker import make_verifier as make
+from openprime.verifiers.worker import make_verifier
 
 TEXT = Prompt("d:0", (), "1+1?", "2", {"prompt": "1+1?", "answer": "2", "level": 3, "completion": "two"})
 CHAT = Prompt("d:1", (), [{"role": "user", "content": "1+1?"}], None, {"prompt": [{"role": "user"}]})
+RIGHT, WRONG = Verdict(1.0, "right"), Verdict(0.0, "wrong")
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def returning(value):
     )
 
 
-def test_the_function_gets_what_trl_gives(module):
+def test_load_user_verifier__calls_the_function_as_trl_does(module):
     source = (
         "calls = []\ndef score(prompts, completions, **columns):\n"
         "    calls.append((prompts, completions, columns))\n    return [1.0] * len(prompts)\n"
@@ -49,7 +50,7 @@ def test_the_function_gets_what_trl_gives(module):
     ]
 
 
-def test_a_function_may_name_the_columns_it_wants(module):
+def test_load_user_verifier__a_function_may_name_the_columns_it_wants(module):
     source = (
         "def score(completions, answer, **rest):\n"
         "    return [float(a == c) for a, c in zip(answer, completions)]\n"
@@ -60,17 +61,17 @@ def test_a_function_may_name_the_columns_it_wants(module):
 @pytest.mark.parametrize(
     ("value", "verdicts"),
     [
-        ("[1.0, 0.0]", [Verdict(1.0, "right"), Verdict(0.0, "wrong")]),
-        ("[1, 0]", [Verdict(1.0, "right"), Verdict(0.0, "wrong")]),
-        ("[True, False]", [Verdict(1.0, "right"), Verdict(0.0, "wrong")]),
+        ("[1.0, 0.0]", [RIGHT, WRONG]),
+        ("[1, 0]", [RIGHT, WRONG]),
+        ("[True, False]", [RIGHT, WRONG]),
         ("[0.25, None]", [Verdict(0.25, "partial"), Verdict(None, "no_verdict")]),
-        ("(0.0, 0.999)", [Verdict(0.0, "wrong"), Verdict(0.999, "partial")]),
-        ("[float32(1), float32(0.5)]", [Verdict(1.0, "right"), Verdict(0.5, "partial")]),
-        ("array([0.5, 0.0])", [Verdict(0.5, "partial"), Verdict(0.0, "wrong")]),
-        ("(float(c == 'a') for c in completions)", [Verdict(1.0, "right"), Verdict(0.0, "wrong")]),
+        ("(0.0, 0.999)", [WRONG, Verdict(0.999, "partial")]),
+        ("[float32(1), float32(0.5)]", [RIGHT, Verdict(0.5, "partial")]),
+        ("array([0.5, 0.0])", [Verdict(0.5, "partial"), WRONG]),
+        ("(float(c == 'a') for c in completions)", [RIGHT, WRONG]),
     ],
 )
-def test_numbers_become_outcomes(module, value, verdicts):
+def test_load_user_verifier__numbers_become_outcomes(module, value, verdicts):
     found = load_user_verifier(module(returning(value)))(TEXT, ["a", "b"])
     assert found == verdicts
     assert all(type(v.outcome) in (float, type(None)) for v in found)
@@ -88,35 +89,33 @@ def test_numbers_become_outcomes(module, value, verdicts):
         ("[1j, 0]", r"1j.*\[0, 1\]"),
         ("[1.0]", r"1 outcomes \[1\.0\] for 2 completions"),
         ("[1.0] * 3", "3 outcomes .* for 2 completions"),
-        ("None", r"returned None; expected a list of outcomes in \[0, 1\]"),
-        ("1.0", r"returned 1\.0; expected a list"),
-        ("'ab'", "returned 'ab'; expected a list"),
+        ("None", r"None; expected a list of outcomes in \[0, 1\]"),
+        ("1.0", r"1\.0; expected a list"),
+        ("'ab'", "'ab'; expected a list"),
         ("{'a': 1, 'b': 0}", "expected a list"),
     ],
 )
-def test_other_results_are_refused_by_name_and_value(module, value, message):
+def test_load_user_verifier__other_results_are_refused_by_name_and_value(module, value, message):
     verify = load_user_verifier(module(returning(value)))
-    with pytest.raises(
-        ValueError, match=f"my_reward:score, prompt d:0: returned .*{message.removeprefix('returned ')}"
-    ):
+    with pytest.raises(UserError, match=f"my_reward:score, prompt d:0: returned .*{message}"):
         verify(TEXT, ["a", "b"])
 
 
-def test_an_error_goes_through_with_a_note(module):
+def test_load_user_verifier__an_error_goes_through_with_a_note(module):
     verify = load_user_verifier(module("def score(**columns):\n    raise KeyError('gone')\n"))
     with pytest.raises(KeyError, match="gone") as caught:
         verify(TEXT, ["a"])
     assert caught.value.__notes__ == ["raised by the verifier my_reward:score on prompt d:0"]
 
 
-def test_modules_in_packages_and_installed_ones_are_found(module, tmp_path):
+def test_load_user_verifier__finds_modules_in_packages_and_installed_ones(module, tmp_path):
     (tmp_path / "rewards").mkdir()
     (tmp_path / "rewards" / "mine.py").write_text(returning("[0.5]"))
     assert load_user_verifier("rewards.mine:score")(TEXT, ["a"]) == [Verdict(0.5, "partial")]
     assert callable(load_user_verifier("json:dumps"))
 
 
-def test_a_file_here_does_not_hide_a_library(module):
+def test_load_user_verifier__a_file_here_does_not_hide_a_library(module):
     module("raise RuntimeError('hidden')", "colorsys")
     load_user_verifier(module(returning("[1.0]")))
     sys.modules.pop("colorsys", None)
@@ -142,19 +141,19 @@ def test_a_file_here_does_not_hide_a_library(module):
         ("a:b:c", "not of the form module:function"),
     ],
 )
-def test_bad_names_are_refused_before_any_work(module, name, message):
+def test_make_verifier__bad_names_are_refused_before_any_work(module, name, message):
     module("NUMBER = 1\ndef score(**columns): ...\n")
-    with pytest.raises(ValueError, match=message):
-        make(name, {})
+    with pytest.raises(UserError, match=message):
+        make_verifier(name, {})
 
 
-def test_a_fault_inside_the_module_is_not_taken_for_a_missing_one(module):
+def test_load_user_verifier__a_fault_inside_the_module_is_no_missing_module(module):
     with pytest.raises(ModuleNotFoundError, match="gone_library") as caught:
         load_user_verifier(module("import gone_library\ndef score(): ...\n"))
     assert caught.value.__notes__ == ["while importing the verifier my_reward:score"]
 
 
-def test_a_class_is_made_once_and_judges_as_it_likes(module):
+def test_load_user_verifier__a_class_is_made_once_and_returns_verdicts(module):
     source = (
         "from openprime.types import Verdict\n"
         "class score:\n"
