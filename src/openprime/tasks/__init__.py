@@ -1,4 +1,4 @@
-"""Tasks whose rows are made on the spot from a seed: embedded ones, and those of reasoning-gym."""
+"""Tasks whose rows are generated from a seed: the embedded ones, and those of reasoning-gym."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ TASKS = {"clock": clock.rows, "programs": programs.rows}
 
 
 def rows(config: DataConfig) -> list[dict[str, Any]]:
-    """The rows of the task that `config.source` names: task:NAME, or gym:NAME of reasoning-gym.
+    """Rows of the task that `config.source` names: task:NAME (embedded), or gym:NAME (reasoning-gym).
 
-    Embedded tasks have prompt, answer and response (a demonstration); those of reasoning-gym what it gives.
+    Embedded tasks have the fields prompt, answer and response (a demonstration); for those of reasoning-gym see
+    `gym.rows`. Raises UserError for a name that is not there.
     """
     kind, _, name = config.source.partition(":")
     if kind == "gym":

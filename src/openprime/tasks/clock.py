@@ -9,13 +9,13 @@ A prompt is a worksheet, its solution fills it in:
 
 Numbers are words, so that a line is three tokens of a usual tokenizer.
 
-Every step needs one *skill*, a pair (operation, digit). The demonstrations come from a pupil with
-misconceptions: for some skills the pupil writes one fixed wrong digit, with a probability of its
-own. Half of these are above one half, so that the model that imitates the pupil gets them wrong
+Every step needs one *skill*, a pair (operation, digit). Demonstrations come from a noisy demonstrator
+with misconceptions: for some skills it writes one fixed wrong digit, with a probability of the skill's
+own. Half of these are above one half, so that a model that imitates the demonstrator gets them wrong
 under greedy decoding too, and reinforcement learning has something to repair besides noise. A
-wrong digit is carried on, as a person would, so an early slip spoils the answer.
+wrong digit is carried on, so that an early error spoils the answer.
 
-Only the last line is ever verified. `check_steps` knows the truth of every line; it is for analysis.
+Only the last line is ever verified. `check_steps` is an oracle for every line; it is for analysis.
 """
 
 import random
@@ -26,14 +26,14 @@ from openprime.config import DataConfig
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 OPERATIONS = (*(f"+{d}" for d in DIGITS[1:]), "*three", "*seven", "*nine")
-"""All of them permute the digits, so a slip never heals by itself."""
+"""All of them permute the digits, so an error never corrects itself."""
 ACCURACY = 0.3
-"""About how often the pupil's answer is right, at any horizon."""
+"""Approximate accuracy of the demonstrator's answers, at any horizon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Misconception:
-    """What the pupil writes instead of the truth, and how often."""
+    """The wrong digit that the demonstrator writes for a skill, and its probability."""
 
     digit: int
     probability: float
@@ -46,7 +46,7 @@ def apply(operation: str, digit: int) -> int:
 
 
 def misconceptions(horizon: int, seed: int) -> dict[tuple[str, int], Misconception]:
-    """The pupil's misconceptions: as many as bring the whole chain to about `ACCURACY`.
+    """The demonstrator's misconceptions, skill -> error: as many as bring the whole chain to about `ACCURACY`.
 
     Half have probability .6 to .9 (greedy decoding is wrong), half .2 to .4 (it is right).
     """
@@ -76,20 +76,20 @@ def rows(config: DataConfig) -> list[dict[str, str]]:
             operations = [rng.choice(OPERATIONS) for _ in range(config.horizon)]
             if _is_test(start, operations) == (config.split == "test"):
                 break
-        true, pupil, lines = start, start, []
+        true, written, lines = start, start, []
         for operation in operations:
             true = apply(operation, true)
-            flaw = flaws.get((operation, pupil))
-            slips = flaw is not None and rng.random() < flaw.probability
-            pupil = flaw.digit if flaw is not None and slips else apply(operation, pupil)
-            lines.append(f"{operation} {DIGITS[pupil]}")
+            flaw = flaws.get((operation, written))
+            errs = flaw is not None and rng.random() < flaw.probability
+            written = flaw.digit if flaw is not None and errs else apply(operation, written)
+            lines.append(f"{operation} {DIGITS[written]}")
         made.append(
             {
                 "prompt": "\n".join(
                     [f"Start {DIGITS[start]}", *(f"{operation} = ?" for operation in operations)]
                 ),
                 "answer": str(true),
-                "response": "\n".join([*lines, f"#### {pupil}"]),
+                "response": "\n".join([*lines, f"#### {written}"]),
             }
         )
     return made
@@ -101,7 +101,7 @@ def _is_test(start: int, operations: list[str]) -> bool:
 
 
 def check_steps(prompt: str, response: str) -> list[bool]:
-    """For each line of a response: does it follow rightly from the line before? For analysis only.
+    """Oracle step checker: True for each line of a response that follows from the line before. For analysis only.
 
     A line is judged by the digit of the line before, right or wrong, so an error counts once. A line
     that is missing a digit or has another operation than the worksheet's is wrong.

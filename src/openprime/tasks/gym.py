@@ -1,4 +1,4 @@
-"""The tasks of reasoning-gym (PyPI: reasoning-gym), as `gym:NAME`: rows from its generators."""
+"""Tasks of reasoning-gym (PyPI: reasoning-gym), as `gym:NAME`: rows from its generators."""
 
 import difflib
 import zlib
@@ -12,11 +12,11 @@ ROWS = 1000
 
 
 def rows(config: DataConfig, name: str) -> list[dict[str, Any]]:
-    """Rows with question, answer, metadata and a response to imitate, which is the answer in its tags.
+    """Rows with question, answer, metadata and response (a demonstration: the answer in its tags).
 
-    The same for the same seed, split, limit and settings.
+    Rows depend on seed, split, limit and settings alone.
 
-    Raises ValueError for a task or a setting that reasoning-gym does not have, or without reasoning-gym.
+    Raises UserError for a task or a setting that reasoning-gym does not have, or without reasoning-gym.
     """
     try:
         from reasoning_gym.factory import DATASETS, create_dataset

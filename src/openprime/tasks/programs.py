@@ -8,10 +8,10 @@ r"""Small programs: a list of steps in words, to be written in Python and judged
                           print(x)
                           ```
 
-As in clock arithmetic the demonstrations come from a pupil with misconceptions: for some skills,
-pairs of a step's verb and number, the pupil writes the statement of another verb, with a probability
-of its own. Half of these are above one half, so that the model that imitates the pupil is wrong under
-greedy decoding too. The outcome comes from tests (input and output), never from the program's text.
+As in clock arithmetic the demonstrations come from a noisy demonstrator with misconceptions: for some
+skills, pairs of a step's verb and number, it writes the statement of another verb, with a probability of
+the skill's own. Half of these are above one half, so that a model that imitates the demonstrator is wrong
+under greedy decoding too. The outcome comes from tests (input and output), never from the program's text.
 """
 
 import json
@@ -32,19 +32,19 @@ STEPS = {
     "absolute": (lambda x, n: abs(x), "x = abs(x)"),
     "square": (lambda x, n: x * x, "x *= x"),
 }
-"""verb -> (what it does, the statement)."""
+"""Verb -> (its function of x and n, its Python statement)."""
 TAKEN_FOR = {
     **{"add": "subtract", "subtract": "add", "times": "add", "remainder": "share", "share": "remainder"},
     **{"at least": "at most", "at most": "at least"},
     **{"negate": "absolute", "absolute": "negate", "square": "times"},
 }
-"""Whose statement the pupil writes."""
+"""Verb -> the verb whose statement the demonstrator writes by mistake."""
 ALONE = ("negate", "absolute", "square")
 """Verbs without a number."""
 CASES = 6
 """Tests of a prompt."""
 ACCURACY = 0.3
-"""About how often the pupil's program is written as asked, at any horizon."""
+"""Approximate share of the demonstrator's programs that are written as asked, at any horizon."""
 
 Skill = tuple[str, int]
 
@@ -55,7 +55,7 @@ def skills() -> list[Skill]:
 
 
 def misconceptions(horizon: int, seed: int) -> dict[Skill, float]:
-    """How often the pupil writes another statement, for the skills where that happens."""
+    """The demonstrator's misconceptions, skill -> probability of writing another statement."""
     rng = random.Random(f"programs-misconceptions-{seed}")
     every = skills()
     rng.shuffle(every)
