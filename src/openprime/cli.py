@@ -103,19 +103,27 @@ def read_arguments(schema_name: str, command: str, args: list[str]):
 
     from openprime import config as schemas
 
-    schema = getattr(schemas, schema_name)
-    default = schema()
+    schema, tags = getattr(schemas, schema_name), schemas.read_tags(args)
+    default = schemas.build(schema, {}, tags)
     own_file = () if "config" in schema.positional else ("",)  # the file of `plan` is another command's
     for name in (*own_file, *schema.positional):  # first the YAML file
         if args and not args[0].startswith("-"):
             if name:
                 default = default.model_copy(update={name: args.pop(0)})
             elif not schema.positional or args[0].endswith((".yaml", ".yml")):
-                default = schemas.read_config(schema, schemas.find_config(args.pop(0)))
+                default = schemas.read_config(schema, schemas.find_config(args.pop(0)), tags)
+    schemas.refuse_others(schema, default, args)
     usage = " ".join(
         [*("[CONFIG.yaml]" for _ in own_file), *(f"[{name.upper()}]" for name in schema.positional)]
     )
-    return tyro.cli(schema, default=default, args=args, prog=f"openprime {command} {usage}")
+    config = tyro.cli(
+        tyro.conf.AvoidSubcommands[type(default)],  # of the engine's kinds the one that is asked for
+        default=default,
+        args=args,
+        prog=f"openprime {command} {usage}",
+    )
+    config.check()
+    return config
 
 
 def fail(message: str, status: int) -> int:

@@ -5,17 +5,23 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from openprime.config.sections import (
+    ENGINES,
+    TRAINING_ENGINES,
+    WEIGHTED_ENGINES,
     AdvantageConfig,
     CodeConfig,
     Count,
     DataConfig,
+    DeviceConfig,
     DistillConfig,
-    Dtype,
-    EngineConfig,
+    DistillPolicyConfig,
+    DistillPRMConfig,
     EvalConfig,
     FilterConfig,
     JudgedDataConfig,
-    OptimizerConfig,
+    LoRAOptimizerConfig,
+    OfKind,
+    OutcomeAdvantageConfig,
     ParallelConfig,
     PolicyConfig,
     Positive,
@@ -23,30 +29,27 @@ from openprime.config.sections import (
     PromptFormat,
     Rate,
     RolloutConfig,
+    ScoringConfig,
     Section,
     Share,
     StepSplit,
+    TransformersEngineConfig,
     VerifyConfig,
-    changed,
+    WeightedTransformersConfig,
     check_adapters,
-    require,
+    check_engine,
+    value_of,
 )
 from openprime.types import UserError
 
 
-class FolderConfig(Section):
+class FolderConfig(DeviceConfig):
     """What every command has that works for long and fills a folder."""
 
     out: str = ""
     """The folder for everything that the command leaves."""
     resume: bool = False
     """Go on where an interrupted command stopped, in its folder."""
-    seed: int = 0
-    """Seed of everything random."""
-    dtype: Dtype = "float32"
-    """Precision of matrix products. Weights, optimiser, logits and log-probabilities are float32."""
-    device: str = "auto"
-    """auto (cuda where there is one), cpu, or cuda."""
 
 
 class RunConfig(FolderConfig):
@@ -82,6 +85,7 @@ class NewModelConfig(Section):
 class SFTConfig(RunConfig):
     """`openprime sft`: supervised fine-tuning on demonstrations."""
 
+    required = ("model", "out", "data.source")
     model: str = ""
     """Directory or hub id of a causal language model; `new` makes one as `new_model` says."""
     new_model: NewModelConfig = NewModelConfig()
@@ -97,11 +101,11 @@ class SFTConfig(RunConfig):
     """Demonstrations in one optimiser step."""
     max_tokens: Positive = 4096
     """Longest prompt and response together; longer rows are dropped and counted."""
-    optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", warmup=0.1)
+    optimizer: LoRAOptimizerConfig = LoRAOptimizerConfig(schedule="cosine", warmup=0.1)
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Cross-field checks."""
-        require(self, "model", "out", "data.source")
+        notes = super().check()
         check_adapters(self.parallel, self.optimizer)
         if self.model == "new" and self.optimizer.lora.rank:
             raise UserError("optimizer.lora.rank: a new model has nothing to adapt: set it to 0")
@@ -111,35 +115,17 @@ class SFTConfig(RunConfig):
             raise UserError(
                 "eval.every is set, but eval_data.source is empty: name held-out data or set eval.every=0"
             )
-
-
-FROZEN_PRM = ("prm.model", "prm.reference", "prm.beta", "prm.update", "prm.tokens_per_microbatch")
-PROCESS_ONLY = (
-    "advantage.skill_gate",
-    "advantage.granularity",
-    "advantage.process_gamma",
-    "advantage.scaling",
-)
-
-
-OF_PRIME = (
-    "prm.model",
-    "prm.reference",
-    "prm.beta",
-    "prm.update",
-    "policy.clip_low",
-    "policy.clip_high",
-    "policy.reduction",
-)
+        return notes
 
 
 class RLConfig(RunConfig):
-    """`openprime rl`: online reinforcement learning with implicit process rewards."""
+    """`openprime rl`: online reinforcement learning. What its methods (ALGORITHMS) have in common."""
 
-    algorithm: Literal["prime", "distill"] = "prime"
-    """prime: the paper's algorithm 1. distill: in every step the PRM is learnt anew from the policy and then teaches
-    it (training/distill.py); for small models and vocabularies, where it needs fewer rollouts."""
-
+    required = ("model", "out", "data.source")
+    algorithm: str = ""
+    """prime: the paper's algorithm 1. outcome: outcome rewards alone, the baseline. distill: in every step the PRM is
+    learnt anew from the policy and then teaches it (prime/distill.py); for small models and vocabularies, where it
+    needs fewer rollouts. Each has settings of its own: `openprime rl --algorithm outcome --help`."""
     model: str = ""
     """Directory or hub id of the SFT model: the policy, and where the PRM and its reference start."""
     steps: Positive = 592
@@ -148,111 +134,110 @@ class RLConfig(RunConfig):
     eval_data: DataConfig = DataConfig(split="test")
     """Held-out prompts; no source, no evaluation."""
     rollout: RolloutConfig = RolloutConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: Annotated[TRAINING_ENGINES, OfKind] = TransformersEngineConfig()
     filter: FilterConfig = FilterConfig()
-    advantage: AdvantageConfig = AdvantageConfig()
-    policy: PolicyConfig = PolicyConfig()
-    prm: PRMConfig = PRMConfig()
-    distill: DistillConfig = DistillConfig()
+    policy: DistillPolicyConfig = DistillPolicyConfig()
     eval: EvalConfig = EvalConfig()
 
     def check(self) -> list[str]:
-        """Cross-field checks; returns warnings about settings that have no effect."""
-        require(self, "model", "out", "data.source")
+        """What every method asks for."""
+        notes = super().check()
+        check_engine(self.engine, self.rollout.temperature)
+        if self.filter.low > self.filter.high:
+            raise UserError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
+        return notes
+
+
+class OutcomeConfig(RLConfig):
+    """`openprime rl --algorithm outcome`: outcome rewards alone, without a PRM."""
+
+    algorithm: str = "outcome"
+    engine: Annotated[WEIGHTED_ENGINES, OfKind] = WeightedTransformersConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
+    advantage: OutcomeAdvantageConfig = OutcomeAdvantageConfig()
+    policy: PolicyConfig = PolicyConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def check(self) -> list[str]:
+        """Cross-field checks."""
+        notes = super().check()
+        check_adapters(self.parallel, self.policy)
+        self.advantage.check()
+        return notes
+
+
+class PrimeConfig(RLConfig):
+    """`openprime rl`: PRIME, online reinforcement learning with implicit process rewards."""
+
+    algorithm: str = "prime"
+    engine: Annotated[WEIGHTED_ENGINES, OfKind] = WeightedTransformersConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
+    advantage: AdvantageConfig = AdvantageConfig()
+    policy: PolicyConfig = PolicyConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
+    prm: PRMConfig = PRMConfig()
+
+    def check(self) -> list[str]:
+        """Cross-field checks; returns notes on weights that have no effect."""
+        notes, a = super().check(), self.advantage
         check_adapters(self.parallel, self.policy, self.prm)
-        if self.algorithm == "distill":
-            return self.check_distill()
-        a, warnings = self.advantage, []
+        a.check()
         on_one_base = self.policy.lora.rank and self.prm.lora.rank and self.prm.model in ("", self.model)
-        recompute = self.policy.gradient_checkpointing, self.prm.gradient_checkpointing
-        if on_one_base and a.process_weight and recompute[0] != recompute[1]:
+        if on_one_base and self.policy.gradient_checkpointing != self.prm.gradient_checkpointing:
             raise UserError(
                 "the policy and the PRM share one model in memory: set policy.gradient_checkpointing and "
                 "prm.gradient_checkpointing to the same"
             )
-        if self.filter.low > self.filter.high:
-            raise UserError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
-        if a.process_weight == 0 and a.outcome_weight == 0:
+        if not a.process_weight:
             raise UserError(
-                "advantage.process_weight and advantage.outcome_weight are both 0: nothing to learn from"
+                "advantage.process_weight=0 leaves outcome rewards alone: set algorithm=outcome instead"
             )
-        if a.preset == "released" and (a.estimator, a.granularity) != ("rloo", "token"):
-            raise UserError(
-                "advantage.preset=released is defined for estimator=rloo and granularity=token only"
-            )
-        if self.prm.reference == "policy" and a.process_weight and self.rollout.temperature != 1:
+        if a.step_delimiter != "\n" and a.granularity != "step":
+            raise UserError("advantage.step_delimiter ends steps: set advantage.granularity=step as well")
+        if self.prm.reference == "policy" and self.rollout.temperature != 1:
             raise UserError(
                 "prm.reference=policy takes the log-probabilities of sampling, which a rollout.temperature other "
                 "than 1 changes: set rollout.temperature=1 or prm.reference=frozen"
             )
-        if a.process_weight == 0:
-            unused = changed(self.prm, "prm") + [k for k in changed(a, "advantage") if k in PROCESS_ONLY]
-            if unused:
-                warnings.append(
-                    "advantage.process_weight=0: no PRM, so these have no effect: " + ", ".join(unused)
-                )
-        elif a.whitens and a.process_weight == a.outcome_weight != 1:
-            warnings.append(
-                "advantage.process_weight and advantage.outcome_weight are equal and advantages are whitened: "
-                "only the ratio of the weights has an effect (trap 3)"
-            )
-        if a.whitens:
-            for name, weight, other in (
-                ("process_weight", a.process_weight, a.outcome_weight),
-                ("outcome_weight", a.outcome_weight, a.process_weight),
-            ):
-                if other == 0 and weight != 1:
-                    warnings.append(
-                        f"advantage.{name} has no effect: it is the only term and advantages are whitened"
-                    )
-        unused = self.engine.check(self.rollout.temperature, trains=True) + changed(self.distill, "distill")
-        unused += ["advantage.outcome_gamma"] if a.outcome_weight == 0 and a.outcome_gamma != 1 else []
-        if a.granularity != "step":
-            unused += [k for k in changed(a, "advantage") if k == "advantage.step_delimiter"]
-        if self.prm.update == "never" and a.process_weight:
-            unused += [k for k in changed(self.prm, "prm") if k not in FROZEN_PRM]
-        if unused:
-            warnings.append("no effect under the other settings: " + ", ".join(unused))
-        if (
-            self.prm.update == "never"
-            and self.prm.model == ""
-            and self.prm.reference == "frozen"
-            and a.process_weight
-        ):
+        if (self.prm.update, self.prm.model, self.prm.reference) == ("never", "", "frozen"):
             raise UserError(
                 "prm.update=never with prm.model empty scores with the reference itself: every process reward is 0. "
                 "Name a trained PRM in prm.model"
             )
-        return warnings
-
-    @property
-    def uses_prm(self) -> bool:
-        """Not so for the outcome-only control."""
-        return self.algorithm == "distill" or self.advantage.process_weight > 0
-
-    def check_distill(self) -> list[str]:
-        """`check` for algorithm=distill."""
-        if self.policy.lora.rank or self.prm.lora.rank:
-            raise UserError(
-                "algorithm=distill makes its PRM of all the policy's weights: policy.lora.rank, prm.lora.rank must be 0"
+        if a.whitens and a.process_weight == a.outcome_weight != 1:
+            notes.append(
+                "advantage.process_weight and advantage.outcome_weight are equal and advantages are whitened: "
+                "only the ratio of the weights has an effect (trap 3)"
             )
+        if a.whitens and not a.outcome_weight and a.process_weight != 1:
+            notes.append(
+                "advantage.process_weight has no effect: it is the only term and advantages are whitened (trap 3)"
+            )
+        return notes
+
+
+class DistillRLConfig(RLConfig):
+    """`openprime rl --algorithm distill`: a PRM that is learnt anew in every step teaches the policy."""
+
+    algorithm: str = "distill"
+    prm: DistillPRMConfig = DistillPRMConfig()
+    distill: DistillConfig = DistillConfig()
+
+    def check(self) -> list[str]:
+        """Cross-field checks."""
         if self.rollout.temperature != 1:
             raise UserError("algorithm=distill compares whole distributions: set rollout.temperature=1")
-        if self.prm.loss != "ce":
-            raise UserError("algorithm=distill learns its PRM by cross-entropy: set prm.loss=ce")
-        if self.filter.low > self.filter.high:
-            raise UserError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
-        unused = self.engine.check(self.rollout.temperature, trains=True) + changed(
-            self.advantage, "advantage"
-        )
-        for section, prefix in ((self.prm, "prm"), (self.policy, "policy")):
-            unused += [k for k in changed(section, prefix) if k in OF_PRIME]
-        return [f"algorithm=distill: these have no effect: {', '.join(unused)}"] if unused else []
+        return super().check()
+
+
+ALGORITHMS: dict[str, tuple[type[RLConfig], str]] = {
+    "prime": (PrimeConfig, "openprime.prime.methods:Prime"),
+    "outcome": (OutcomeConfig, "openprime.prime.methods:OutcomeOnly"),
+    "distill": (DistillRLConfig, "openprime.prime.distill:Distill"),
+}
+"""The methods of `openprime rl`: name -> (its settings, the module and class that take a step)."""
 
 
 class OfflinePRMConfig(RunConfig):
     """`openprime prm`: train an implicit PRM offline, on responses with outcomes or with step labels."""
 
+    required = ("model", "out", "data.source")
     model: str = ""
     """Directory or hub id of a causal language model, or of an implicit PRM that training goes on with."""
     reference: str = ""
@@ -262,8 +247,8 @@ class OfflinePRMConfig(RunConfig):
     loss: Literal["ce", "dpo", "nca", "kto", "steps"] = "ce"
     """On outcomes: cross-entropy, DPO or NCA on pairs of a prompt's responses, KTO. On step labels: steps."""
     beta: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Reward a nat of log-ratio. auto: 0.05 as published, or more where responses hold too few nats for the sigmoid
-    to move; an implicit PRM that training goes on with keeps its own."""
+    """Scale of the log-ratio: r = beta log(phi/ref). auto: 0.05 as published, or more where responses are too likely
+    for the sigmoid to move; an implicit PRM that training goes on with keeps its own."""
     held_out: Share = 0.1
     """Share of the prompts kept from training, to measure on."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -274,23 +259,23 @@ class OfflinePRMConfig(RunConfig):
     """Longest prompt and response together; longer ones are dropped and counted."""
     step_split: StepSplit = "newline"
     """Where the steps of a response end, for the held-out measures."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-7, clip_grad=10.0)
+    optimizer: LoRAOptimizerConfig = LoRAOptimizerConfig(lr=5e-7, clip_grad=10.0)
 
     def check(self) -> list[str]:
-        """Cross-field checks; returns notes on settings that have no effect."""
-        require(self, "model", "out", "data.source")
+        """Cross-field checks; returns a note on settings that have no effect."""
+        notes = super().check()
         check_adapters(self.parallel, self.optimizer)
         of_outcomes = ("data.outcome_field", "data.response_field", "step_split")
         other = of_outcomes if self.loss == "steps" else ("data.steps_field", "data.labels_field")
-        keys = [key.strip(".") for key in changed(self.data, "data") + changed(self, "")]
-        unused = [key for key in keys if key in other]
-        return [f"no effect with loss={self.loss}: {', '.join(unused)}"] if unused else []
+        unused = [key for key in other if value_of(self, key) != value_of(OfflinePRMConfig(), key)]
+        return notes + ([f"no effect with loss={self.loss}: {', '.join(unused)}"] if unused else [])
 
 
 class GenerateConfig(FolderConfig):
     """`openprime generate MODEL`: sample and judge N responses to each prompt."""
 
     positional = ("model",)
+    required = ("model", "out", "data.source")
     model: str = ""
     """Directory or hub id of a causal language model."""
     data: DataConfig = DataConfig()
@@ -302,36 +287,29 @@ class GenerateConfig(FolderConfig):
     """Longest response, in tokens."""
     sequences: Positive = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
-    engine: EngineConfig = EngineConfig()
+    engine: Annotated[ENGINES, OfKind] = TransformersEngineConfig()
     verify: VerifyConfig = VerifyConfig()
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Cross-field checks."""
-        require(self, "model", "out", "data.source")
-        self.engine.check(self.temperature, trains=False)
+        check_engine(self.engine, self.temperature)
+        return super().check()
 
 
-class ScoreConfig(FolderConfig):
+class ScoreConfig(FolderConfig, ScoringConfig):
     """`openprime score FILE`: the reward of every token, step and response of a file."""
 
     positional = ("file",)
+    required = ("file", "prm", "out")
     file: str = ""
     """JSONL with `prompt` (or `question`, `problem`) and `response`, `responses` (texts, or the file of `openprime
     generate`) or `steps` (a list of texts, joined by blank lines)."""
-    prm: str = ""
-    """Directory or hub id of an implicit PRM."""
-    reference: str = ""
-    """Its reference. Empty: the one that the PRM was saved with."""
     prompt: PromptFormat = PromptFormat()
     """How prompts are put to the PRM. The row's `verifier` (math if it has none) chooses the template's request."""
     step_split: StepSplit = "newline"
     """Where a step of a response ends."""
     tokens_per_microbatch: Positive = 16384
     """Tokens in one forward pass; bounds memory, changes no result."""
-
-    def check(self) -> None:
-        """Cross-field checks."""
-        require(self, "file", "prm", "out")
 
 
 class BenchmarkConfig(Section):
@@ -348,10 +326,11 @@ class BenchmarkConfig(Section):
     """Longest response, in tokens."""
 
 
-class EvaluateConfig(FolderConfig):
+class EvaluateConfig(FolderConfig, ScoringConfig):
     """`openprime evaluate MODEL --benchmark NAME`: accuracy, votes and Best-of-N on benchmarks."""
 
     positional = ("model",)
+    required = ("benchmark", "out")
     model: str = ""
     """Directory or hub id of a causal language model. Not needed with `responses`, nor for ProcessBench."""
     benchmark: tuple[str, ...] = ()
@@ -371,23 +350,19 @@ class EvaluateConfig(FolderConfig):
     """Longest response, in tokens; 0 is as the benchmark says."""
     template: Literal["auto", "none", "eurus", "eurus-actions"] = "auto"
     """How items are asked. auto: as the model was trained where it was trained here, else as the benchmark says."""
-    prm: str = ""
-    """Directory or hub id of an implicit PRM for Best-of-N and ProcessBench; empty: without."""
-    reference: str = ""
-    """The PRM's reference. Empty: the one that the PRM was saved with."""
     step_split: StepSplit = "newline"
     """Where a step of a response ends, for the PRM's step rewards."""
     sequences: Positive = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
-    engine: EngineConfig = EngineConfig()
+    engine: Annotated[ENGINES, OfKind] = TransformersEngineConfig()
     tokens_per_microbatch: Positive = 16384
     """Tokens in one scoring pass."""
     verify: VerifyConfig = VerifyConfig(code=CodeConfig(score="all", seconds=10.0, total_seconds=60.0))
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Cross-field checks."""
-        require(self, "benchmark", "out")
-        self.engine.check(self.temperature, trains=False)
+        notes = super().check()
+        check_engine(self.engine, self.temperature)
         if len(set(self.benchmark)) < len(self.benchmark):
             raise UserError(f"benchmark: one is named twice: {', '.join(self.benchmark)}")
         for name in ("data", "responses"):
@@ -396,12 +371,14 @@ class EvaluateConfig(FolderConfig):
                 raise UserError(
                     f"{name}: {len(files)} files for {len(self.benchmark)} benchmarks: name one for each, in order"
                 )
+        return notes
 
 
-class AskConfig(Section):
+class AskConfig(DeviceConfig, ScoringConfig):
     """`openprime ask MODEL "QUESTION"`: an answer, and with a PRM the reward of every token of it."""
 
     positional = ("model", "question")
+    required = ("model",)
     model: str = ""
     """Directory or hub id of a causal language model."""
     question: str = ""
@@ -410,34 +387,26 @@ class AskConfig(Section):
     """What the template asks for: a boxed answer or a program."""
     template: Literal["auto", "none", "eurus", "eurus-actions"] = "auto"
     """How the question is asked. auto: as the model was trained where it was trained here, else eurus."""
-    prm: str = ""
-    """Directory or hub id of an implicit PRM, which colours every token; empty: without."""
-    reference: str = ""
-    """The PRM's reference. Empty: the one that the PRM was saved with."""
     page: str = ""
     """Write the answers as a page too, such as answer.html."""
     temperature: Rate = 0.0
     """Sampling temperature; 0 is greedy decoding."""
     max_response_tokens: Positive = 3072
     """Longest answer, in tokens."""
-    seed: int = 0
-    """Seed of sampling."""
-    dtype: Dtype = "float32"
-    """Precision of matrix products."""
-    device: str = "auto"
-    """auto (cuda where there is one), cpu, or cuda."""
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Cross-field checks."""
-        require(self, "model")
+        notes = super().check()
         if self.reference and not self.prm:
             raise UserError("reference is the PRM's, but no PRM is named: give --prm as well")
+        return notes
 
 
 class VerifyStageConfig(Section):
     """`openprime verify FILE`: judge the responses in a file, to try a verifier before training with it."""
 
     positional = ("file",)
+    required = ("file", "out")
     file: str = ""
     """JSONL: `response` and `answer` (mathematics), `tests` (code), or what the verifier of --verifier reads."""
     out: str = ""
@@ -446,14 +415,11 @@ class VerifyStageConfig(Section):
     """Judge every row with this one. Empty: the row's `verifier`, else code where it has tests, else math."""
     verify: VerifyConfig = VerifyConfig()
 
-    def check(self) -> None:
-        """Cross-field checks."""
-        require(self, "file", "out")
-
 
 class ReportConfig(Section):
     """`openprime report`: one page about training runs and an evaluation."""
 
+    required = ("runs", "out")
     runs: tuple[str, ...] = ()
     """Folders of runs, drawn beside each other."""
     evaluation: str = ""
@@ -463,15 +429,12 @@ class ReportConfig(Section):
     title: str = "PRIME"
     """The page's title."""
 
-    def check(self) -> None:
-        """Cross-field checks."""
-        require(self, "runs", "out")
-
 
 class PlanConfig(Section):
     """`openprime plan CONFIG`: memory, tokens, FLOPs, days and cost of a training run, before it is begun."""
 
     positional = ("config",)
+    required = ("config",)
     config: str = ""
     """Configuration of `openprime sft`, `rl` or `prm`."""
     stage: Literal["auto", "sft", "rl", "prm"] = "auto"
@@ -508,10 +471,6 @@ class PlanConfig(Section):
     """In any currency."""
     format: Literal["table", "json"] = "table"
     """What is printed."""
-
-    def check(self) -> None:
-        """Cross-field checks."""
-        require(self, "config")
 
 
 class DemoConfig(Section):

@@ -1,15 +1,26 @@
-"""From a YAML file to settings, with faults named by file and key."""
+"""From a YAML file to settings, with faults named by file and key.
+
+Two settings, TAGS, decide which others there are: `algorithm` chooses the class of `openprime rl`, `engine.kind` that
+of its section. Where a flag changes the one of a file, the file's keys that the new choice lacks are left out.
+"""
 
 import difflib
+import itertools
+import os
+import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from openprime.config.commands import ALGORITHMS, RLConfig
 from openprime.types import UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
+Tags = dict[str, str]
+TAGS: Tags = {"algorithm": "prime", "engine.kind": "transformers"}
+"""Settings that decide which others there are, and their defaults."""
 
 
 def package_configs() -> Path:
@@ -29,18 +40,85 @@ def find_config(name: str) -> Path:
     raise UserError(f"{name}: no such configuration file, neither here nor among those of the package")
 
 
-def read_config(schema: type[Schema], path: Path) -> Schema:
-    """Read a YAML file into a schema, naming each fault by file and key."""
+def read_tags(args: list[str]) -> Tags:
+    """The TAGS that flags give: `--algorithm outcome`, `--engine.kind=vllm`."""
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    return {
+        flag[2:]: value
+        for flag, value in itertools.pairwise(words)
+        if flag.startswith("--") and flag[2:] in TAGS
+    }
+
+
+def read_config(schema: type[Schema], path: Path, flags: Tags | None = None) -> Schema:
+    """Read a YAML file into a schema, naming each fault by file and key; `flags` are TAGS that go over the file's."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return build(schema, values, flags, str(path))
+
+
+def build(
+    schema: type[Schema], values: dict[str, Any], flags: Tags | None = None, where: str = "the flags"
+) -> Schema:
+    """Settings from nested keys and values, those that are not named at their defaults.
+
+    RLConfig becomes the class of the algorithm. Raises UserError for every fault, with `where` it was found.
+    """
+    own = tags_of(values)
+    tags = own | (flags or {})
+    found = method(schema, tags["algorithm"], where)
+    if tags != own:
+        before = keys_of(method(schema, own["algorithm"], where), own["engine.kind"])
+        values, left_out = fitting(values, keys_of(found, tags["engine.kind"]), before)
+        if left_out and os.environ.get("RANK", "0") == "0":
+            chosen = ", ".join(f"{tag}={tags[tag]}" for tag in TAGS if tags[tag] != own[tag])
+            print(f"note: {chosen} has no {', '.join(left_out)}: left out of {where}", file=sys.stderr)
+        if tags["engine.kind"] != own["engine.kind"]:
+            values = merge(values, {"engine": {"kind": tags["engine.kind"]}})
+    if schema is RLConfig:
+        values = values | {"algorithm": tags["algorithm"]}
     try:
-        return schema.model_validate(merge(schema().model_dump(), values))
+        return found.model_validate(merge(found().model_dump(), values))
     except ValidationError as error:
-        raise UserError(explain(error, schema, str(path))) from error
+        raise UserError(explain(error, schema, where, tags)) from error
+
+
+def method(schema: type[Schema], algorithm: str, where: str = "") -> type[Schema]:
+    """The schema itself, or the algorithm's where it is RLConfig."""
+    if schema is not RLConfig:
+        return schema
+    if algorithm not in ALGORITHMS:
+        near = difflib.get_close_matches(algorithm, ALGORITHMS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(ALGORITHMS)}"
+        raise UserError(f"{where}: no algorithm {algorithm!r}; {hint}")
+    return ALGORITHMS[algorithm][0]  # pyright: ignore[reportReturnType]
+
+
+def tags_of(values: dict[str, Any]) -> Tags:
+    """The TAGS of nested keys and values."""
+    engine = values.get("engine")
+    given = {"algorithm": values.get("algorithm")}
+    given["engine.kind"] = engine.get("kind") if isinstance(engine, dict) else None
+    return TAGS | {tag: str(value) for tag, value in given.items() if value is not None}
+
+
+def fitting(values: dict, keys: list[str], before: list[str], prefix: str = "") -> tuple[dict, list[str]]:
+    """The values without what is in `before` and not in `keys`, and the dotted keys of that."""
+    kept, left_out = {}, []
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and path not in keys and has(keys, path):
+            kept[name], more = fitting(value, keys, before, f"{path}.")
+            left_out += more
+        elif has(before, path) and not has(keys, path):
+            left_out.append(path)
+        else:
+            kept[name] = value
+    return kept, left_out
 
 
 def merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -52,35 +130,73 @@ def merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def explain(error: ValidationError, schema: type[BaseModel], where: str) -> str:
-    """One line a fault: key path, what is wrong, and for an unknown key the nearest valid one."""
-    lines = []
+def explain(error: ValidationError, schema: type[BaseModel], where: str, tags: Tags = TAGS) -> str:
+    """One line a fault: key path, what is wrong, and for an unknown key who has it or the nearest valid one."""
+    lines, known = [], keys_of(method(schema, tags["algorithm"]), tags["engine.kind"])
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"])
+        path = path.replace(
+            f"engine.{tags['engine.kind']}.", "engine."
+        )  # how pydantic names a union's member
         if fault["type"] == "extra_forbidden":
-            *parents, name = path.split(".")
-            known = key_paths(schema)
-            depth = len(parents)
-            here = {k.split(".")[depth] for k in known if k.split(".")[:depth] == parents}
-            beside = [".".join([*parents, k]) for k in difflib.get_close_matches(name, sorted(here), 1)]
-            elsewhere = [k for k in known if k.split(".")[-1] == name] or difflib.get_close_matches(
-                path, known, 1
-            )
-            near = (beside + elsewhere)[:1]
-            hint = f"; did you mean {near[0]}?" if near else f"; valid here: {', '.join(sorted(here))}"
-            lines.append(f"{where}: unknown key {path}{hint}")
+            lines.append(f"{where}: {elsewhere(schema, path, tags) or unknown(path, known)}")
         else:
             lines.append(f"{where}: {path}: {fault['msg']} (found {fault['input']!r})")
     return "\n".join(lines)
 
 
-def key_paths(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """All keys of a schema, with dots."""
-    paths = []
+def elsewhere(schema: type[BaseModel], path: str, tags: Tags) -> str:
+    """Says which other choice has a key: that of another algorithm or engine; empty where none has."""
+    kinds = [k for k in ("transformers", "vllm", "server") if "engine" in schema.model_fields]
+    for tag, choices in (
+        ("algorithm", list(ALGORITHMS) if schema is RLConfig else []),
+        ("engine.kind", kinds),
+    ):
+        others = [tags | {tag: choice} for choice in choices]
+        having = [
+            other[tag]
+            for other in others
+            if has(keys_of(method(schema, other["algorithm"]), other["engine.kind"]), path)
+        ]
+        if having:
+            return f"{path} is a setting of {tag}={' or '.join(having)}; {tag}={tags[tag]} does not have it"
+    return ""
+
+
+def refuse_others(schema: type[BaseModel], config: BaseModel, args: list[str]) -> None:
+    """Refuse flags that are not for the algorithm or engine of `config`, and say whose they are."""
+    tags = tags_of(config.model_dump())
+    keys = keys_of(type(config), tags["engine.kind"])
+    for path in (arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")):
+        if not has(keys, path) and (whose := elsewhere(schema, path, tags)):
+            raise UserError(whose)
+
+
+def unknown(path: str, known: list[str]) -> str:
+    """Names the valid key that is nearest to an unknown one."""
+    *parents, name = path.split(".")
+    depth = len(parents)
+    here = {k.split(".")[depth] for k in known if k.split(".")[:depth] == parents}
+    beside = [".".join([*parents, k]) for k in difflib.get_close_matches(name, sorted(here), 1)]
+    same = [k for k in known if k.split(".")[-1] == name]
+    near = (beside + (same or difflib.get_close_matches(path, known, 1)))[:1]
+    return f"unknown key {path}" + (
+        f"; did you mean {near[0]}?" if near else f"; valid here: {', '.join(sorted(here))}"
+    )
+
+
+def has(keys: list[str], path: str) -> bool:
+    """Whether a dotted path is one of the keys or a section of them."""
+    return any(key == path or key.startswith(f"{path}.") for key in keys)
+
+
+def keys_of(schema: type[BaseModel], kind: str = "transformers", prefix: str = "") -> list[str]:
+    """All keys of a schema, with dots; of sections that there are several of those of this `kind`."""
+    keys = []
     for name, field in schema.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            paths += key_paths(kind, f"{prefix}{name}.")
-        else:
-            paths.append(prefix + name)
-    return paths
+        classes = [c for c in get_args(field.annotation) or [field.annotation] if isinstance(c, type)]
+        sections = [c for c in classes if issubclass(c, BaseModel)]
+        if len(sections) > 1:
+            sections = [c for c in sections if c.model_fields["kind"].default == kind]
+        keys += keys_of(sections[0], kind, f"{prefix}{name}.") if sections else [prefix + name]
+    return keys

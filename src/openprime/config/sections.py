@@ -24,6 +24,37 @@ class Section(BaseModel):
     positional: ClassVar[tuple[str, ...]] = ()
     """Settings of a command that may stand without their flag, in this order."""
 
+    required: ClassVar[tuple[str, ...]] = ()
+    """Settings of a command that have no default."""
+
+    def check(self) -> list[str]:
+        """Refuse settings that are missing or cannot be together; returns notes on those that have no effect."""
+        for path in self.required:
+            if not value_of(self, path):
+                flag = path.replace("_", "-")
+                raise UserError(f"{path} is not set: put it into the YAML file or give --{flag}")
+        return []
+
+
+class DeviceConfig(Section):
+    """Where and how a command computes."""
+
+    seed: int = 0
+    """Seed of everything random."""
+    dtype: Dtype = "float32"
+    """Precision of matrix products. Weights, optimiser, logits and log-probabilities are float32."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, or cuda."""
+
+
+class ScoringConfig(Section):
+    """An implicit PRM that scores responses."""
+
+    prm: str = ""
+    """Directory or hub id of an implicit PRM; empty: without."""
+    reference: str = ""
+    """The PRM's reference. Empty: the one that the PRM was saved with."""
+
 
 class PromptFormat(Section):
     """From a question to what the model reads."""
@@ -126,6 +157,11 @@ class OptimizerConfig(Section):
     more are slower."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class LoRAOptimizerConfig(OptimizerConfig):
+    """AdamW on all weights of a model or on an adapter."""
+
     lora: LoRAConfig = LoRAConfig()
 
 
@@ -183,60 +219,97 @@ class RolloutConfig(Section):
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
 
 
-class EngineConfig(Section):
-    """What samples responses."""
+class TransformersEngineConfig(Section):
+    """The trainer's own model samples."""
 
-    kind: Literal["transformers", "vllm", "server"] = "transformers"
-    """transformers: the trainer's own model. vllm: vLLM in the trainer's process. server: vLLM servers at `urls`."""
+    kind: Literal["transformers"] = "transformers"
+    """transformers: the trainer's own model. vllm: vLLM in the trainer's process. server: vLLM servers. Each has
+    settings of its own: `--engine.kind vllm --help`."""
+
+
+class VLLMEngineConfig(Section):
+    """vLLM in the trainer's process."""
+
+    kind: Literal["vllm"] = "vllm"
+    """Or transformers, server."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """vllm: share of a GPU's memory for its weights and KV cache. Training has all of it: vLLM sleeps meanwhile. On a
+    """Share of a GPU's memory for its weights and KV cache. Training has all of it: vLLM sleeps meanwhile. On a
     CPU the environment variable VLLM_CPU_KVCACHE_SPACE says how many GiB the cache has (1)."""
     tensor_parallel: Positive = 1
-    """vllm: GPUs that share one copy of the model."""
-    urls: tuple[str, ...] = ()
-    """server: where they listen, such as http://node1:8000."""
-    shared_folder: str = ""
-    """server: a folder that they and the trainer see under the same path; new weights go through it. Empty: `weights`
-    in `out`."""
+    """GPUs that share one copy of the model."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds without progress (vllm), or for the responses to one prompt (server), after which it counts as hung; and
-    for which servers that are all gone are waited for."""
-    max_staleness: Count = 0
-    """server: sample up to so many steps ahead, while the trainer works; the weights are then as many steps old."""
+    """Seconds without progress after which it counts as hung."""
+
+
+class ServerEngineConfig(Section):
+    """vLLM servers, here or on other machines."""
+
+    kind: Literal["server"] = "server"
+    """Or transformers, vllm."""
+    urls: tuple[str, ...] = ()
+    """Where they listen, such as http://node1:8000."""
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds for the responses to one prompt after which a server counts as hung; and for which servers that are all
+    gone are waited for."""
+
+
+class TrainingServerConfig(ServerEngineConfig):
+    """vLLM servers that sample from the policy in training."""
+
+    shared_folder: str = ""
+    """A folder that they and the trainer see under the same path; new weights go through it. Empty: `weights` in
+    `out`."""
+
+
+class ImportanceConfig(Section):
+    """Importance weights of sampled tokens (trap 12)."""
+
     importance_clip: Rate = 0.0
     """C of the truncated importance weights min(p_trainer / p_sampler, C) of tokens (trap 12), where p_trainer, of the
     policy before its update, becomes the old policy of the clipped loss. 0: no weights, p_sampler is the old policy."""
 
-    def check(self, temperature: float, trains: bool) -> list[str]:
-        """Cross-field checks, for a command that trains or one that only samples; returns keys without effect."""
-        if self.kind != "transformers" and temperature and not 0.01 <= temperature <= 2:
-            raise UserError(
-                f"engine.kind={self.kind}: vLLM samples at temperatures of 0.01 to 2, not {temperature}"
-            )
-        if self.kind == "server" and not self.urls:
-            raise UserError("engine.kind=server, but engine.urls is empty: say where the vLLM servers listen")
-        if 0 < self.importance_clip < 1:
-            raise UserError(
-                f"engine.importance_clip={self.importance_clip} would shrink every token's weight: set 1 or more, or 0"
-            )
-        if self.max_staleness and self.kind != "server":
-            raise UserError(
-                f"engine.max_staleness={self.max_staleness} needs engine.kind=server: only servers sample while the "
-                "trainer works"
-            )
-        if self.max_staleness and not self.importance_clip:
-            raise UserError(
-                "engine.max_staleness is set, but engine.importance_clip is 0: stale samples need importance weights; "
-                "set engine.importance_clip=2"
-            )
-        used = {
-            "transformers": ("kind", "importance_clip"),
-            "vllm": ("kind", "gpu_memory", "tensor_parallel", "timeout", "importance_clip"),
-            "server": ("kind", "urls", "shared_folder", "timeout", "max_staleness", "importance_clip"),
-        }[self.kind]
-        idle = () if trains else ("shared_folder", "max_staleness", "importance_clip")
-        keys = [key.removeprefix("engine.") for key in changed(self, "engine")]
-        return [f"engine.{key}" for key in keys if key not in used or key in idle]
+
+class WeightedTransformersConfig(TransformersEngineConfig, ImportanceConfig):
+    """`engine.kind=transformers` of PRIME and the outcome-only baseline."""
+
+
+class WeightedVLLMConfig(VLLMEngineConfig, ImportanceConfig):
+    """`engine.kind=vllm` of the same."""
+
+
+class WeightedServerConfig(TrainingServerConfig, ImportanceConfig):
+    """`engine.kind=server` of the same."""
+
+    max_staleness: Count = 0
+    """Sample up to so many steps ahead, while the trainer works; the weights are then as many steps old."""
+
+
+ENGINES = TransformersEngineConfig | VLLMEngineConfig | ServerEngineConfig
+"""Those of commands that only sample."""
+TRAINING_ENGINES = TransformersEngineConfig | VLLMEngineConfig | TrainingServerConfig
+WEIGHTED_ENGINES = WeightedTransformersConfig | WeightedVLLMConfig | WeightedServerConfig
+"""Those of methods whose loss is on sampled tokens."""
+EngineConfig = ENGINES | TRAINING_ENGINES | WEIGHTED_ENGINES
+OfKind = Field(discriminator="kind")
+
+
+def check_engine(engine: EngineConfig, temperature: float) -> None:
+    """Refuse what an engine cannot do."""
+    if engine.kind != "transformers" and temperature and not 0.01 <= temperature <= 2:
+        raise UserError(
+            f"engine.kind={engine.kind}: vLLM samples at temperatures of 0.01 to 2, not {temperature}"
+        )
+    if isinstance(engine, ServerEngineConfig) and not engine.urls:
+        raise UserError("engine.kind=server, but engine.urls is empty: say where the vLLM servers listen")
+    if isinstance(engine, ImportanceConfig) and 0 < engine.importance_clip < 1:
+        raise UserError(
+            f"engine.importance_clip={engine.importance_clip} would shrink every token's weight: set 1 or more, or 0"
+        )
+    if isinstance(engine, WeightedServerConfig) and engine.max_staleness and not engine.importance_clip:
+        raise UserError(
+            "engine.max_staleness is set, but engine.importance_clip is 0: stale samples need importance weights; "
+            "set engine.importance_clip=2"
+        )
 
 
 class FilterConfig(Section):
@@ -250,19 +323,42 @@ class FilterConfig(Section):
     """Give up with an error after drawing this many times `rollout.prompts` prompts for one batch."""
 
 
-class AdvantageConfig(Section):
-    """From rewards to advantages."""
+class OutcomeAdvantageConfig(Section):
+    """From outcomes to advantages."""
 
     estimator: Literal["rloo", "grpo", "reinforce"] = "rloo"
     """Baseline within a group."""
     preset: Literal["exact", "released"] = "exact"
     """exact: the paper's formulas. released: what the published training code computes (rloo only)."""
+    outcome_gamma: Share = 1.0
+    """Discount of outcome returns, per token."""
+    whiten: bool | None = None
+    """Give the advantages of a batch mean 0 and variance 1. Unset: by preset (exact: no, released: yes)."""
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened."""
+        return (self.preset == "released") if self.whiten is None else self.whiten
+
+    def check(self) -> list[str]:
+        """Refuse what the published training code does not compute."""
+        how = self.estimator, getattr(self, "granularity", "token")
+        if self.preset == "released" and how != ("rloo", "token"):
+            raise UserError(
+                "advantage.preset=released is defined for estimator=rloo and granularity=token only"
+            )
+        return []
+
+
+class AdvantageConfig(OutcomeAdvantageConfig):
+    """From process rewards and outcomes to advantages."""
+
     granularity: Literal["token", "step", "response"] = "token"
     """Where process rewards stand."""
     step_delimiter: str = "\n"
-    """Text that ends a step of a response."""
+    """Text that ends a step of a response, for granularity=step."""
     process_weight: Rate = 1.0
-    """Weight of the process term; 0 is the outcome-only control, and no PRM is loaded."""
+    """Weight of the process term, above 0: outcome rewards alone are algorithm=outcome."""
     outcome_weight: Rate = 1.0
     """Weight of the outcome term."""
     skill_gate: bool = False
@@ -270,33 +366,29 @@ class AdvantageConfig(Section):
     groups that are new to it: one that ranks no better than chance counts nothing."""
     process_gamma: Share = 1.0
     """Discount of process returns, per token."""
-    outcome_gamma: Share = 1.0
-    """Discount of outcome returns, per token."""
     scaling: Literal["none", "return"] | None = None
     """Process rewards before the baseline: as they are, or over the batch's largest absolute return.
     Unset: by preset (exact: none, released: return)."""
-    whiten: bool | None = None
-    """Give the advantages of a batch mean 0 and variance 1. Unset: by preset (exact: no, released: yes)."""
 
     @property
     def scales_by_return(self) -> bool:
         """Whether process rewards are divided by the largest return."""
         return (self.preset == "released") if self.scaling is None else self.scaling == "return"
 
-    @property
-    def whitens(self) -> bool:
-        """Whether advantages are whitened."""
-        return (self.preset == "released") if self.whiten is None else self.whiten
 
-
-class PolicyConfig(OptimizerConfig):
-    """The policy's update."""
+class DistillPolicyConfig(OptimizerConfig):
+    """The policy's update by distillation."""
 
     lr: Rate = 5e-7
     minibatch: Positive = 256
     """Responses in one optimiser step."""
     epochs: Positive = 1
     """Passes over a batch of rollouts."""
+
+
+class PolicyConfig(DistillPolicyConfig, LoRAOptimizerConfig):
+    """The policy's update."""
+
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """The ratio is clipped below 1 minus this."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
@@ -305,37 +397,42 @@ class PolicyConfig(OptimizerConfig):
     """Mean over the batch's tokens, or over responses of their mean over tokens."""
 
 
-class PRMConfig(OptimizerConfig):
-    """The implicit process reward model."""
+class DistillPRMConfig(OptimizerConfig):
+    """The implicit process reward model that distillation learns anew in every step."""
 
     lr: Rate = 1e-6
     clip_grad: Annotated[float, Field(gt=0)] = 10.0
+    minibatch: Count = 0
+    """Responses in one optimiser step, in whole groups where pairs are compared; 0 is the whole batch."""
+
+
+class PRMConfig(DistillPRMConfig, LoRAOptimizerConfig):
+    """The implicit process reward model."""
+
     model: str = ""
     """Model to start from, such as a PRM of `openprime prm`. Empty: the same as the policy."""
     reference: Literal["frozen", "policy"] = "frozen"
     """Reference of the log-ratio: the model the PRM starts from, frozen (a PRM that was trained before keeps its
     own reference); or the sampling policy."""
     beta: Annotated[float, Field(gt=0)] = 0.05
-    """Reward a nat of log-ratio."""
+    """Scale of the log-ratio: r = beta log(phi/ref)."""
     loss: Literal["ce", "dpo"] = "ce"
     """Cross-entropy on outcomes, or DPO on pairs of a group."""
     update: Literal["after", "before", "never"] = "after"
     """Update after scoring (one forward pass), before scoring (two), or keep the PRM frozen."""
-    minibatch: Count = 0
-    """Responses in one optimiser step (with dpo: rounded to whole groups); 0 is the whole batch."""
 
 
 class DistillConfig(Section):
-    """How the policy learns from a PRM that is learnt anew in every step; for algorithm=distill."""
+    """How the policy learns from a PRM that is learnt anew in every step."""
 
     prm_epochs: Positive = 8
     """Passes of the PRM over the batch's outcomes, in minibatches of prm.minibatch."""
     low: Annotated[float, Field(le=0)] = -2.0
-    """Smallest reward of a word, log phi/ref in nats: what is worse is worse no longer."""
+    """Lower clip of the per-token log-ratio log(phi/ref), in nats."""
     high: Annotated[float, Field(ge=0)] = 0.3
-    """Largest reward of a word. Small: the PRM is to take away, not to invent."""
-    anchor: Annotated[float, Field(gt=0)] = 0.5
-    """Price of a nat of KL to the reference; the policy moves towards ref * exp(reward / anchor)."""
+    """Upper clip of the per-token log-ratio log(phi/ref), in nats. Small: the PRM is to take away, not to invent."""
+    kl_coefficient: Annotated[float, Field(gt=0)] = 0.5
+    """Coefficient of KL(policy || ref); the policy moves towards ref * exp(reward / kl_coefficient)."""
 
 
 class EvalConfig(Section):
@@ -359,25 +456,15 @@ class ParallelConfig(Section):
     have room for them (12 bytes a trained parameter, over all ranks)."""
 
 
-def changed(section: BaseModel, prefix: str) -> list[str]:
-    """Keys of a section that differ from their defaults."""
-    fields = type(section).model_fields
-    return [f"{prefix}.{name}" for name, field in fields.items() if getattr(section, name) != field.default]
+def value_of(config: BaseModel, path: str) -> Any:
+    """The setting at a dotted path."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
 
 
-def require(config: BaseModel, *paths: str) -> None:
-    """Refuse empty settings that have no default."""
-    for path in paths:
-        value: Any = config
-        for name in path.split("."):
-            value = getattr(value, name)
-        if not value:
-            raise UserError(
-                f"{path} is not set: put it into the YAML file or give --{path.replace('_', '-')}"
-            )
-
-
-def check_adapters(parallel: ParallelConfig, *sections: OptimizerConfig) -> None:
+def check_adapters(parallel: ParallelConfig, *sections: LoRAOptimizerConfig) -> None:
     """Refuse adapters where they cannot be."""
     if not any(section.lora.rank for section in sections):
         return
