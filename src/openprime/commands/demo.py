@@ -43,7 +43,7 @@ def demo(config: DemoConfig) -> None:
         ["sft", "configs/sft/tiny.yaml", "--out", f"{out}/sft", *seed],
         [*rl, *start, "--out", f"{out}/prime"],
         ["rl", "configs/rl/tiny-distill.yaml", *start, "--out", f"{out}/distill"],
-        [*rl, *start, "--out", f"{out}/outcome-only", "--advantage.process-weight", "0"],
+        [*rl, *start, "--out", f"{out}/outcome-only", "--algorithm", "outcome"],
         [*choose, "--out", f"{out}/best-of-n", *seed],
         [*report, "--out", f"{out}/report.html", "--title", "openprime demo"],
     ]

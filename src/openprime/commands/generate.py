@@ -33,9 +33,6 @@ def generate_with(pool: Pool, config: GenerateConfig) -> None:
     def say(note: str) -> None:
         console.print(f"note: {note}", markup=False, highlight=False)
 
-    unused = config.engine.check(config.temperature, trains=False)
-    if unused:
-        say(f"no effect of {', '.join(unused)}")
     pool.prepare([] if config.data.verifier_field else [config.data.verifier])
     tokenizer = load_tokenizer(config.model)
     data = read_prompts(config.data, tokenizer)

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from openprime.config import EngineConfig, FolderConfig
+from openprime.config import EngineConfig, FolderConfig, TrainingServerConfig
 from openprime.engines.server import ServerEngine
 from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, start_vllm
@@ -39,7 +39,8 @@ def make_engine(
     ends, longest = named_end_tokens(name, tokenizer), min(longest, most_positions(name))
     if config.kind == "server":
         out = Path(run.out)
-        folder = Path(config.shared_folder) / out.name if config.shared_folder else out / "weights"
+        shared = config.shared_folder if isinstance(config, TrainingServerConfig) else ""
+        folder = Path(shared) / out.name if shared else out / "weights"
         return ServerEngine(
             config.urls, name, tokenizer, ends, sequences, longest, folder, config.timeout, bfloat16
         )

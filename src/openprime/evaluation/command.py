@@ -13,12 +13,12 @@ import yaml
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from openprime.config import EvaluateConfig, changed
+from openprime.config import EvaluateConfig
 from openprime.data.records import group_row, response_row, row_number, vocabulary_id
 from openprime.engines.make import make_engine
 from openprime.evaluation.accuracy import summarise
+from openprime.evaluation.benchmarks import Benchmark, read_benchmarks
 from openprime.evaluation.first_error import first_errors
-from openprime.evaluation.items import Benchmark, read_benchmarks
 from openprime.evaluation.scoreboard import print_results, write_page
 from openprime.models.hub import load_tokenizer
 from openprime.prime.prm import ImplicitPRM, Score
@@ -146,14 +146,13 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 def notes(config: EvaluateConfig, benchmarks: list[Benchmark]) -> list[str]:
     """On settings that have no effect."""
-    unused = config.engine.check(config.temperature, trains=False)
-    said = [f"no effect of {', '.join(unused)}"] if unused else []
+    said, default = [], EvaluateConfig()
     if any(b.is_sampled for b in benchmarks):
         if config.prm and not config.samples:
             said.append("no effect of prm without --samples: it chooses among N sampled responses")
     else:
         only_sampling = ("temperature", "max_response_tokens", "sequences")
-        unused = [key[1:] for key in changed(config, "") if key[1:] in only_sampling]
+        unused = [key for key in only_sampling if getattr(config, key) != getattr(default, key)]
         if unused:
             said.append(f"no effect where nothing is sampled: {', '.join(unused)}")
     if config.reference and not config.prm:

@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from openprime import __version__
-from openprime.config import FolderConfig, RunConfig, VerifyConfig, changed
+from openprime.config import FolderConfig, RunConfig, VerifyConfig
 from openprime.models.hub import pick_device
 from openprime.ranks import (
     LostRankError,
@@ -52,8 +52,8 @@ def joined(config: RunConfig) -> Iterator[None]:
     resume.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        if idle := changed(config.parallel, "parallel"):
-            raise UserError(f"{idle[0]} has an effect only with several ranks: start with torchrun")
+        if idle := [name for name, value in config.parallel if value]:
+            raise UserError(f"parallel.{idle[0]} has an effect only with several ranks: start with torchrun")
         yield
         return
     device = pick_device(config.device)
