@@ -1,4 +1,4 @@
-"""The task of small programs: its tests tell the truth, its pupil errs as told."""
+"""Small programs: the tests tell the truth, the noisy demonstrator errs as told."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ MEANING = {
     "absolute": "x if x > 0 else -x",
     "square": "x ** 2",
 }
-"""Each verb once more, in other words."""
+"""Each verb once more, in other terms."""
 
 
 def made(limit: int = 200, horizon: int = 4, split: str = "train", seed: int = 0) -> list[dict]:
@@ -37,7 +37,7 @@ def expected(prompt: str, x: int) -> int:
 
 
 @pytest.mark.parametrize("horizon", [2, 8, 32])
-def test_the_tests_are_what_the_steps_make_of_the_inputs(horizon: int):
+def test_rows__tests_are_what_the_steps_make_of_the_inputs(horizon: int):
     for row in made(50, horizon):
         tests = json.loads(row["answer"])
         assert len(set(tests["inputs"])) == programs.CASES
@@ -46,7 +46,7 @@ def test_the_tests_are_what_the_steps_make_of_the_inputs(horizon: int):
         assert row["verifier"] == "code"
 
 
-def test_a_demonstration_runs_and_the_pupil_is_right_about_as_often_as_told():
+def test_rows__demonstrations_run_and_are_right_about_as_often_as_told():
     right = 0
     sample = made(200, 4)
     for row in sample:
@@ -61,28 +61,23 @@ def test_a_demonstration_runs_and_the_pupil_is_right_about_as_often_as_told():
             ends.append(str(names["x"]))
         right += ends == tests["outputs"]
     assert 0.2 < right / len(sample) < 0.65  # a wrong statement may do the same on six inputs
+    program = "\n".join(sample[0]["response"].splitlines()[1:-1])
+    done = subprocess.run([sys.executable, "-c", program], input="3\n", capture_output=True, text=True)
+    assert done.returncode == 0
+    int(done.stdout)
 
 
-def test_greedy_decoding_of_the_pupil_is_wrong_for_half_of_the_misconceptions():
+def test_rows__splits_share_no_prompt_and_rows_depend_on_their_number_alone():
+    train = {row["prompt"] for row in made(1000, 2)}
+    assert not train & {row["prompt"] for row in made(1000, 2, "test")}
+    assert made(5) == made(50)[:5]
+    assert made(5) != made(5, seed=1)
+
+
+def test_misconceptions__half_are_wrong_under_greedy_decoding():
     for seed in range(5):
         flaws = programs.misconceptions(4, seed)
         above = sum(p > 0.5 for p in flaws.values())
         assert above in (len(flaws) // 2, -(-len(flaws) // 2))
         assert programs.misconceptions(4, seed) == flaws
     assert programs.misconceptions(4, 0) != programs.misconceptions(4, 1)
-
-
-def test_splits_share_no_prompt_and_rows_depend_on_their_number_alone():
-    train = {row["prompt"] for row in made(1000, 2)}
-    test = {row["prompt"] for row in made(1000, 2, "test")}
-    assert not train & test
-    assert made(5) == made(50)[:5]
-    assert made(5) != made(5, seed=1)
-
-
-def test_a_demonstration_is_a_program():
-    row = made(1)[0]
-    program = "\n".join(row["response"].splitlines()[1:-1])
-    done = subprocess.run([sys.executable, "-c", program], input="3\n", capture_output=True, text=True)
-    assert done.returncode == 0
-    assert int(done.stdout) is not None
