@@ -77,7 +77,7 @@ class Meter:
 
 def settings(folder: Path, args: argparse.Namespace):
     """The run."""
-    from openprime.config import RLConfig
+    from openprime.config import PrimeConfig
 
     shape = SHAPES[args.shape]
     rows = shape.prompts * shape.responses
@@ -86,7 +86,7 @@ def settings(folder: Path, args: argparse.Namespace):
         "gradient_checkpointing": args.recompute,
         "lora": {"rank": args.lora},
     }
-    return RLConfig.model_validate(
+    return PrimeConfig.model_validate(
         {
             "model": str(folder / "rl"),
             "out": str(folder / "run"),

@@ -101,9 +101,9 @@ class Method:
     """Of the setting's rollouts: less where a step takes long."""
 
 
-OUTCOME: Flags = ("--advantage.process-weight", 0)
+OUTCOME: Flags = ("--algorithm", "outcome")
 NO_FILTER: Flags = ("--filter.low", 0, "--filter.high", 1)
-PROCESS: Flags = ("--advantage.process-weight", 1, "--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
+PROCESS: Flags = ("--algorithm", "prime", "--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
 ALONE: Flags = ("--advantage.outcome-weight", 0, *NO_FILTER)
 ONCE: Flags = ("--policy.epochs", 1, "--policy.warmup", 4)
 REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)

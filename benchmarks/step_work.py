@@ -183,11 +183,11 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
     import torch
 
     from openprime.config import (
-        AdvantageConfig,
         DataConfig,
+        OutcomeConfig,
         PolicyConfig,
+        PrimeConfig,
         PRMConfig,
-        RLConfig,
         RolloutConfig,
         VerifyConfig,
     )
@@ -199,7 +199,9 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
     from openprime.verifiers.pool import Pool
 
     rows = shape.prompts * shape.responses
-    config = RLConfig(
+    prm = PRMConfig(reference="policy" if "policy as reference" in system else "frozen")
+    method, own = (PrimeConfig, {"prm": prm}) if system.startswith("PRIME") else (OutcomeConfig, {})
+    config = method(
         model=str(folder / "rl"),
         steps=steps,
         data=DataConfig(
@@ -209,12 +211,11 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
         rollout=RolloutConfig(
             prompts=shape.prompts, responses=shape.responses, max_response_tokens=shape.new_tokens
         ),
-        advantage=AdvantageConfig(process_weight=float(system.startswith("PRIME"))),
         policy=PolicyConfig(lr=RATE, minibatch=rows),
-        prm=PRMConfig(reference="policy" if "policy as reference" in system else "frozen"),
         out=str(folder / f"run-{os.environ.get('MASTER_PORT', os.getpid())}"),
         dtype=precision,  # pyright: ignore[reportArgumentType]
         verify=VerifyConfig(workers=1),
+        **own,
     )
     meter = Meter()
     with joined(config), Pool(config.verify) as pool:

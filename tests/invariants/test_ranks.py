@@ -32,7 +32,7 @@ KINDS = {
         *("--advantage.whiten", "True", "--advantage.scaling", "return", "--rollout.prompts", "3"),
         *("--policy.tokens-per-microbatch", "60", "--policy.gradient-checkpointing"),
     ),
-    "control": ("--advantage.process-weight", "0", "--policy.epochs", "2", "--policy.minibatch", "5"),
+    "control": ("--algorithm", "outcome", "--policy.epochs", "2", "--policy.minibatch", "5"),
     "lora": (
         *("--policy.lora.rank", "4", "--prm.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),
         *("--policy.gradient-checkpointing", "--prm.gradient-checkpointing"),

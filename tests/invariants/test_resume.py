@@ -67,7 +67,7 @@ KINDS = {
         *("--filter.low", "0", "--filter.high", "1"),
     ),
     "skill gate": ("--advantage.skill-gate", "--prm.lr", "1e-2"),
-    "control": ("--advantage.process-weight", "0"),
+    "control": ("--algorithm", "outcome"),
     "epoch after epoch": ("--data.limit", "3", "--filter.low", "0", "--filter.high", "1"),
 }
 SLOW_KINDS = ("control", "epoch after epoch")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from openprime.config import RLConfig, VerifyConfig
+from openprime.config import PrimeConfig, VerifyConfig
 from openprime.run import launch as distributed
 from openprime.run.launch import joined, meet, same_everywhere, workers
 
@@ -67,6 +67,6 @@ def test_verifiers_share_the_machine_with_those_of_other_ranks(monkeypatch: pyte
 
 @pytest.mark.parametrize("setting", ["cpu_offload", "save_in_background"])
 def test_what_needs_several_ranks_is_refused_in_one_process(tmp_path: Path, setting: str):
-    config = RLConfig.model_validate({"out": str(tmp_path), "parallel": {setting: True}})
+    config = PrimeConfig.model_validate({"out": str(tmp_path), "parallel": {setting: True}})
     with pytest.raises(ValueError, match=rf"parallel\.{setting} has .*: start with torchrun"), joined(config):
         pass

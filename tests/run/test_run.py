@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from openprime.config import EvaluateConfig, GenerateConfig, PromptFormat, RLConfig, SFTConfig
+from openprime.config import EvaluateConfig, GenerateConfig, PromptFormat, PrimeConfig, SFTConfig
 from openprime.models.hub import read_format
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.run import run as run_module
@@ -20,9 +20,9 @@ from openprime.run.jsonl import append_jsonl, fill_jsonl, keep_until, resume_jso
 from openprime.run.run import Run, check_folder, flatten, open_folder
 
 
-def config(folder: Path, **settings: object) -> RLConfig:
+def config(folder: Path, **settings: object) -> PrimeConfig:
     """A configuration whose run lives in `folder`."""
-    return RLConfig.model_validate({"model": "m", "out": str(folder), "data": {"source": "d"}} | settings)
+    return PrimeConfig.model_validate({"model": "m", "out": str(folder), "data": {"source": "d"}} | settings)
 
 
 def steps(path: Path) -> list[int]:
@@ -36,7 +36,7 @@ def steps(path: Path) -> list[int]:
 def test_a_run_writes_down_what_it_was_told_and_made_with(tmp_path: Path):
     Run(config(tmp_path / "a" / "b", steps=7, prm={"beta": 0.3}), "rl")
     settings = yaml.safe_load((tmp_path / "a" / "b" / "config.yaml").read_text())
-    assert RLConfig.model_validate(settings) == config(tmp_path / "a" / "b", steps=7, prm={"beta": 0.3})
+    assert PrimeConfig.model_validate(settings) == config(tmp_path / "a" / "b", steps=7, prm={"beta": 0.3})
     versions = json.loads((tmp_path / "a" / "b" / "versions.json").read_text())
     assert versions["stage"] == "rl"
     assert {"openprime", "torch", "transformers", "python", "platform"} <= set(versions)

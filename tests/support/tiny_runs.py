@@ -23,9 +23,8 @@ SFT = (
 RL = (
     *("rl", "configs/rl/tiny.yaml", *CLOCK, "--data.limit", "100", "--eval-data.limit", "6"),
     *("--rollout.prompts", "2", "--rollout.responses", "4", "--rollout.max-response-tokens", "16"),
-    *("--filter.max-draws", "100", "--policy.minibatch", "4", "--policy.warmup", "0", "--prm.warmup", "0"),
-    *("--policy.epochs", "1"),
-    *("--policy.lr", "1e-3", "--eval.samples", "0", "--steps", "2"),
+    *("--filter.max-draws", "100", "--policy.minibatch", "4", "--policy.warmup", "0", "--policy.epochs", "1"),
+    *("--policy.lr", "1e-3", "--eval.samples", "0", "--steps", "2", "--prm.warmup", "0"),
 )
 """Two optimiser steps of the policy to a rollout step; held-out prompts only at the start and the end."""
 
@@ -51,7 +50,8 @@ def sft_model(root: Path) -> Path:
 
 def rl_args(model: Path, out: Path, *flags: str) -> list[str]:
     """Arguments of a small RL run."""
-    return [*RL, "--model", str(model), "--out", str(out), *flags]
+    own = RL[:-2] if "outcome" in flags else RL  # without a PRM's flag
+    return [*own, "--model", str(model), "--out", str(out), *flags]
 
 
 def rl(model: Path, out: Path, *flags: str) -> Path:
