@@ -9,12 +9,12 @@ import pytest
 
 from openprime.cli import main
 from openprime.commands import score as stage
-from openprime.commands.report import read_jsonl
 from openprime.config import PromptFormat
 from openprime.data.records import vocabulary_id
 from openprime.models.tiny import build_tokenizer
 from openprime.prime.prm import ImplicitPRM, Score
-from openprime.run import run
+from openprime.run import jsonl
+from openprime.run.jsonl import read_jsonl
 from openprime.types import Group, Prompt, Response
 from support.tiny_prm import save_prm
 
@@ -56,7 +56,7 @@ def assert_score(found: dict, expected: Score) -> None:
 # What comes back
 
 
-def test_rows_come_back_with_their_rewards(
+def test_score__rows_come_back_with_their_rewards(
     folder: Path, prm: ImplicitPRM, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
@@ -79,7 +79,7 @@ def test_rows_come_back_with_their_rewards(
     assert f"written: {tmp_path / 'out' / 'scores.jsonl'}\n" in said
 
 
-def test_a_line_may_have_several_responses(folder: Path, prm: ImplicitPRM, tmp_path: Path):
+def test_score__a_line_may_have_several_responses(folder: Path, prm: ImplicitPRM, tmp_path: Path):
     rows = [
         {"prompt": QUESTION, "answer": "1", "responses": ["one", {"text": "two\n2", "outcome": 0.0}]},
         {"prompt": "What?", "responses": [{"text": "three", "token_ids": []}]},
@@ -98,7 +98,7 @@ def test_a_line_may_have_several_responses(folder: Path, prm: ImplicitPRM, tmp_p
     assert [set(row) for row in found] == [set(row) for row in rows]
 
 
-def test_token_ids_are_used_where_they_are_of_the_prms_vocabulary(
+def test_score__trap_13_token_ids_of_the_prms_vocabulary_are_taken(
     folder: Path, prm: ImplicitPRM, tmp_path: Path
 ):
     """Sampled tokens are not always those that their text is encoded to (trap 13)."""
@@ -123,7 +123,7 @@ def test_token_ids_are_used_where_they_are_of_the_prms_vocabulary(
         assert other["tokens"] != list("seven")
 
 
-def test_steps_are_joined_by_blank_lines(folder: Path, prm: ImplicitPRM, tmp_path: Path):
+def test_score__steps_are_joined_by_blank_lines(folder: Path, prm: ImplicitPRM, tmp_path: Path):
     steps = ["Step 1: seven\nmore", "Step 2: one", ""]
     rows = [{"problem": QUESTION, "steps": steps, "label": 1}, {"problem": QUESTION, "steps": ["one"]}]
     found = scored(folder, tmp_path, rows)
@@ -136,13 +136,13 @@ def test_steps_are_joined_by_blank_lines(folder: Path, prm: ImplicitPRM, tmp_pat
     assert_score(found[1], prm.score([QUESTION], ["one"])[0])
 
 
-def test_how_steps_end_is_a_choice(folder: Path, tmp_path: Path):
+def test_score__step_split(folder: Path, tmp_path: Path):
     rows = [{"prompt": QUESTION, "response": "a\nb\n\nc"}]
     (found,) = scored(folder, tmp_path, rows, "--step-split", "blank_line")
     assert found["steps"] == ["a\nb\n\n", "c"]
 
 
-def test_how_prompts_are_put_is_a_choice(folder: Path, prm: ImplicitPRM, tmp_path: Path):
+def test_score__prompt_format(folder: Path, prm: ImplicitPRM, tmp_path: Path):
     rows = [
         {"prompt": QUESTION, "response": "one"},
         {"prompt": QUESTION, "response": "one", "verifier": "code"},
@@ -165,12 +165,12 @@ ROWS = [{"prompt": QUESTION, "response": "+seven " * i} for i in range(9)]
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch):
     """Two rows are written at a time."""
-    monkeypatch.setattr(run, "CHUNK", 2)
+    monkeypatch.setattr(jsonl, "CHUNK", 2)
 
 
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("cut", [0, 5, 700, 1500, -1, -100])
-def test_a_killed_command_goes_on_without_repeating_or_losing_a_row(folder: Path, tmp_path: Path, cut: int):
+def test_score__resumes_without_repeating_or_losing_a_row(folder: Path, tmp_path: Path, cut: int):
     scored(folder, tmp_path, ROWS)
     path = tmp_path / "out" / "scores.jsonl"
     whole = path.read_bytes()
@@ -180,7 +180,7 @@ def test_a_killed_command_goes_on_without_repeating_or_losing_a_row(folder: Path
 
 
 @pytest.mark.parametrize(("number", "in_a_chunk"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_signal_leaves_what_is_written(
+def test_score__a_signal_leaves_what_is_written(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -189,7 +189,7 @@ def test_a_signal_leaves_what_is_written(
     in_a_chunk: bool,
 ):
     """Between two chunks, or within one: then that chunk is lost."""
-    monkeypatch.setattr(run, "CHUNK", 4)
+    monkeypatch.setattr(jsonl, "CHUNK", 4)
     monkeypatch.setattr(stage, "AT_A_TIME", 2 if in_a_chunk else 128)
     args = ["score", str(write(tmp_path / "r.jsonl", ROWS)), "--prm", str(folder)]
     assert main([*args, "--out", str(tmp_path / "whole")]) == 0
@@ -212,9 +212,7 @@ def test_a_signal_leaves_what_is_written(
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_another_file_cannot_go_on_in_the_same_folder(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_score__another_file_cannot_resume(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     scored(folder, tmp_path, ROWS[:3])
     args = ["score", str(tmp_path / "rows.jsonl"), "--prm", str(folder), "--out", str(tmp_path / "out")]
     assert main(args) == 2
@@ -234,22 +232,22 @@ def test_another_file_cannot_go_on_in_the_same_folder(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"response": "a"}, "row 2: no field prompt or question or problem; there are: response"),
-        ({"prompt": "q", "completion": "a"}, "row 2: no field response, responses or steps; there are: prompt, com"),
+        ({"response": "a"}, "row 2: no field prompt or messages or question or problem"),
         ({"prompt": "", "response": "a"}, "row 2, prompt: expected text or a list of messages"),
-        ({"prompt": "q", "response": None}, "row 2, response: expected text, found None"),
-        ({"prompt": "q", "responses": []}, "row 2, responses: expected a list with at least one entry, found []"),
-        ({"prompt": "q", "responses": "a"}, "row 2, responses: expected a list"),
-        ({"prompt": "q", "responses": ["a", 4]}, "row 2, response 2: expected text, found 4"),
-        ({"prompt": "q", "responses": [{"outcome": 1}]}, "row 2, response 1, text: expected text, found None"),
-        ({"prompt": "q", "steps": []}, "row 2, steps: expected a list with at least one entry, found []"),
-        ({"prompt": "q", "steps": ["a", None]}, "row 2, steps: expected text, found None"),
-        ({"prompt": "q", "response": "half \ud83d"}, "row 2: half a character"),
+        ({"prompt": "q", "completion": "a"}, "row 2: no field response, responses or steps; there are: prompt, com"),
+        ({"prompt": "q", "responses": ["a", 4]}, "row 2, responses[1]: expected text, found 4"),
+        ({"prompt": "q", "response": "a", "note": "half \ud83d"}, "row 2: half a character"),
+        (
+            {"prompt": "q", "responses": [{"text": "a", "token_ids": ["x"]}], "vocabulary": True},
+            "row 2, responses[0]: expected token_ids as a list of numbers",
+        ),
     ],
 )  # fmt: skip
-def test_rows_that_cannot_be_scored_are_refused_before_any_is(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, row: dict, message: str
+def test_score__rows_that_cannot_be_scored_are_refused_before_any_is(
+    folder: Path, prm: ImplicitPRM, tmp_path: Path, capsys: pytest.CaptureFixture, row: dict, message: str
 ):
+    assert prm.tokenizer is not None
+    row |= {"vocabulary": vocabulary_id(prm.tokenizer)} if "vocabulary" in row else {}
     path = write(tmp_path / "r.jsonl", [{"prompt": "q", "response": "a"}, row])
     assert main(["score", str(path), "--prm", str(folder), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
@@ -258,21 +256,7 @@ def test_rows_that_cannot_be_scored_are_refused_before_any_is(
     assert not (tmp_path / "out").exists()
 
 
-def test_token_ids_that_are_none(
-    folder: Path, prm: ImplicitPRM, tmp_path: Path, capsys: pytest.CaptureFixture
-):
-    assert prm.tokenizer is not None
-    row = {
-        "prompt": "q",
-        "responses": [{"text": "a", "token_ids": ["x"]}],
-        "vocabulary": vocabulary_id(prm.tokenizer),
-    }
-    path = write(tmp_path / "r.jsonl", [row])
-    assert main(["score", str(path), "--prm", str(folder), "--out", str(tmp_path / "out")]) == 2
-    assert "row 1, response 1: token_ids: expected a list of numbers" in capsys.readouterr().err
-
-
-def test_files_folders_and_models_that_do_not_fit(
+def test_score__files_folders_and_models_that_do_not_fit(
     folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     path = write(tmp_path / "r.jsonl", [{"prompt": "q", "response": "a"}])

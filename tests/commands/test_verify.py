@@ -36,12 +36,14 @@ ROWS = [
 ]
 
 
-def write(path: Path, rows: list[dict]) -> Path:
+def write(path: Path, rows: list) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def test_every_row_comes_back_judged_and_the_console_sums_up(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_verify__every_row_comes_back_judged_and_the_console_sums_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
     path = write(tmp_path / "responses.jsonl", [row for row, _, _ in ROWS])
     out = tmp_path / "deep" / "judged.jsonl"
     assert main(["verify", "--file", str(path), "--out", str(out), "--verify.code.seconds", "0.5"]) == 0
@@ -57,14 +59,16 @@ def test_every_row_comes_back_judged_and_the_console_sums_up(tmp_path: Path, cap
     assert "sandbox: strict" in said
 
 
-def test_the_file_may_come_first_and_share_or_all_is_a_choice(tmp_path: Path):
+def test_verify__score_share_or_all(tmp_path: Path):
     path = write(tmp_path / "r.jsonl", [{"response": fenced("print(4)"), "tests": SQUARE}])
     out = tmp_path / "o.jsonl"
     assert main(["verify", str(path), "--out", str(out), "--verify.code.score", "all"]) == 0
     assert (records(out)[0]["outcome"], records(out)[0]["reason"]) == (0.0, "wrong")
 
 
-def test_a_users_function_and_rows_that_name_their_verifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_verify__a_users_function_and_rows_that_name_their_verifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "by_length.py").write_text(
         "def score(prompts, completions, answer, **columns):\n"
@@ -92,10 +96,11 @@ def test_a_users_function_and_rows_that_name_their_verifier(tmp_path: Path, monk
         ([{"response": "#### 4"}], "row 1: no field answer, nor tests for code; there are: response"),
         ([{"response": "", "answer": "4", "verifier": "maths"}], "no verifier 'maths'"),
         ([], "no rows"),
+        ([[1]], "r.jsonl:1: expected an object"),
     ],
 )
-def test_rows_that_cannot_be_judged_are_refused_before_any_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture, rows: list[dict], message: str
+def test_verify__rows_that_cannot_be_judged_are_refused_before_any_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture, rows: list, message: str
 ):
     path = write(tmp_path / "r.jsonl", rows)
     assert main(["verify", str(path), "--out", str(tmp_path / "o.jsonl")]) == 2
@@ -105,22 +110,7 @@ def test_rows_that_cannot_be_judged_are_refused_before_any_is(
     assert not (tmp_path / "o.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"response": "a", "answer": "1"}\n{"resp', "r.jsonl:2: not valid JSON"),
-        ("[1]\n", "r.jsonl:1: expected"),
-    ],
-)
-def test_a_line_that_is_no_row_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture, text: str, message: str
-):
-    (tmp_path / "r.jsonl").write_text(text)
-    assert main(["verify", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "o.jsonl")]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_files_that_are_not_there_and_the_file_itself_as_result(
+def test_verify__files_that_are_not_there_and_the_file_itself_as_result(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     assert main(["verify", "nowhere.jsonl", "--out", "o.jsonl"]) == 2

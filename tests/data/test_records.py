@@ -1,4 +1,4 @@
-"""Judged responses from the shapes in which they come, and what is refused."""
+"""Responses from the shapes in which files have them, judged ones for a PRM, and what is refused."""
 
 import json
 import math
@@ -13,11 +13,15 @@ from openprime.data.records import (
     JudgedSet,
     collate_judged,
     group_row,
+    in_steps,
     read_judged,
+    read_responses,
+    read_rows,
     split_prompts,
+    to_verify,
     vocabulary_id,
 )
-from openprime.types import Group, Prompt, Response
+from openprime.types import Group, Prompt, Response, UserError
 
 END = 2
 """Id of <|end|>."""
@@ -64,10 +68,94 @@ def generated(tokenizer) -> Callable[..., dict]:
     return row
 
 
+# Rows
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"response": "one"}, [("one", None, ())]),
+        ({"steps": ["a", "b", ""]}, [("a\n\nb\n\n", None, ("a\n\n", "b\n\n", ""))]),
+        ({"responses": ["one", {"text": ""}], "response": "no"}, [("one", None, ()), ("", None, ())]),
+        ({"responses": [{"text": "x", "token_ids": [3, 4]}], "vocabulary": "v"}, [("x", (3, 4), ())]),
+        ({"responses": [{"text": "x", "token_ids": [3, 4]}], "vocabulary": "w"}, [("x", None, ())]),
+        (
+            {"responses": [{"text": "x", "token_ids": ["?"]}]},
+            [("x", None, ())],
+        ),  # of no vocabulary: not looked at
+    ],
+)
+def test_read_responses__every_shape_of_a_row(row: dict, expected: list[tuple]):
+    found = read_responses(row, "here", "v")
+    assert [(r.text, r.token_ids, r.steps) for r in found] == expected
+    assert all(r.token_ids is None for r in read_responses(row, "here"))
+    if "responses" in row:
+        assert [r.entry for r in found] == [
+            e if isinstance(e, dict) else {"text": e} for e in row["responses"]
+        ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": "q", "completion": "a"},
+            "here: no field response, responses or steps; there are: prompt, com",
+        ),
+        ({"response": None}, "here, response: expected text, found None"),
+        ({"response": "half \ud83d"}, "here, response: half a character"),
+        ({"responses": None, "id": 3}, 'here: expected {"responses": [...]}, found the fields responses, id'),
+        ({"responses": []}, "here, responses: expected a list with at least one entry, found []"),
+        ({"responses": ["a", 4]}, "here, responses[1]: expected text, found 4"),
+        ({"responses": ["a", {"outcome": 1}]}, "here, responses[1].text: expected text, found None"),
+        ({"steps": "ab"}, "here, steps: expected a list with at least one entry, found 'ab'"),
+        ({"steps": ["a", None]}, "here, steps: expected text, found None"),
+    ],
+)
+def test_read_responses__what_cannot_be_read(row: dict, message: str):
+    with pytest.raises(UserError) as error:
+        read_responses(row, "here")
+    assert message in str(error.value)
+
+
+def test_in_steps__a_blank_line_stands_between_them():
+    assert in_steps(["one"]).text == "one"
+    assert in_steps(["a\n", "b"]).text == "".join(in_steps(["a\n", "b"]).steps) == "a\n\n\nb"
+
+
+@pytest.mark.parametrize(
+    ("row", "verifier", "expected"),
+    [
+        ({"answer": 4.0, "question": "q"}, "", ("math", "4", "q")),
+        (
+            {"answer": None, "messages": [*ask("q"), {"role": "assistant", "content": "a"}]},
+            "",
+            ("math", None, ask("q")),
+        ),
+        ({"tests": {}, "prompt": 3}, "", ("code", None, "3")),
+        ({"tests": {}, "verifier": "my:score"}, "", ("my:score", None, "")),
+        ({"tests": {}, "verifier": "my:score", "answer": "a"}, "math", ("math", "a", "")),
+    ],
+)
+def test_to_verify__verifier_answer_and_prompt(row: dict, verifier: str, expected: tuple):
+    row |= {"response": "r"}
+    prompt = to_verify(row, "here", verifier)
+    assert (prompt.verifier, prompt.answer, prompt.messages) == expected
+    assert (prompt.id, prompt.columns) == ("here", row)
+
+
+def test_read_rows__a_file_is_there_and_has_rows(tmp_path: Path):
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match=r"empty\.jsonl: no rows"):
+        read_rows(tmp_path / "empty.jsonl")
+    with pytest.raises(UserError, match=r"responses: there is no file .*gone\.jsonl"):
+        read_rows(tmp_path / "gone.jsonl", "responses")
+
+
 # The file of `openprime generate`
 
 
-def test_trap_13_sampled_token_ids_are_taken_as_they_are(read, generated, tokenizer):
+def test_read_judged__trap_13_sampled_token_ids_are_taken_as_they_are(read, generated, tokenizer):
     """The ids spell the text another way than the tokenizer would."""
     whole = tokenizer("the", add_special_tokens=False)["input_ids"]
     apart = tuple(tokenizer.convert_tokens_to_ids(list("the")))
@@ -84,9 +172,7 @@ def test_trap_13_sampled_token_ids_are_taken_as_they_are(read, generated, tokeni
 
 
 @pytest.mark.parametrize("truncated", [False, True])
-def test_token_ids_of_another_vocabulary_are_made_anew_from_the_text(
-    read, generated, tokenizer, truncated: bool
-):
+def test_read_judged__of_another_vocabulary_the_text_is_encoded(read, generated, tokenizer, truncated: bool):
     """With an end of sequence, but for what was cut off before it."""
     apart = tuple(tokenizer.convert_tokens_to_ids(list("the")))
     row = generated("q", ((*apart, END), 1.0), truncated=truncated) | {"vocabulary": "00000000"}
@@ -96,24 +182,20 @@ def test_token_ids_of_another_vocabulary_are_made_anew_from_the_text(
     assert data.notes[0].startswith("1 of 1 responses have no token ids of this model's vocabulary")
 
 
-def test_a_prompt_on_several_lines_is_one_prompt(read, generated):
+def test_read_judged__a_prompt_on_several_lines_is_one_group(read, generated):
     lines = [
         generated("a", ((40, END), 1.0)),
         generated("b", ((41, END), 0.0)),
-        generated("a", ((42, END), 0.0)),
+        generated("a", ((42, END), 0.0), ((42, END), 0.0)),
     ]
     data = read(*lines)
     assert data.prompts == 2
-    assert [(row.group, row.response.token_ids[0]) for row in data.rows] == [(0, 40), (0, 42), (1, 41)]
+    found = [(row.group, row.response.token_ids[0]) for row in data.rows]
+    assert found == [(0, 40), (0, 42), (0, 42), (1, 41)]  # equal responses are kept
     assert "1 of 3 lines repeat a prompt: merged with the first" in data.notes
 
 
-def test_equal_responses_of_a_prompt_are_kept(read, generated):
-    data = read(generated("a", ((40, END), 1.0), ((40, END), 1.0), ((41, END), 0.0)))
-    assert [row.response.token_ids[0] for row in data.rows] == [40, 40, 41]
-
-
-def test_responses_without_an_outcome_are_left_out_and_counted(read, generated):
+def test_read_judged__responses_without_an_outcome_are_left_out_and_counted(read, generated):
     data = read(generated("a", ((40, END), None), ((41, END), 0.5)), generated("b", ((42, END), None)))
     assert [row.response.token_ids[0] for row in data.rows] == [41]
     assert "2 of 3 responses have no outcome: left out" in data.notes
@@ -124,7 +206,7 @@ def test_responses_without_an_outcome_are_left_out_and_counted(read, generated):
     assert "2 of 3 responses have no outcome: left out" in data.notes
 
 
-def test_what_was_added_to_the_prompts_is_not_added_twice(read, generated):
+def test_read_judged__what_was_added_to_a_prompt_is_not_added_twice(read, generated):
     for name, value in {"suffix": "x", "system": "x", "template": "eurus"}.items():
         with pytest.raises(ValueError, match=rf"its prompts are as the model was asked.*data\.{name} out"):
             read(generated("a", ((40, END), 1.0)), **{name: value})
@@ -133,7 +215,7 @@ def test_what_was_added_to_the_prompts_is_not_added_twice(read, generated):
 # A prompt, a response and an outcome a row
 
 
-def test_rows_with_an_outcome(read, tokenizer):
+def test_read_judged__rows_with_an_outcome(read, tokenizer):
     data = read(flat("one", "yes", True), flat("two", "no", 0), flat("three", "part", 0.25), suffix="!")
     assert [row.response.outcome for row in data.rows] == [1.0, 0.0, 0.25]
     for row, question, text in zip(data.rows, ("one", "two", "three"), ("yes", "no", "part"), strict=True):
@@ -143,7 +225,7 @@ def test_rows_with_an_outcome(read, tokenizer):
     assert data.notes == []
 
 
-def test_fields_by_other_names(read):
+def test_read_judged__fields_by_other_names(read):
     rows = [{"q": {"text": "one"}, "a": "yes", "good": 1, "label": 0}]
     data = read(*rows, prompt_field="q.text", response_field="a", outcome_field="good")
     assert data.rows[0].prompt.messages == ask("one")
@@ -152,7 +234,7 @@ def test_fields_by_other_names(read):
         assert read({"question": "one", "completion": "yes", name: False}).rows[0].response.outcome == 0.0
 
 
-def test_a_conversation_whose_last_message_is_the_response(read):
+def test_read_judged__the_last_message_of_a_conversation_is_the_response(read):
     """The shape of the published EurusPRM data: `response` and `label`."""
     talk = [*ask("one"), {"role": "assistant", "content": "Step 1: yes"}]
     data = read(
@@ -164,14 +246,15 @@ def test_a_conversation_whose_last_message_is_the_response(read):
     assert [row.response.outcome for row in data.rows] == [1.0, 0.0]
 
 
-def test_rows_of_a_prompt_are_a_group_wherever_they_stand(read):
+def test_read_judged__rows_of_a_prompt_are_a_group_wherever_they_stand(read):
     """The complete messages count, whether they were written as text or as messages."""
     data = read(flat("one", "a"), flat("two", "b"), flat(ask("one"), "c"), flat("one ", "d"))
     assert [(row.group, row.response.text) for row in data.rows] == [(0, "a"), (0, "c"), (1, "b"), (2, "d")]
     assert data.prompts == 3
+    assert "every outcome is 1: there is nothing to tell apart" in data.notes
 
 
-def test_what_is_too_long_is_dropped_and_counted(read, tokenizer):
+def test_read_judged__what_is_too_long_is_dropped_and_counted(read, tokenizer):
     rows = [flat("one", "yes " * 40), flat("one", "no", 0), flat("long " * 40, "no")]
     prompt = len(tokenizer.apply_chat_template(ask("one"), add_generation_prompt=True)["input_ids"])
     limit = prompt + len(tokenizer("no", add_special_tokens=False)["input_ids"]) + 1
@@ -183,10 +266,6 @@ def test_what_is_too_long_is_dropped_and_counted(read, tokenizer):
         ValueError, match=rf"all 3 responses are longer than max_tokens={limit - 1} .*raise it"
     ):
         read(*rows, max_tokens=limit - 1)
-
-
-def test_one_outcome_for_all_is_noted(read):
-    assert "every outcome is 1: there is nothing to tell apart" in read(flat("a"), flat("b")).notes
 
 
 # Steps
@@ -204,7 +283,7 @@ def test_one_outcome_for_all_is_noted(read):
         ([1, -1, 1], [1, 0, 1]),
     ],
 )
-def test_labels_of_steps(read, value: object, expected: list[float]):
+def test_read_judged__labels_of_steps(read, value: object, expected: list[float]):
     """An index of the first wrong step makes it and all after it wrong."""
     row = read(steps(value), steps(-1, question="other"), steps=True).rows[0]
     assert list(row.labels) == expected
@@ -213,22 +292,18 @@ def test_labels_of_steps(read, value: object, expected: list[float]):
     assert row.response.text == "a b\n\nc\n\nd"
 
 
-def test_signs_are_a_matter_of_the_whole_data(read):
+def test_read_judged__signs_are_a_matter_of_the_whole_data(read):
     data = read(steps([1, 1, -1]), steps([1, 1, 1]), steps([-1, -1, -1]), steps=True)
     assert [row.labels for row in data.rows] == [(1, 1, 0), (1, 1, 1), (0, 0, 0)]
     with pytest.raises(
         ValueError, match=r"judged\.jsonl:1, label: the data has labels of -1, so that 0 is neither"
     ):
         read(steps([1, 1, -1]), steps([1, 0, 1]), steps=True)
+    by_other_names = {"prompt": "how", "completions": ["one", "two"], "labels": [True, False]}  # as in TRL
+    assert read(by_other_names, steps=True, steps_field="completions").rows[0].labels == (1, 0)
 
 
-def test_fields_of_steps_by_other_names(read):
-    """TRL's shape of stepwise supervision."""
-    row = {"prompt": "how", "completions": ["one", "two"], "labels": [True, False]}
-    assert read(row, steps=True, steps_field="completions").rows[0].labels == (1, 0)
-
-
-def test_rows_without_labels_are_left_out_and_counted(read):
+def test_read_judged__rows_without_labels_are_left_out_and_counted(read):
     data = read(steps(None), steps(math.nan), steps(1), steps=True)
     assert [row.labels for row in data.rows] == [(1, 0, 0)]
     assert "2 of 3 responses have no outcome: left out" in data.notes
@@ -243,7 +318,7 @@ def test_rows_without_labels_are_left_out_and_counted(read):
         ("a", "b", "c", "d"),
     ],
 )
-def test_a_step_is_labelled_at_its_last_token(read, tokenizer, texts: tuple[str, ...]):
+def test_collate_judged__a_step_is_labelled_at_its_last_token(read, tokenizer, texts: tuple[str, ...]):
     """Found by decoding ever longer beginnings of the response: the last token before which the step has not
     ended. The end of sequence belongs to the last step."""
     row = read(steps([0.25 * k for k in range(len(texts))], *texts), steps=True).rows[0]
@@ -268,7 +343,7 @@ def test_a_step_is_labelled_at_its_last_token(read, tokenizer, texts: tuple[str,
         assert float(labels[b][~batch.step_end[b]].abs().sum()) == 0
 
 
-def test_collating_keeps_prompts_responses_and_groups(read):
+def test_collate_judged__keeps_prompts_responses_and_groups(read):
     rows = read(flat("one", "a"), flat("a longer two", "bcd", 0.5), flat("one", "efghij", 0)).rows
     batch, _ = collate_judged(rows, 0)
     assert batch.group.tolist() == [0, 0, 1]
@@ -300,39 +375,42 @@ def test_collating_keeps_prompts_responses_and_groups(read):
         ([flat("a", "b", "1")], ("judged.jsonl:0: its outcome", "'1'")),
         ([flat("a", " ")], ("judged.jsonl:0: the response is empty",)),
         ([flat("", "b")], ("judged.jsonl:0: expected text or a list of messages",)),
-        ([{"prompt": "a", "outcome": 1}], ("judged.jsonl:0: no response to judge", "data.response_field")),
+        (
+            [{"prompt": "a", "outcome": 1}],
+            ("judged.jsonl:0: no response: prompt is no conversation", "data.response_field"),
+        ),
         ([{"response": "b", "outcome": 1}], ("no row has a field prompt", "data.prompt_field")),
         (
             [{"prompt": "a", "responses": []}],
-            ("judged.jsonl:0: expected a list of responses, and one at least",),
+            ("judged.jsonl:0, responses: expected a list with at least one entry, found []",),
         ),
         (
             [{"prompt": "a", "responses": [{"text": "b", "outcome": 1}]}, flat("a")],
-            ("judged.jsonl:1", "None"),
+            ('judged.jsonl:1: expected {"responses": [...]}, found the fields prompt, response',),
         ),
         (
             [{"prompt": "a", "responses": ["b"]}],
-            ("judged.jsonl:0, response 0: expected an object with a `text`",),
+            ("none of 1 responses has an outcome",),
         ),
         (
             [{"prompt": "a", "responses": [{"text": "b", "outcome": 2}]}],
-            ("response 0: its outcome", "found 2"),
+            ("judged.jsonl:0, responses[0]: its outcome", "found 2"),
         ),
         ([{"prompt": "a", "responses": [{"text": "b"}]}], ("none of 1 responses has an outcome",)),
     ],
 )
-def test_outcomes_that_cannot_be_read_are_refused(read, rows: list[dict], words: tuple[str, ...]):
+def test_read_judged__outcomes_that_cannot_be_read(read, rows: list[dict], words: tuple[str, ...]):
     with pytest.raises(ValueError) as error:
         read(*rows)
     assert all(word in str(error.value) for word in words), error.value
 
 
 @pytest.mark.parametrize("ids", [[], [1, -2], "abc", [1.5], [True]])
-def test_token_ids_that_are_none_are_refused(read, generated, ids: object):
+def test_read_judged__token_ids_that_cannot_be_read(read, generated, ids: object):
     row = generated("a", ((40, END), 1.0))
     row["responses"][0]["token_ids"] = ids
     with pytest.raises(
-        ValueError, match=r"judged\.jsonl:0, response 0: expected token_ids as a list of numbers"
+        ValueError, match=r"judged\.jsonl:0, responses\[0\]: expected token_ids as a list of numbers"
     ):
         read(row)
 
@@ -352,25 +430,18 @@ def test_token_ids_that_are_none_are_refused(read, generated, ids: object):
         (steps([1, "good", 1]), ("the label of step 1", "'good'")),
         (steps([1, None, 1]), ("judged.jsonl:0, label: step 1 has no label",)),
         (steps([1, -1, True]), ("the data has labels of -1, so that True is neither",)),
-        (steps(1, "a", " ", "c"), ("judged.jsonl:0: step 1 must be a text that is not empty",)),
-        ({"prompt": "a", "steps": "abc", "label": 1}, ("judged.jsonl:0: expected a list of steps", "'abc'")),
+        (steps(1, "a", " ", "c"), ("judged.jsonl:0, step 1: expected text that is not empty",)),
+        ({"prompt": "a", "steps": "abc", "label": 1}, ("judged.jsonl:0, steps: expected a list", "'abc'")),
         (
             {"prompt": "a", "steps": [], "label": -1},
-            ("judged.jsonl:0: expected a list of steps, and one at least",),
+            ("judged.jsonl:0, steps: expected a list with at least one entry, found []",),
         ),
     ],
 )
-def test_steps_that_cannot_be_read_are_refused(read, row: dict, words: tuple[str, ...]):
+def test_read_judged__steps_that_cannot_be_read(read, row: dict, words: tuple[str, ...]):
     with pytest.raises(ValueError) as error:
         read(row, steps=True)
     assert all(word in str(error.value) for word in words), error.value
-
-
-def test_a_line_that_is_half_written_is_named(tmp_path: Path, tokenizer):
-    path = tmp_path / "judged.jsonl"
-    path.write_text(json.dumps(flat("a")) + '\n{"prompt": "b", "resp')
-    with pytest.raises(ValueError, match=r"judged\.jsonl:2: not valid JSON.*its writing was interrupted"):
-        read_judged(JudgedDataConfig(source=str(path)), tokenizer, 100)
 
 
 # Held out
@@ -390,7 +461,7 @@ def questions_of(rows: list[JudgedResponse]) -> set[str]:
     return {row.prompt.messages[0]["content"] for row in rows}  # type: ignore[index]
 
 
-def test_prompts_are_held_out_whole_and_about_the_share():
+def test_split_prompts__prompts_are_held_out_whole_and_about_the_share():
     rows = judged([f"q{i}" for i in range(400)])
     training, held = split_prompts(rows, 0.25, seed=3)
     assert not questions_of(training) & questions_of(held)
@@ -401,7 +472,7 @@ def test_prompts_are_held_out_whole_and_about_the_share():
     assert split_prompts(rows, 0, seed=3) == (rows, [])
 
 
-def test_who_is_held_out_does_not_depend_on_the_other_prompts():
+def test_split_prompts__does_not_depend_on_the_other_prompts():
     """So a second stage on more data never trains on what the first held out."""
     some, more = [f"q{i}" for i in range(100)], [f"q{i}" for i in range(99, -1, -3)] + ["new", "newer"]
     first, second = (questions_of(split_prompts(judged(qs), 0.3, seed=0)[1]) for qs in (some, more))
@@ -409,7 +480,7 @@ def test_who_is_held_out_does_not_depend_on_the_other_prompts():
     assert second & set(some)
 
 
-def test_one_prompt_at_least_is_held_out_and_one_is_left():
+def test_split_prompts__one_at_least_is_held_out_and_one_is_left():
     assert len(questions_of(split_prompts(judged(["a", "b", "c"]), 1e-9, seed=0)[1])) == 1
     for rows, share in ((judged(["a"]), 0.1), (judged(["a", "b"]), 1.0)):
         with pytest.raises(ValueError, match=r"held_out=.* keeps all . prompts from training: lower it"):

@@ -20,42 +20,36 @@ ENTRIES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / 
 # Entries
 
 
-def test_the_benchmarks_of_the_field_are_there():
+def test_find_benchmark__those_of_the_field_are_there():
     wanted = ("gsm8k", "math-500", "aime-2024", "amc", "minerva", "olympiadbench", "humaneval", "mbpp")
     assert {*wanted, "leetcode", "livecodebench", "processbench", "clock", "programs"} <= set(ENTRIES)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_every_entry_is_found_by_its_name_in_any_spelling(name: str):
-    spellings = {name, name.upper(), name.replace("-", "_"), name.replace("-", ""), name.title()}
-    for spelling in spellings:
+def test_find_benchmark__in_any_spelling(name: str):
+    for spelling in {name, name.upper(), name.replace("-", "_"), name.replace("-", " "), name.title()}:
         found, config = find_benchmark(spelling)
         assert found == name
         assert config.about
         assert config.data.source
-
-
-@pytest.mark.parametrize("spelling", ["MATH500", "math_500", "Math 500", "MATH-500"])
-def test_a_name_as_people_write_it(spelling: str):
-    assert find_benchmark(spelling)[0] == "math-500"
+    assert find_benchmark("MATH500")[0] == "math-500"
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("gsm8", "gsm8k"), ("olympiad-bench-2", "olympiadbench"), ("human_evil", "humaneval")]
+    ("name", "message"),
+    [
+        ("gsm8", r"no benchmark 'gsm8'; did you mean gsm8k\? There are: aime, aime-2024, "),
+        ("olympiad-bench-2", r"did you mean olympiadbench\?"),
+        ("human_evil", r"did you mean humaneval\?"),
+        ("xyzzy", r"no benchmark 'xyzzy'; there are: .*gsm8k.*; or name a YAML file"),
+    ],
 )
-def test_an_unknown_name_gets_the_nearest_one(name: str, near: str):
-    with pytest.raises(
-        ValueError, match=rf"no benchmark '{name}'; did you mean {near}\? There are: aime, aime-2024, "
-    ):
+def test_find_benchmark__an_unknown_name(name: str, message: str):
+    with pytest.raises(ValueError, match=message):
         find_benchmark(name)
 
 
-def test_a_name_like_no_other_gets_all():
-    with pytest.raises(ValueError, match=r"no benchmark 'xyzzy'; there are: .*gsm8k.*; or name a YAML file"):
-        find_benchmark("xyzzy")
-
-
-def test_a_file_of_ones_own_is_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_find_benchmark__a_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("my-set.yaml").write_text("data: {source: my.jsonl, prompt_field: q}\nmax_response_tokens: 5")
     name, config = find_benchmark("my-set.yaml")
@@ -84,27 +78,22 @@ def fenced(program: str) -> str:
     return f"Here it is:\n```python\n{program}\n```\nDone."
 
 
-UNKNOWN = ("I do not know.", "no_answer")
-EMPTY = ("", "no_answer")
+NOTHING = ["I do not know.", ""]
+
+
+def come_to(right: list[str], **others: list[str]) -> list[tuple[str, str]]:
+    """Responses with the reason of each verdict; among them two that hold no answer."""
+    found = {"right": right, **others, "no_answer": [*others.get("no_answer", []), *NOTHING]}
+    return [(text, reason) for reason, texts in found.items() for text in texts]
+
 
 GSM8K = (
     {"question": "Ann has 16 eggs and eats 7.", "answer": "16 - 7 = <<16-7=9>>9 eggs.\n#### 9"},
     {"question": "How much is it in all?", "answer": "It costs $1,234.\n#### 1,234"},
 )
 GSM8K_RESPONSES = (
-    [
-        *((GSM8K[0]["answer"], "right"), (boxed("9"), "right"), ("9", "right"), ("#### 9.0", "right")),
-        *(("#### 16", "wrong"), ("10", "wrong"), UNKNOWN, EMPTY),
-    ],
-    [
-        *(
-            (GSM8K[1]["answer"], "right"),
-            (boxed("1234"), "right"),
-            ("1,234", "right"),
-            ("#### 1234", "right"),
-        ),
-        *((boxed("1"), "wrong"), ("123", "wrong"), UNKNOWN, ("\n \n", "no_answer")),
-    ],
+    come_to([GSM8K[0]["answer"], boxed("9"), "9", "#### 9.0"], wrong=["#### 16", "10"]),
+    come_to([GSM8K[1]["answer"], boxed("1234"), "1,234", "#### 1234"], wrong=[boxed("1"), "123"]),
 )
 
 MATH = (
@@ -114,89 +103,47 @@ MATH = (
         "answer": r"\frac{3}{4}",
         "subject": "Algebra",
         "level": 1,
-        "unique_id": "test/algebra/1.json",
     },
-    {
-        "problem": "Who wins?",
-        "solution": r"$\boxed{\text{Evelyn}}$",
-        "answer": r"\text{Evelyn}",
-        "unique_id": "test/algebra/2.json",
-    },
+    {"problem": "Who wins?", "solution": r"$\boxed{\text{Evelyn}}$", "answer": r"\text{Evelyn}"},
 )
 MATH_RESPONSES = (
-    [
-        *(
-            (MATH[0]["solution"], "right"),
-            (r"\frac{3}{4}", "right"),
-            (boxed("0.75"), "right"),
-            ("3/4", "right"),
-        ),
-        *((boxed("4/3"), "wrong"), UNKNOWN, (r"\boxed{3/4} or \boxed{4/3}", "wrong")),
-    ],
-    [
-        *(
-            (MATH[1]["solution"], "right"),
-            (r"\text{Evelyn}", "right"),
-            (boxed("Evelyn"), "right"),
-            ("Evelyn", "right"),
-        ),
-        *((boxed("Evie"), "wrong"), UNKNOWN, EMPTY),
-    ],
+    come_to(
+        [str(MATH[0]["solution"]), r"\frac{3}{4}", boxed("0.75"), "3/4"],
+        wrong=[boxed("4/3"), r"\boxed{3/4} or \boxed{4/3}"],
+    ),
+    come_to(
+        [str(MATH[1]["solution"]), r"\text{Evelyn}", boxed("Evelyn"), "Evelyn"], wrong=[boxed("Evie"), "x"]
+    ),
 )
 MATH_LOCAL = tuple({("expected_answer" if k == "answer" else k): v for k, v in row.items()} for row in MATH)
 
 AIME = tuple(
-    {
-        "id": i,
-        "problem": f"Find $n$ of {year}.",
-        "solution": rf"\boxed{{{i}}}",
-        "answer": f"{i:03}",
-        "url": url,
-    }
+    {"id": i, "problem": f"Find $n$ of {year}.", "solution": boxed(str(i)), "answer": f"{i:03}", "url": url}
     for i, year in enumerate((2022, 2024, 2023, 2024))
     for url in [f"https://artofproblemsolving.com/wiki/index.php/{year}_AIME_I_Problems/Problem_{i}"]
 )
-AIME_RESPONSES = tuple(
-    [(boxed(str(i)), "right"), (f"{i:03}", "right"), (boxed(str(i + 1)), "wrong"), UNKNOWN] for i in range(4)
-)
+AIME_RESPONSES = tuple(come_to([boxed(str(i)), f"{i:03}"], wrong=[boxed(str(i + 1))]) for i in range(4))
 AMC = tuple({"id": i, "problem": "What?", "answer": float(v), "url": "u"} for i, v in enumerate((142, -3)))
-AMC_RESPONSES = tuple(
-    [(boxed(f"{v}"), "right"), (f"{v}.0", "right"), (f"{v}", "right"), (boxed("7"), "wrong"), EMPTY]
-    for v in (142, -3)
-)
+AMC_RESPONSES = tuple(come_to([boxed(f"{v}"), f"{v}.0", f"{v}"], wrong=[boxed("7")]) for v in (142, -3))
 MINERVA = ({"question": "How long is it in cm?", "answer": "20"}, {"question": "Which?", "answer": r"2\pi"})
 MINERVA_LOCAL = (
     {"problem": "How long is it?", "solution": r"Add. The length is \boxed{20} cm.", "type": "x", "idx": 0},
     {"problem": "Which?", "solution": r"It is $\boxed{2 \pi}$.", "type": "x", "idx": 1},
 )
 MINERVA_RESPONSES = (
-    [(boxed("20"), "right"), ("20", "right"), (boxed("21"), "wrong"), UNKNOWN],
-    [(boxed(r"2\pi"), "right"), (r"\pi \cdot 2", "right"), (boxed(r"\pi"), "wrong"), UNKNOWN],
+    come_to([boxed("20"), "20"], wrong=[boxed("21")]),
+    come_to([boxed(r"2\pi"), r"\pi \cdot 2"], wrong=[boxed(r"\pi")]),
 )
 OLYMPIAD = (
-    {
-        "id": 1,
-        "question": "Find $x$.",
-        "solution": ["Trivial."],
-        "final_answer": ["$\\frac{1}{2}$"],
-        "is_multiple_answer": False,
-        "context": None,
-    },
-    {
-        "id": 2,
-        "question": "Find all $x$.",
-        "solution": ["By hand."],
-        "final_answer": ["$2$", "$-3$"],
-        "context": None,
-    },
+    {"question": "Find $x$.", "solution": ["Trivial."], "final_answer": ["$\\frac{1}{2}$"], "context": None},
+    {"question": "Find all $x$.", "solution": ["By hand."], "final_answer": ["$2$", "$-3$"], "context": None},
 )
 OLYMPIAD_RESPONSES = (
-    [(boxed("0.5"), "right"), ("1/2", "right"), (boxed("2"), "wrong"), UNKNOWN],
-    [(boxed("2, -3"), "right"), (boxed("-3,2"), "right"), (boxed("2"), "wrong"), UNKNOWN],
+    come_to([boxed("0.5"), "1/2"], wrong=[boxed("2")]),
+    come_to([boxed("2, -3"), boxed("-3,2")], wrong=[boxed("2")]),
 )
 HUMANEVAL = (
     {
-        "task_id": "HumanEval/0",
         "prompt": 'def add(a: int, b: int) -> int:\n    """ Add.\n    >>> add(1, 2)\n    3\n    """\n',
         "canonical_solution": "    return a + b\n",
         "test": "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(1, 2) == 3\n"
@@ -204,14 +151,12 @@ HUMANEVAL = (
         "entry_point": "add",
     },
     {
-        "task_id": "HumanEval/1",  # its tests are no data
-        "prompt": 'def same(a: int) -> int:\n    """ The same. """\n',
+        "prompt": 'def same(a: int) -> int:\n    """ The same. """\n',  # its tests are no data
         "canonical_solution": "    return a\n",
         "test": "def check(candidate):\n    import random\n    for i in range(9):\n        assert candidate(i) == i\n",
         "entry_point": "same",
     },
     {
-        "task_id": "HumanEval/2",
         "prompt": 'def half(a: float) -> float:\n    """ Half. """\n',
         "canonical_solution": "    return a / 2\n",
         "test": "def check(candidate):\n    assert abs(candidate(3.0) - 1.5) < 1e-6\n"
@@ -220,48 +165,40 @@ HUMANEVAL = (
     },
 )
 HUMANEVAL_RESPONSES = tuple(
-    [
-        *((row["canonical_solution"], "right"), (row["prompt"] + row["canonical_solution"], "right")),
-        *(
-            (fenced(row["prompt"] + row["canonical_solution"]), "right"),
-            (row["prompt"] + "    return 9\n", "wrong"),
-        ),
-        *((fenced(f"{row['prompt']}    raise OSError"), "crash"), UNKNOWN, EMPTY),
-    ]
+    come_to(
+        [row["canonical_solution"], complete_one, fenced(complete_one)],
+        wrong=[row["prompt"] + "    return 9\n"],
+        crash=[fenced(f"{row['prompt']}    raise OSError")],
+    )
     for row in HUMANEVAL
+    for complete_one in [row["prompt"] + row["canonical_solution"]]
 )
+SHARED = "def shared(a, b):\n  return tuple(set(a) & set(b))"
 MBPP = (
     {
-        "source_file": "x.ipynb",
-        "task_id": 2,
         "prompt": "Write a function to find the shared elements from the given two lists.",
-        "code": "def shared(a, b):\n  return tuple(set(a) & set(b))",
+        "code": SHARED,
         "test_imports": ["import math"],
-        "test_list": [
-            "assert set(shared((3, 4), (4, 5))) == set((4,))",
-            "assert shared((1,), (2,)) == ()",
-        ],
+        "test_list": ["assert set(shared((3, 4), (4, 5))) == set((4,))", "assert shared((1,), (2,)) == ()"],
     },
 )
 MBPP_RESPONSES = (
-    [
-        *((MBPP[0]["code"], "right"), (fenced(str(MBPP[0]["code"])), "right")),
-        *(
-            (fenced("def shared(a, b):\n    return tuple(a)"), "wrong"),
-            (fenced("#### 4\ndef other(): 1"), "crash"),
-        ),
-        *(("def shared(a, b) return", "no_answer"), EMPTY),
-    ],
+    come_to(
+        [SHARED, fenced(SHARED)],
+        wrong=[fenced("def shared(a, b):\n    return tuple(a)")],
+        crash=[fenced("#### 4\ndef other(): 1")],
+        no_answer=["def shared(a, b) return"],
+    ),
+)
+TWO_SUM = (
+    "class Solution:\n    def twoSum(self, nums, target):\n        seen = {}\n        for i, n in enumerate(nums):\n"
+    "            if target - n in seen:\n                return [seen[target - n], i]\n            seen[n] = i\n"
 )
 LEETCODE = (
     {
-        "task_id": "two-sum",
-        "question_id": 1,
         "prompt": "import collections\nfrom typing import *\n",
         "query": "You are an expert. Given a list, find two numbers that sum to the target.\n\nFormat: ...",
-        "completion": "class Solution:\n    def twoSum(self, nums, target):\n        seen = {}\n        for i, n in "
-        "enumerate(nums):\n            if target - n in seen:\n                return [seen[target - n], i]\n"
-        "            seen[n] = i\n",
+        "completion": TWO_SUM,
         "entry_point": "Solution().twoSum",
         "test": "def check(candidate):\n    assert candidate(nums = [3,3],target = 6) == [0, 1]\n"
         "    assert candidate(nums = [2,7,11,15],target = 9) == [0, 1]\n",
@@ -269,58 +206,56 @@ LEETCODE = (
     },
 )
 LEETCODE_RESPONSES = (
-    [
-        *((LEETCODE[0]["completion"], "right"), (fenced(str(LEETCODE[0]["completion"])), "right")),
-        (fenced("class Solution:\n    def twoSum(self, nums, target):\n        return [0, 2]"), "wrong"),
-        *((fenced("class Solution:\n    pass"), "crash"), UNKNOWN),
-    ],
+    come_to(
+        [TWO_SUM, fenced(TWO_SUM)],
+        wrong=[fenced("class Solution:\n    def twoSum(self, nums, target):\n        return [0, 2]")],
+        crash=[fenced("class Solution:\n    pass")],
+    ),
 )
 
 
-def packed(cases: list[dict]) -> str:
+def cases(given: str, expected: str, kind: str) -> list[dict]:
+    """A case of LiveCodeBench."""
+    return [{"input": given, "output": expected, "testtype": kind}]
+
+
+def packed(found: list[dict]) -> str:
     """Private cases as LiveCodeBench packs them."""
-    return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(cases)))).decode()
+    return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(found)))).decode()
 
 
 LIVECODEBENCH = (
     {
-        "question_title": "Sum",
         "question_content": "Read two numbers and print their sum.",
         "starter_code": "",
-        "public_test_cases": json.dumps([{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]),
-        "private_test_cases": packed([{"input": "40 2\n", "output": "42\n", "testtype": "stdin"}]),
+        "public_test_cases": json.dumps(cases("1 2\n", "3\n", "stdin")),
+        "private_test_cases": packed(cases("40 2\n", "42\n", "stdin")),
         "metadata": "{}",
-        "platform": "atcoder",
     },
     {
-        "question_title": "Twice",
         "question_content": "Return twice the number.",
         "starter_code": "class Solution:\n    def twice(self, n: int) -> int:\n        ",
-        "public_test_cases": json.dumps([{"input": "1", "output": "2", "testtype": "functional"}]),
-        "private_test_cases": packed([{"input": "21", "output": "42", "testtype": "functional"}]),
+        "public_test_cases": json.dumps(cases("1", "2", "functional")),
+        "private_test_cases": packed(cases("21", "42", "functional")),
         "metadata": json.dumps({"func_name": "twice"}),
-        "platform": "leetcode",
     },
 )
+TWICE = "class Solution:\n    def twice(self, n):\n        return "
 LIVECODEBENCH_RESPONSES = (
-    [
-        *(
-            (fenced("a, b = map(int, input().split())\nprint(a + b)"), "right"),
-            ("print(sum(map(int, input().split())))", "right"),
-        ),
-        *((fenced("print(3)"), "wrong"), (fenced("print(input().split()[2])"), "crash"), UNKNOWN),
-    ],
-    [
-        (fenced("class Solution:\n    def twice(self, n):\n        return 2 * n"), "right"),
-        ("class Solution:\n    def twice(self, n):\n        return n + n", "right"),
-        (
-            fenced("class Solution:\n    def twice(self, n):\n        return 2"),
-            "wrong",
-        ),  # public cases alone pass
-        *((fenced("class Solution:\n    def thrice(self, n):\n        return 2 * n"), "crash"), UNKNOWN),
-    ],
+    come_to(
+        [
+            fenced("a, b = map(int, input().split())\nprint(a + b)"),
+            "print(sum(map(int, input().split())))",
+        ],
+        wrong=[fenced("print(3)")],
+        crash=[fenced("print(input().split()[2])")],
+    ),
+    come_to(
+        [fenced(f"{TWICE}2 * n"), f"{TWICE}n + n"],
+        wrong=[fenced(f"{TWICE}2")],  # public cases alone pass
+        crash=[fenced(f"{TWICE}2 * n".replace("twice", "thrice"))],
+    ),
 )
-PROGRAMS_RESPONSES = ([(fenced("print('x')"), "wrong"), UNKNOWN], [(fenced("print(1/0)"), "crash"), EMPTY])
 
 Set = tuple[tuple[dict, ...], tuple[list[tuple[str, str]], ...]]
 HUB: dict[str, Set] = {
@@ -390,16 +325,16 @@ def check_judged(out: Path, name: str, sets: dict[str, Set]) -> None:
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_references_are_right_and_others_wrong_with_the_reason(hub: Path, name: str):
+def test_benchmark__references_are_right_and_others_wrong_with_the_reason(hub: Path, name: str):
     check_judged(hub, name, HUB)
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_in_other_fields_too(local: Path, name: str):
+def test_benchmark__in_other_fields_too(local: Path, name: str):
     check_judged(local, name, LOCAL)
 
 
-def test_what_is_left_out_moves_no_other_item(hub: Path):
+def test_benchmark__what_is_left_out_moves_no_other_item(hub: Path):
     """The second of three items has tests that are no data."""
     lines = [json.loads(line) for line in (hub / "humaneval" / "responses.jsonl").read_text().splitlines()]
     assert [line["item"] for line in lines] == [0, 2]
@@ -407,7 +342,7 @@ def test_what_is_left_out_moves_no_other_item(hub: Path):
         assert str(HUMANEVAL[i]["prompt"]) in line["prompt"][0]["content"]
 
 
-def test_votes_are_counted_where_there_are_answers(hub: Path):
+def test_benchmark__votes_are_counted_where_there_are_answers(hub: Path):
     """Not of programs, whatever their comments look like."""
     results = json.loads((hub / "results.json").read_text())["benchmarks"]
     for name, result in results.items():
@@ -416,12 +351,12 @@ def test_votes_are_counted_where_there_are_answers(hub: Path):
     assert results["gsm8k"]["maj@k"]["8"][0] == 1.0
 
 
-def test_every_set_is_in_the_table_and_on_the_page(hub: Path):
+def test_benchmark__is_in_the_table_and_on_the_page(hub: Path):
     page = (hub / "results.html").read_text()
     assert all(f"<tr><td>{name}<td>" in page for name in HUB)
 
 
-def test_soft_outcomes_may_be_asked_for(tmp_path: Path):
+def test_benchmark__outcomes_may_be_shares_of_passed_cases(tmp_path: Path):
     """The share of passed cases instead of all or nothing."""
     args = [
         "--benchmark",
@@ -481,19 +416,16 @@ def asked(config: BenchmarkConfig, rows: tuple[dict, ...], file: Path, **changes
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_items_are_asked_as_the_published_recipe_does(tmp_path: Path, name: str):
+def test_benchmark__items_are_asked_as_the_published_recipe_does(tmp_path: Path, name: str):
     rows, expected = ASKED[name]
-    first, *_ = asked(find_benchmark(name)[1], rows, tmp_path / "d.jsonl")
+    first, *others = asked(find_benchmark(name)[1], rows, tmp_path / "d.jsonl")
     assert first == [{"role": "user", "content": expected}]
+    if name == "livecodebench":  # a method to complete is shown
+        shown = "Return twice the number.\n\nclass Solution:\n    def twice(self, n: int) -> int:"
+        assert others == [[{"role": "user", "content": shown + FENCE}]]
 
 
-def test_a_method_to_complete_is_shown(tmp_path: Path):
-    _, second = asked(find_benchmark("livecodebench")[1], LIVECODEBENCH, tmp_path / "d.jsonl")
-    shown = "Return twice the number.\n\nclass Solution:\n    def twice(self, n: int) -> int:"
-    assert second == [{"role": "user", "content": shown + FENCE}]
-
-
-def test_the_embedded_tasks_are_asked_as_their_models_learn_them():
+def test_benchmark__embedded_tasks_are_asked_as_their_models_learn_them():
     for name in ("clock", "programs"):
         entry = find_benchmark(name)[1].data
         assert (entry.template, entry.suffix, entry.system, entry.split) == ("none", "", "", "test")
@@ -503,13 +435,15 @@ def test_the_embedded_tasks_are_asked_as_their_models_learn_them():
     ("template", "system", "suffix"),
     [("none", False, ""), ("eurus", False, BOX), ("eurus-actions", True, BOX)],
 )
-def test_a_template_may_be_chosen(tmp_path: Path, template: str, system: bool, suffix: str):
+def test_benchmark__a_template_may_be_chosen(tmp_path: Path, template: str, system: bool, suffix: str):
     (chat, *_) = asked(find_benchmark("gsm8k")[1], GSM8K, tmp_path / "d.jsonl", template=template)
     assert chat[-1] == {"role": "user", "content": "Ann has 16 eggs and eats 7." + suffix}
     assert [m["role"] for m in chat] == ["system"] * system + ["user"]
 
 
-def test_other_fields_are_named_with_those_that_exist(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_benchmark__missing_fields_are_named_with_those_that_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
     """The fields of each entry, against a file of another kind."""
     data, responses = tmp_path / "d.jsonl", tmp_path / "r.jsonl"
     data.write_text(json.dumps({"instruction": "Do it.", "reply": "Done."}) + "\n")

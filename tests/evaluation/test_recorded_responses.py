@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from openprime.cli import main
-from openprime.evaluation.items import whole
+from openprime.evaluation.benchmarks import whole
 from openprime.prime.prm import ImplicitPRM
-from openprime.run import run as run_module
+from openprime.run import jsonl
 from openprime.types import Prompt
 from openprime.verifiers.math import verify_math
 from openprime.verifiers.pool import Pool
@@ -58,7 +58,7 @@ def judge(data: Path, rows: list, tmp_path: Path, *flags: str) -> tuple[dict, li
 LINES = [{"responses": recorded(i)} for i in range(6)]
 
 
-def test_recorded_responses_are_judged_without_a_model(data: Path, tmp_path: Path):
+def test_evaluate_responses__are_judged_without_a_model(data: Path, tmp_path: Path):
     results, rows = judge(data, LINES, tmp_path)
     expected = [[float(i % (k + 1) == 0) for k in range(3)] + [0.0] for i in range(6)]
     assert [[r["outcome"] for r in row["responses"]] for row in rows] == expected
@@ -73,23 +73,17 @@ def test_recorded_responses_are_judged_without_a_model(data: Path, tmp_path: Pat
         assert key not in results
 
 
-def test_fewer_may_be_used(data: Path, tmp_path: Path):
-    results, rows = judge(data, LINES, tmp_path, "--samples", "2")
-    assert [[r["text"] for r in row["responses"]] for row in rows] == [
-        line["responses"][:2] for line in LINES
-    ]
-    assert results["avg@2"][0] == pytest.approx(np.mean([[1.0, float(i % 2 == 0)] for i in range(6)]))
-
-
-def test_the_first_items_may_be_used(data: Path, tmp_path: Path):
+def test_read_recorded__fewer_responses_or_the_first_items(data: Path, tmp_path: Path):
     """With a line for every item, and with a line for those alone."""
-    results, rows = judge(data, LINES, tmp_path, "--limit", "2")
+    results, rows = judge(data, LINES, tmp_path, "--samples", "2", "--limit", "2")
     assert results["items"] == len(rows) == 2
+    assert [[r["text"] for r in row["responses"]] for row in rows] == [x["responses"][:2] for x in LINES[:2]]
+    assert results["avg@2"][0] == pytest.approx(np.mean([[1.0, float(i % 2 == 0)] for i in range(2)]))
     (tmp_path / "again").mkdir()
-    assert judge(data, LINES[:2], tmp_path / "again", "--limit", "2") == (results, rows)
+    assert judge(data, LINES[:2], tmp_path / "again", "--samples", "2", "--limit", "2") == (results, rows)
 
 
-def test_a_prm_scores_recorded_responses(data: Path, tmp_path: Path, model: Path):
+def test_evaluate_responses__a_prm_scores_them(data: Path, tmp_path: Path, model: Path):
     """Also an empty one, which has the reward of its end."""
     folder = save_prm(model, tmp_path / "prm")
     results, rows = judge(data, LINES, tmp_path, "--prm", str(folder), "--step-split", "newline")
@@ -109,7 +103,7 @@ def test_a_prm_scores_recorded_responses(data: Path, tmp_path: Path, model: Path
     assert "PRM-weighted vote" in results["best_of_n"]
 
 
-def test_our_own_responses_can_be_judged_again(data: Path, tmp_path: Path, model: Path):
+def test_evaluate_responses__files_of_our_own_can_be_judged_again(data: Path, tmp_path: Path, model: Path):
     """The file of an evaluation or of generate: with another PRM, say."""
     results, _ = judge(data, LINES, tmp_path)
     out = tmp_path / "again"
@@ -128,17 +122,8 @@ def test_our_own_responses_can_be_judged_again(data: Path, tmp_path: Path, model
     few = ["--responses", "2", "--max-response-tokens", "16", "--out", str(tmp_path / "made")]
     assert main(["generate", str(model), *clock, *few]) == 0
     made = tmp_path / "made" / "responses.jsonl"
-    given = [
-        "--benchmark",
-        "clock",
-        "--limit",
-        "4",
-        "--responses",
-        str(made),
-        "--out",
-        str(tmp_path / "judged"),
-    ]
-    assert main(["evaluate", *given]) == 0
+    given = ["--benchmark", "clock", "--limit", "4", "--responses", str(made)]
+    assert main(["evaluate", *given, "--out", str(tmp_path / "judged")]) == 0
     for row, same in zip(
         records(tmp_path / "judged" / "clock" / "responses.jsonl"), records(made), strict=True
     ):
@@ -146,21 +131,14 @@ def test_our_own_responses_can_be_judged_again(data: Path, tmp_path: Path, model
             assert (r["text"], r["outcome"], r["reason"]) == (s["text"], s["outcome"], s["reason"])
 
 
-def test_equal_items_are_each_judged(tmp_path: Path):
-    data = write(tmp_path / "questions.jsonl", [QUESTIONS[1]] * 3)
-    lines = [{"responses": [f"#### {n}"]} for n in (2, 3, 2)]
-    results, rows = judge(data, lines, tmp_path)
-    assert [row["responses"][0]["outcome"] for row in rows] == [1.0, 0.0, 1.0]
-    assert results["avg@1"][0] == pytest.approx(2 / 3)
-
-
 @pytest.mark.parametrize("chat", [True, False])
-def test_chat_prompts_are_items_too(tmp_path: Path, chat: bool):
+def test_evaluate_responses__chat_prompts_are_items_too(tmp_path: Path, chat: bool):
     prompt = [{"role": "user", "content": "1 + 1?"}] if chat else "1 + 1?"
-    data = write(tmp_path / "questions.jsonl", [{"prompt": prompt, "answer": 2}])
-    _, (row,) = judge(data, [{"responses": ["2"]}], tmp_path)
-    assert row["prompt"][0]["content"].startswith("1 + 1?\n\nPresent the answer")
-    assert row["responses"][0]["outcome"] == 1.0
+    data = write(tmp_path / "questions.jsonl", [{"prompt": prompt, "answer": 2}] * 3)
+    results, rows = judge(data, [{"responses": [f"#### {n}"]} for n in (2, 3, 2)], tmp_path)
+    assert all(row["prompt"][0]["content"].startswith("1 + 1?\n\nPresent the answer") for row in rows)
+    assert [row["responses"][0]["outcome"] for row in rows] == [1.0, 0.0, 1.0]  # equal items, each judged
+    assert results["avg@1"][0] == pytest.approx(2 / 3)
 
 
 # Where the answer stands
@@ -170,7 +148,9 @@ def test_chat_prompts_are_items_too(tmp_path: Path, chat: bool):
     ("mode", "outcomes"),
     [("auto", [1, 1, 0, 1, 1]), ("hashes", [1, 0, 1, 0, 1]), ("boxed", [0, 1, 0, 1, 1])],
 )
-def test_where_the_answer_stands_may_be_told(tmp_path: Path, mode: str, outcomes: list[int]):
+def test_evaluate_responses__where_the_answer_stands_may_be_told(
+    tmp_path: Path, mode: str, outcomes: list[int]
+):
     """A bare answer counts as one in every way."""
     data = write(tmp_path / "questions.jsonl", [QUESTIONS[1]])
     texts = ["#### 2", "\\boxed{2}", "#### 2\nor \\boxed{3}", "#### 3\nor \\boxed{2}", "2"]
@@ -179,7 +159,7 @@ def test_where_the_answer_stands_may_be_told(tmp_path: Path, mode: str, outcomes
     assert results["maj@k"]["5"][0] == 1.0  # 2 is the most frequent answer in every way
 
 
-def test_votes_are_of_the_answers_that_are_judged(tmp_path: Path):
+def test_evaluate_responses__votes_are_of_the_answers_that_are_judged(tmp_path: Path):
     """By hashes 2 has two votes of three; by boxes it has none, and 5 has two."""
     data = write(tmp_path / "questions.jsonl", [QUESTIONS[1]])
     texts = ["#### 3\n\\boxed{5}", "#### 2\n\\boxed{5}", "#### 2\n\\boxed{6}"]
@@ -208,13 +188,13 @@ def test_votes_are_of_the_answers_that_are_judged(tmp_path: Path):
         ("\\boxed{}", "wrong"),
     ],
 )
-def test_a_bare_answer_is_one_but_prose_is_not(text: str, reason: str):
+def test_whole__a_bare_answer_is_one_but_prose_is_not(text: str, reason: str):
     item = Prompt("p:0", (), "1 + 1?", "2")
     (verdict,) = verify_math(item, [whole(text, item)])
     assert verdict.reason == reason
 
 
-def test_a_reference_of_several_words_is_an_answer_too():
+def test_whole__a_reference_of_several_words_is_an_answer_too():
     item = Prompt("p:0", (), "Which?", "no real solution")
     assert whole("no real solution", item) == r"\boxed{no real solution}"
     assert whole("no known solution", item) == "no known solution"
@@ -226,55 +206,33 @@ def test_a_reference_of_several_words_is_an_answer_too():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"responses": []}, "responses must be a list of one text or more, found []"),
-        ({"responses": "2"}, "responses must be a list of one text or more, found '2'"),
-        ({"responses": None}, 'expected {"responses": [...]}, found the fields responses'),
-        ({"response": "2", "id": 3}, 'expected {"responses": [...]}, found the fields response, id'),
-        ({}, 'expected {"responses": [...]}, found the fields (none)'),
-        ({"responses": ["2", 2]}, "response 1 is no text: 2"),
-        ({"responses": ["2", None]}, "response 1 is no text: None"),
-        ({"responses": [{"outcome": 1.0}]}, "response 0 is no text: {'outcome': 1.0}"),
-        ({"responses": ["2", "3", "\ud83d"]}, "response 2 is no text: it holds half a character"),
-        ({"responses": ["2"]}, "1 responses, other lines have more: use the first of each with --samples 1"),
-        ("[1, 2]", "expected an object {...} on each line, found [1, 2]"),
-        ('{"responses": ["2", "3"', "not valid JSON"),
+        ({"responses": "2"}, ", responses: expected a list with at least one entry, found '2'"),
+        ({"response": "2", "id": 3}, ': expected {"responses": [...]}, found the fields response, id'),
+        ({}, ': expected {"responses": [...]}, found the fields (none)'),
+        ({"responses": ["2", "3", "\ud83d"]}, ", responses[2]: half a character"),
+        (
+            {"responses": ["2"]},
+            ": 1 responses, other lines have more: use the first of each with --samples 1",
+        ),
+        ("[1, 2]", ": expected an object {...} on each line, found [1, 2]"),
+        ('{"responses": ["2", "3"', ": not valid JSON"),
     ],
 )
-def test_a_line_of_another_kind_is_named(
+def test_read_recorded__a_line_of_another_kind_is_named(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, line: object, message: str
 ):
     rows = [*LINES[:2], "", line, *LINES[3:]]  # blank lines are no rows, but they are lines
     path = write(tmp_path / "responses.jsonl", rows)
     assert main(args(data, path, tmp_path / "out")) == 2
     said = capsys.readouterr().err
-    assert f"openprime: {path}:4: {message}" in said
+    assert f"openprime: {path}:4{message}" in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_a_kill_has_left_is_said_to_be_one(
+def test_read_recorded__more_than_there_are_cannot_be_chosen_from(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    path = write(tmp_path / "responses.jsonl", LINES)
-    path.write_bytes(path.read_bytes()[:-20])
-    assert main(args(data, path, tmp_path / "out")) == 2
-    said = capsys.readouterr().err
-    assert f"{path}:6: not valid JSON" in said
-    assert "interrupted: finish it with --resume, or delete the line" in said
-
-
-@pytest.mark.parametrize(("encoding", "line"), [("latin-1", 3), ("utf-16", 1)])
-def test_another_encoding_is_named(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, encoding: str, line: int
-):
-    rows = [*LINES[:2], {"responses": ["2", "3", "4", "é"]}, *LINES[3:]]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (tmp_path / "responses.jsonl").write_bytes(text.encode(encoding))
-    assert main(args(data, tmp_path / "responses.jsonl", tmp_path / "out")) == 2
-    assert f"responses.jsonl:{line}: not UTF-8" in capsys.readouterr().err
-
-
-def test_more_than_there_are_cannot_be_chosen_from(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     rows = [*LINES[:4], {"responses": ["2", "3"]}, LINES[5]]
     path = write(tmp_path / "responses.jsonl", rows)
     assert main(args(data, path, tmp_path / "out", "--samples", "4")) == 2
@@ -282,10 +240,16 @@ def test_more_than_there_are_cannot_be_chosen_from(data: Path, tmp_path: Path, c
     assert main(args(data, path, tmp_path / "out")) == 2
     assert f"{path}:5: 2 responses, other lines have more" in capsys.readouterr().err
     assert main(args(data, path, tmp_path / "out", "--samples", "2")) == 0
+    path.write_text(json.dumps(rows))  # an array has no lines
+    path = path.rename(tmp_path / "responses.json")
+    assert main(args(data, path, tmp_path / "json", "--samples", "4")) == 2
+    assert f"{path}, entry 4: 2 responses, fewer than samples=4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rows", [LINES[:5], [*LINES, LINES[0]]])
-def test_as_many_lines_as_items(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, rows: list):
+def test_read_recorded__as_many_lines_as_items(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, rows: list
+):
     path = write(tmp_path / "responses.jsonl", rows)
     assert main(args(data, path, tmp_path / "out")) == 2
     said = capsys.readouterr().err
@@ -294,12 +258,7 @@ def test_as_many_lines_as_items(data: Path, tmp_path: Path, capsys: pytest.Captu
     )
 
 
-def test_a_file_that_is_not_there(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    assert main(args(data, tmp_path / "gone.jsonl", tmp_path / "out")) == 2
-    assert f"responses: there is no file {tmp_path / 'gone.jsonl'}" in capsys.readouterr().err
-
-
-def test_settings_of_sampling_are_said_to_have_no_effect(
+def test_evaluate_responses__settings_of_sampling_have_no_effect(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     judge(data, LINES, tmp_path, "--temperature", "0.5", "--max-response-tokens", "9")
@@ -307,7 +266,7 @@ def test_settings_of_sampling_are_said_to_have_no_effect(
     assert "note: no effect where nothing is sampled: temperature, max_response_tokens" in said
 
 
-def test_items_of_which_none_can_be_judged(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_evaluate_responses__none_can_be_judged(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """No tests in any row: nothing is left to judge."""
     path = write(tmp_path / "responses.jsonl", LINES)
     (tmp_path / "code.yaml").write_text("data: {source: x, verifier: code}")
@@ -320,13 +279,13 @@ def test_items_of_which_none_can_be_judged(data: Path, tmp_path: Path, capsys: p
 # Going on
 
 
-def test_a_signal_stops_between_items_and_nothing_is_lost(
+def test_evaluate_responses__a_signal_stops_between_items_and_nothing_is_lost(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     whole = tmp_path / "whole"
     path = write(tmp_path / "responses.jsonl", LINES)
     assert main(args(data, path, whole)) == 0
-    monkeypatch.setattr(run_module, "CHUNK", 2)
+    monkeypatch.setattr(jsonl, "CHUNK", 2)
     real = Pool.judge
 
     def stop(pool: Pool, groups: list) -> list:

@@ -1,41 +1,32 @@
 """`openprime score`: the reward of every token, step and response of a file."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from openprime.config import ScoreConfig
 from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages, suitable
-from openprime.data.readers import read_json
-from openprime.data.records import vocabulary_id
-from openprime.data.steps import apart, split_steps, text_of_tokens, token_texts
+from openprime.data.readers import PROMPT_FIELDS, Row
+from openprime.data.records import (
+    RecordedResponse,
+    read_prompt,
+    read_responses,
+    read_rows,
+    refuse_half_characters,
+    vocabulary_id,
+)
+from openprime.data.steps import split_steps, text_of_tokens, token_texts
 from openprime.models.hub import pick_device
 from openprime.prime.prm import ImplicitPRM, Score, find_parts
 from openprime.run.jsonl import fill_jsonl, resume_jsonl
 from openprime.run.run import check_folder, open_folder
 from openprime.types import UserError
 
-PROMPT_FIELDS = ("prompt", "question", "problem")
 AT_A_TIME = 128
 """Responses that are scored between two looks for a signal."""
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A response to score."""
-
-    text: str
-    token_ids: list[int] | None = None
-    """Its sampled tokens, where they are of the PRM's vocabulary."""
-    steps: list[str] | None = None
-    """Its steps, where the row has them; joined they are the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +36,20 @@ class Item:
     name: str
     prompt: str | Messages
     verifier: str
-    answers: list[Answer]
+    responses: list[RecordedResponse]
 
 
 def score(config: ScoreConfig) -> None:
     """Score every response in `config.file`; leaves scores.jsonl in `config.out`, the same rows with their rewards."""
     config.check()
     path, device, console = Path(config.file), pick_device(config.device), Console()
-    if not path.is_file():
-        raise UserError(f"file: there is no file {path}")
+    rows = read_rows(path)
     if Path(config.out).is_file():
         raise UserError(f"out: {config.out} is a file: name a folder")
     out = Path(config.out) / "scores.jsonl"
     if out.exists() and out.samefile(path):
         raise UserError(f"out: {out} is the file to read: name another folder")
     check_folder(config, "score")
-    rows = read_json(path, 0)
-    if not rows:
-        raise UserError(f"{path}: no rows")
     _, _, tokenizer = find_parts(config.prm, config.reference)
     vocabulary = vocabulary_id(tokenizer)
     items = [read_item(row, f"{path}, row {i + 1}", vocabulary) for i, row in enumerate(rows)]
@@ -78,25 +65,25 @@ def score(config: ScoreConfig) -> None:
         chosen = items[places.start : places.stop]
         names, prompts, verifiers = zip(*((i.name, i.prompt, i.verifier) for i in chosen), strict=True)
         encoded = encode_prompts(prompts, names, form, tokenizer, verifiers)
-        prompt_ids = [ids for item, ids in zip(chosen, encoded, strict=True) for _ in item.answers]
-        answers = [answer for item in chosen for answer in item.answers]
-        encoded = encode_responses([answer.text for answer in answers], tokenizer)
-        response_ids = [a.token_ids or ids for a, ids in zip(answers, encoded, strict=True)]
+        prompt_ids = [ids for item, ids in zip(chosen, encoded, strict=True) for _ in item.responses]
+        responses = [response for item in chosen for response in item.responses]
+        encoded = encode_responses([r.text for r in responses], tokenizer)
+        response_ids = [r.token_ids or ids for r, ids in zip(responses, encoded, strict=True)]
         texts = [
-            token_texts(tokenizer, ids) if a.token_ids else text_of_tokens(tokenizer, a.text, ids)
-            for a, ids in zip(answers, response_ids, strict=True)
+            token_texts(tokenizer, ids) if r.token_ids else text_of_tokens(tokenizer, r.text, ids)
+            for r, ids in zip(responses, response_ids, strict=True)
         ]
         steps = [
-            a.steps or split_steps("".join(pieces), config.step_split)
-            for a, pieces in zip(answers, texts, strict=True)
+            r.steps or split_steps("".join(pieces), config.step_split)
+            for r, pieces in zip(responses, texts, strict=True)
         ]
         scores = iter(prm.score_tokens(prompt_ids, response_ids, texts, steps))
         return [
-            scored_row(rows[i], [next(scores) for _ in item.answers])
+            scored_row(rows[i], item, [next(scores) for _ in item.responses])
             for i, item in zip(places, chosen, strict=True)
         ]
 
-    size = max(1, AT_A_TIME // max(len(item.answers) for item in items))
+    size = max(1, AT_A_TIME // max(len(item.responses) for item in items))
 
     def make(places: range, check: Callable[[], None]) -> list[Row]:
         made: list[Row] = []
@@ -120,49 +107,13 @@ def score(config: ScoreConfig) -> None:
 
 
 def read_item(row: Row, where: str, vocabulary: str) -> Item:
-    """What is scored of a row; `vocabulary` is the PRM's. Raises ValueError for what cannot be scored."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: half a character (a lone surrogate) in its text") from error
-    field = next((name for name in PROMPT_FIELDS if row.get(name) is not None), None)
-    if field is None:
+    """What is scored of a row; `vocabulary` is the PRM's. Raises UserError for what cannot be scored."""
+    refuse_half_characters(row, where)
+    field, value = read_prompt(row)
+    if not field:
         raise UserError(f"{where}: no field {' or '.join(PROMPT_FIELDS)}; there are: {', '.join(row)}")
-    prompt = read_messages(row[field], f"{where}, {field}")
-    return Item(where, prompt, str(row.get("verifier") or "math"), list(_answers(row, where, vocabulary)))
-
-
-def _answers(row: Row, where: str, vocabulary: str) -> Iterator[Answer]:
-    if "responses" in row:
-        for i, given in enumerate(_filled_list(row["responses"], f"{where}, responses")):
-            name = f"{where}, response {i + 1}"
-            if not isinstance(given, dict):
-                yield Answer(_text(given, name))
-                continue
-            ids = given.get("token_ids") if row.get("vocabulary") == vocabulary else None
-            if not isinstance(ids, list | None) or not all(isinstance(token, int) for token in ids or []):
-                raise UserError(f"{name}: token_ids: expected a list of numbers, found {ids!r:.80}")
-            yield Answer(_text(given.get("text"), f"{name}, text"), ids)
-    elif "response" in row:
-        yield Answer(_text(row["response"], f"{where}, response"))
-    elif "steps" in row:
-        steps = [_text(step, f"{where}, steps") for step in _filled_list(row["steps"], f"{where}, steps")]
-        steps = apart(steps)
-        yield Answer("".join(steps), steps=steps)
-    else:
-        raise UserError(f"{where}: no field response, responses or steps; there are: {', '.join(row)}")
-
-
-def _filled_list(value: object, where: str) -> list:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: expected a list with at least one entry, found {value!r:.80}")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{where}: expected text, found {value!r:.80}")
-    return value
+    prompt = read_messages(value, f"{where}, {field}")
+    return Item(where, prompt, str(row.get("verifier") or "math"), read_responses(row, where, vocabulary))
 
 
 def same_rows(done: list[Row], rows: list[Row], path: Path, out: Path) -> None:
@@ -172,12 +123,11 @@ def same_rows(done: list[Row], rows: list[Row], path: Path, out: Path) -> None:
         raise UserError(f"{path} has changed since {out} was begun: score it into another --out")
 
 
-def scored_row(row: Row, scores: list[Score]) -> Row:
+def scored_row(row: Row, item: Item, scores: list[Score]) -> Row:
     """The row with its rewards: beside its one response, or in each of its responses."""
     results = [_result(score) for score in scores]
     if "responses" in row:
-        given = [r if isinstance(r, dict) else {"text": r} for r in row["responses"]]
-        return row | {"responses": [r | result for r, result in zip(given, results, strict=True)]}
+        return row | {"responses": [r.entry | x for r, x in zip(item.responses, results, strict=True)]}
     (result,) = results
     if "response" not in row:
         del result["steps"]  # the row's own

@@ -6,20 +6,18 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from openprime.config import VerifyStageConfig
-from openprime.data.readers import as_answer, read_json
+from openprime.data.readers import Row
+from openprime.data.records import read_rows, to_verify
 from openprime.types import Prompt, UserError, Verdict
 from openprime.verifiers.pool import Pool
 
 AHEAD = 1000
 """Rows that are submitted before the first of them is written."""
-
-Row = dict[str, Any]
 
 
 def verify(config: VerifyStageConfig) -> None:
@@ -30,14 +28,10 @@ def verify(config: VerifyStageConfig) -> None:
     """
     config.check()
     path, out, console = Path(config.file), Path(config.out), Console()
-    if not path.is_file():
-        raise UserError(f"file: there is no file {path}")
+    rows = read_rows(path)
     if out.exists() and out.samefile(path):
         raise UserError(f"out: {out} is the file to read")
-    rows = read_json(path, 0)
-    if not rows:
-        raise UserError(f"{path}: no rows")
-    prompts = [_prompt(row, f"{path}, row {i + 1}", config.verifier) for i, row in enumerate(rows)]
+    prompts = [to_verify(row, f"{path}, row {i + 1}", config.verifier) for i, row in enumerate(rows)]
     counts: Counter[str] = Counter()
     shown = (
         TextColumn("verify"),
@@ -83,16 +77,3 @@ def _judged(pool: Pool, rows: list[Row], prompts: list[Prompt]) -> Iterator[tupl
             yield done, future.result()
     for row, future in waiting:
         yield row, future.result()
-
-
-def _prompt(row: Row, where: str, verifier: str) -> Prompt:
-    """What a verifier gets of a row."""
-    if "response" not in row or not isinstance(row["response"], str | None):
-        raise UserError(f"{where}: no text in the field response; there are: {', '.join(row)}")
-    is_code = any(name in row for name in ("tests", "test", "test_list", "input_output"))
-    name = verifier or row.get("verifier") or ("code" if is_code else "math")
-    if name == "math" and "answer" not in row:
-        raise UserError(f"{where}: no field answer, nor tests for code; there are: {', '.join(row)}")
-    question = row.get("prompt") or row.get("question") or row.get("problem") or ""
-    messages = question if isinstance(question, str | list) else str(question)
-    return Prompt(where, (), messages, as_answer(row.get("answer"), str(name)), row, str(name))

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import DataConfig
-from openprime.data.chat import encode_prompts, encode_responses, read_messages
+from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages
 from openprime.types import Prompt, UserError
 
 PROMPT_FIELDS = ("prompt", "messages", "question", "problem", "query", "question_content")
@@ -71,12 +71,8 @@ def read_questions(config: DataConfig) -> list[Prompt]:
     """
     rows = load_rows(config)
     names = row_names(config, len(rows))
-    if config.prompt_template:
-        values = [filled(config, row, name, rows) for row, name in zip(rows, names, strict=True)]
-    else:
-        prompt_field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
-        values = [without_answer(value_at(row, prompt_field), prompt_field) for row in rows]
-    messages = [read_messages(value, name) for value, name in zip(values, names, strict=True)]
+    prompts = prompts_of(config, rows, names)
+    messages = [read_messages(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
     answer_field = field_of(config, rows, "answer_field", ANSWER_FIELDS)
     verifiers = verifiers_of(config, rows)
     answers = [as_answer(value_at(row, answer_field), v) for row, v in zip(rows, verifiers, strict=True)]
@@ -111,23 +107,7 @@ def read_demonstrations(
     """
     rows = load_rows(config)
     names = row_names(config, len(rows))
-    prompt_field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
-    response_field = field_of(config, rows, "response_field", RESPONSE_FIELDS)
-    messages, texts = [], []
-    for row, name in zip(rows, names, strict=True):
-        prompt = value_at(row, prompt_field)
-        if response_field:
-            prompt, response = without_answer(prompt, prompt_field), value_at(row, response_field)
-        elif isinstance(prompt, list) and len(prompt) > 1:
-            prompt, response = prompt[:-1], prompt[-1:]
-        else:
-            raise UserError(
-                f"{name}: no response to learn from: {prompt_field} is no conversation, and no row has a "
-                f"field {' or '.join(RESPONSE_FIELDS)}; there are: {known_fields(rows)}. "
-                "Name it in data.response_field"
-            )
-        messages.append(read_messages(prompt, name))
-        texts.append(response_text(response, name))
+    messages, texts = zip(*prompts_and_responses(config, rows, names), strict=True)
     kept = short_enough(encode_prompts(messages, names, config, tokenizer), names, config)
     responses = encode_responses([texts[i] for i in kept], tokenizer)
     made = [Demonstration(tuple(p), tuple(r)) for p, r in zip(kept.values(), responses, strict=True)]
@@ -149,6 +129,42 @@ def read_texts(config: DataConfig) -> list[str]:
     values = [value for row in rows for field in fields if field and (value := value_at(row, field))]
     chats = [[{"content": value}] if isinstance(value, str) else value for value in values]
     return [config.suffix, config.system, *(message["content"] for chat in chats for message in chat)]
+
+
+def prompts_of(config: DataConfig, rows: list[Row], names: Sequence[str]) -> list[Any]:
+    """Each row's prompt: what `data.prompt_template` makes of it, or a field, without the answer at its end."""
+    if config.prompt_template:
+        return [filled(config, row, name, rows) for row, name in zip(rows, names, strict=True)]
+    field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
+    return [without_answer(value_at(row, field), field) for row in rows]
+
+
+def prompts_and_responses(
+    config: DataConfig, rows: list[Row], names: Sequence[str]
+) -> list[tuple[str | Messages, str]]:
+    """Each row's prompt and its response: two fields, or a conversation whose last message is the response.
+
+    Raises UserError, with the row, where there is no response, it is empty, or it is not the assistant's.
+    """
+    response_field = field_of(config, rows, "response_field", RESPONSE_FIELDS)
+    prompt_field = "" if config.prompt_template else field_of(config, rows, "prompt_field", PROMPT_FIELDS)
+    if response_field and response_field != prompt_field:
+        prompts = prompts_of(config, rows, names)
+        responses = [value_at(row, response_field) for row in rows]
+    else:
+        chats = [value_at(row, prompt_field) for row in rows]
+        for name, chat in zip(names, chats, strict=True):
+            if not isinstance(chat, list) or len(chat) < 2:
+                raise UserError(
+                    f"{name}: no response: {prompt_field or 'the prompt'} is no conversation, and no row has a "
+                    f"field {' or '.join(RESPONSE_FIELDS)}; there are: {known_fields(rows)}. "
+                    "Name it in data.response_field"
+                )
+        prompts, responses = [chat[:-1] for chat in chats], [chat[-1:] for chat in chats]
+    return [
+        (read_messages(prompt, name), response_text(response, name))
+        for name, prompt, response in zip(names, prompts, responses, strict=True)
+    ]
 
 
 def load_rows(config: DataConfig) -> list[Row]:

@@ -1,12 +1,17 @@
-"""Judged responses, to train an implicit PRM on: each with an outcome, or with a label for each of its steps."""
+"""Responses in files, with the prompts that they answer and perhaps judged: read here and written here.
+
+A row is a prompt with its `responses` (texts, or objects with a `text`, as `openprime generate` writes them), with
+one `response`, or with the `steps` of one.
+"""
 
 import json
-import math
 import random
+import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +23,14 @@ from openprime.data.chat import Messages, complete, encode_prompts, encode_respo
 from openprime.data.collate import collate
 from openprime.data.readers import (
     PROMPT_FIELDS,
-    RESPONSE_FIELDS,
     Row,
+    as_answer,
     field_of,
-    filled,
     known_fields,
     load_rows,
-    response_text,
+    prompts_and_responses,
+    prompts_of,
+    read_json,
     row_names,
     short_enough,
     value_at,
@@ -36,6 +42,21 @@ from openprime.types import Batch, Group, Prompt, Response, UserError
 
 OUTCOME_FIELDS = ("outcome", "correct", "label")
 LABELS_FIELDS = ("labels", "label")
+TESTS_FIELDS = ("tests", "test", "test_list", "input_output")
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedResponse:
+    """A response as it stands in a file."""
+
+    text: str
+    token_ids: tuple[int, ...] | None = None
+    """As they were sampled, where they are of the vocabulary asked for; None: the text has to be encoded."""
+    steps: tuple[str, ...] = ()
+    """Where the row has them; joined they are the text."""
+    entry: Row = field(default_factory=dict)
+    """The object that the file has for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +88,101 @@ class JudgedSet:
     """What was left out and why, for the user."""
 
 
+# A row
+
+
+def read_rows(file: str | Path, key: str = "file") -> list[Row]:
+    """The rows of a JSON or JSONL file that the setting `key` names; there is one at least."""
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"{key}: there is no file {path}")
+    rows = read_json(path, 0)
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    return rows
+
+
+def read_prompt(row: Row) -> tuple[str, Any]:
+    """The field of a row's prompt and its value, an answer at the end of it left out; ("", None) without one."""
+    name = next((name for name in PROMPT_FIELDS if row.get(name) is not None), "")
+    return name, without_answer(row.get(name), name)
+
+
+def read_responses(row: Row, where: str, vocabulary: str | None = None) -> list[RecordedResponse]:
+    """The responses of a row: its list of `responses`, its `response`, or its `steps` as one.
+
+    The sampled token ids are taken as they are where the row's `vocabulary` is the one asked for (trap 13). Raises
+    UserError, which begins with `where`, for anything else.
+    """
+    if "responses" in row:
+        return read_list(row, where, vocabulary)
+    if "response" in row:
+        return [RecordedResponse(_text(row["response"], f"{where}, response"))]
+    if "steps" in row:
+        place = f"{where}, steps"
+        return [in_steps([_text(step, place) for step in _filled_list(row["steps"], place)])]
+    raise UserError(f"{where}: no field response, responses or steps; there are: {', '.join(row)}")
+
+
+def read_list(row: Row, where: str, vocabulary: str | None = None) -> list[RecordedResponse]:
+    """The `responses` of a row, as `read_responses` has them."""
+    if row.get("responses") is None:
+        raise UserError(
+            f'{where}: expected {{"responses": [...]}}, found the fields {", ".join(row) or "(none)"}'
+        )
+    found = []
+    for i, entry in enumerate(_filled_list(row["responses"], f"{where}, responses")):
+        place = f"{where}, responses[{i}]"
+        given = entry if isinstance(entry, dict) else {"text": entry}
+        same = vocabulary is not None and row.get("vocabulary") == vocabulary
+        ids = _token_ids(given.get("token_ids"), place) if same else None
+        text = _text(given.get("text"), f"{place}.text" if isinstance(entry, dict) else place)
+        found.append(RecordedResponse(text, ids, entry=given))
+    return found
+
+
+def in_steps(steps: Sequence[str]) -> RecordedResponse:
+    """A response of which the row has the steps: a blank line stands between them."""
+    pieces = tuple(apart(steps))
+    return RecordedResponse("".join(pieces), steps=pieces)
+
+
+def to_verify(row: Row, where: str, verifier: str = "") -> Prompt:
+    """What a verifier gets of a row with a `response`, which may be null: its answer or its tests, and its columns.
+
+    `verifier`, else the row's, else `code` for a row with tests and `math` for others. Raises UserError for a row
+    without a response, and without an answer where mathematics needs one.
+    """
+    if "response" not in row or not isinstance(row["response"], str | None):
+        raise UserError(f"{where}: no text in the field response; there are: {', '.join(row)}")
+    guess = "code" if any(name in row for name in TESTS_FIELDS) else "math"
+    name = str(verifier or row.get("verifier") or guess)
+    if name == "math" and "answer" not in row:
+        raise UserError(f"{where}: no field answer, nor tests for code; there are: {', '.join(row)}")
+    question = read_prompt(row)[1] or ""
+    messages = question if isinstance(question, str | list) else str(question)
+    return Prompt(where, (), messages, as_answer(row.get("answer"), name), row, name)
+
+
+def refuse_half_characters(row: Row, where: str) -> None:
+    """Raise UserError for a row that cannot be written again."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: half a character (a lone surrogate) in its text") from error
+
+
+# Judged responses to train a PRM on
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A judged response as it stands in the data."""
+    """A judged response, not yet tokenised."""
 
     name: str
     messages: Messages
-    text: str
+    response: RecordedResponse
     outcome: float | None
-    token_ids: tuple[int, ...] | None = None
-    """None: the text has to be encoded."""
-    truncated: bool = False
-    steps: tuple[str, ...] = ()
     labels: tuple[float, ...] = ()
 
 
@@ -96,8 +200,13 @@ def read_judged(
     """
     rows = load_rows(config)
     generated = any(isinstance(row.get("responses"), list) for row in rows)
-    read = _read_steps if steps else _read_generated if generated else _read_outcomes
-    found, notes = read(config, rows, tokenizer)
+    names, notes = row_names(config, len(rows)), []
+    if steps:
+        found = _read_steps(config, rows, names)
+    elif generated:
+        found = _read_generated(config, rows, names, vocabulary_id(tokenizer), notes)
+    else:
+        found = _read_outcomes(config, rows, names)
     kept = [f for f in found if f.outcome is not None]
     if not kept:
         raise UserError(
@@ -144,8 +253,8 @@ def collate_judged(rows: Sequence[JudgedResponse], pad_id: int) -> tuple[Batch, 
 
 
 def _read_generated(
-    config: JudgedDataConfig, rows: list[Row], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[_Found], list[str]]:
+    config: JudgedDataConfig, rows: list[Row], names: list[str], vocabulary: str, notes: list[str]
+) -> list[_Found]:
     """The file of `openprime generate`; its prompts are complete already."""
     added = [name for name in ("system", "suffix", "prompt_template") if getattr(config, name)]
     if config.template != "none":
@@ -156,25 +265,14 @@ def _read_generated(
             f"leave {' and '.join(f'data.{name}' for name in added)} out"
         )
     prompt_field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
-    own, found, lines, foreign = vocabulary_id(tokenizer), [], [], 0
-    for name, row in zip(row_names(config, len(rows)), rows, strict=True):
+    found, lines = [], []
+    for name, row in zip(names, rows, strict=True):
         messages = complete(read_messages(value_at(row, prompt_field), name), name, PromptFormat(), "math")
-        responses = row.get("responses")
-        if not isinstance(responses, list) or not responses:
-            raise UserError(
-                f"{name}: expected a list of responses, and one at least, found {responses!r:.80}"
-            )
         lines.append(_key(messages))
-        for i, response in enumerate(responses):
-            where = f"{name}, response {i}"
-            text = response.get("text") if isinstance(response, dict) else None
-            if not isinstance(text, str):
-                raise UserError(f"{where}: expected an object with a `text`, found {response!r:.80}")
-            ids = _token_ids(response.get("token_ids"), where) if row.get("vocabulary") == own else None
-            foreign += ids is None
-            outcome = _number(response.get("outcome"), f"{where}: its outcome")
-            found.append(_Found(where, messages, text, outcome, ids, response.get("truncated") is True))
-    notes = []
+        for i, response in enumerate(read_list(row, name, vocabulary)):
+            outcome = _number(response.entry.get("outcome"), f"{name}, responses[{i}]: its outcome")
+            found.append(_Found(name, messages, response, outcome))
+    foreign = sum(f.response.token_ids is None for f in found)
     if foreign:
         notes.append(
             f"{foreign} of {len(found)} responses have no token ids of this model's vocabulary: their text is encoded"
@@ -183,12 +281,10 @@ def _read_generated(
         notes.append(
             f"{len(lines) - len(set(lines))} of {len(lines)} lines repeat a prompt: merged with the first"
         )
-    return found, notes
+    return found
 
 
-def _read_outcomes(
-    config: JudgedDataConfig, rows: list[Row], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[_Found], list[str]]:
+def _read_outcomes(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> list[_Found]:
     """A prompt, a response and its outcome a row; or a conversation, whose last message is the response."""
     outcome_field = field_of(config, rows, "outcome_field", OUTCOME_FIELDS)
     if not outcome_field:
@@ -196,31 +292,15 @@ def _read_outcomes(
             f"{config.source}: no row has an outcome: no field {', '.join(OUTCOME_FIELDS)}; there are: "
             f"{known_fields(rows)}. Name the right one in data.outcome_field"
         )
-    response_field = field_of(config, rows, "response_field", RESPONSE_FIELDS)
-    names, verifiers = row_names(config, len(rows)), verifiers_of(config, rows)
-    prompt_field = "" if config.prompt_template else field_of(config, rows, "prompt_field", PROMPT_FIELDS)
+    pairs, verifiers = prompts_and_responses(config, rows, names), verifiers_of(config, rows)
     found = []
-    for name, row, verifier in zip(names, rows, verifiers, strict=True):
-        if response_field and response_field != prompt_field:
-            prompt, response = _prompt(config, rows, row, name, prompt_field), value_at(row, response_field)
-        else:
-            chat = value_at(row, prompt_field)
-            if not isinstance(chat, list) or len(chat) < 2:
-                raise UserError(
-                    f"{name}: no response to judge: {prompt_field or 'the prompt'} is no conversation, and no row has "
-                    f"a field {' or '.join(RESPONSE_FIELDS)}; there are: {known_fields(rows)}. "
-                    "Name it in data.response_field; step labels need loss=steps"
-                )
-            prompt, response = chat[:-1], chat[-1:]
-        messages = complete(read_messages(prompt, name), name, config, verifier)
+    for name, row, verifier, (prompt, text) in zip(names, rows, verifiers, pairs, strict=True):
         outcome = _number(value_at(row, outcome_field), f"{name}: its outcome ({outcome_field})")
-        found.append(_Found(name, messages, response_text(response, name), outcome))
-    return found, []
+        found.append(_Found(name, complete(prompt, name, config, verifier), RecordedResponse(text), outcome))
+    return found
 
 
-def _read_steps(
-    config: JudgedDataConfig, rows: list[Row], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[_Found], list[str]]:
+def _read_steps(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> list[_Found]:
     """A prompt, a list of steps and their labels a row; steps are joined by a blank line.
 
     Labels are a list, one a step: in [0, 1], booleans, or +1 and -1 all through the data. Or one integer, the
@@ -235,25 +315,19 @@ def _read_steps(
             f"{' or '.join(missing)}; there are: {known_fields(rows)}. "
             f"Name the right one in data.{'steps_field' if labels_field else 'labels_field'}"
         )
-    names, verifiers = row_names(config, len(rows)), verifiers_of(config, rows)
-    prompt_field = "" if config.prompt_template else field_of(config, rows, "prompt_field", PROMPT_FIELDS)
+    prompts, verifiers = prompts_of(config, rows, names), verifiers_of(config, rows)
     values = [value_at(row, labels_field) for row in rows]
     signed = any(isinstance(value, list) and -1 in value for value in values)
     found = []
-    for name, row, verifier, value in zip(names, rows, verifiers, values, strict=True):
-        prompt = _prompt(config, rows, row, name, prompt_field)
+    for name, row, prompt, verifier, value in zip(names, rows, prompts, verifiers, values, strict=True):
         messages = complete(read_messages(prompt, name), name, config, verifier)
-        texts = value_at(row, config.steps_field)
-        if not isinstance(texts, list) or not texts:
-            raise UserError(f"{name}: expected a list of steps, and one at least, found {texts!r:.80}")
+        texts = _filled_list(value_at(row, config.steps_field), f"{name}, {config.steps_field}")
         for k, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"{name}: step {k} must be a text that is not empty, found {text!r:.80}")
-        steps = tuple(apart(texts))
-        labels = _labels(value, len(steps), signed, f"{name}, {labels_field}")
-        outcome = labels[-1] if labels else None
-        found.append(_Found(name, messages, "".join(steps), outcome, steps=steps, labels=labels or ()))
-    return found, []
+            if not _text(text, f"{name}, step {k}").strip():
+                raise UserError(f"{name}, step {k}: expected text that is not empty, found {text!r:.80}")
+        labels = _labels(value, len(texts), signed, f"{name}, {labels_field}")
+        found.append(_Found(name, messages, in_steps(texts), labels[-1] if labels else None, labels or ()))
+    return found
 
 
 def _tokenised(
@@ -276,18 +350,22 @@ def _tokenised(
         notes.append(f"{len(groups) - len(short)} of {len(groups)} prompts are over {limit} tokens: dropped")
     prompts = {g: Prompt(names[g], tuple(ids), chats[g], None) for g, ids in short.items()}
     judged = [(g, f) for g, members in enumerate(groups.values()) if g in prompts for f in members]
-    unread = [f for _, f in judged if f.token_ids is None]
-    encoded = iter(encode_responses([f.text for f in unread], tokenizer))
+    unread = [f for _, f in judged if f.response.token_ids is None]
+    encoded = iter(encode_responses([f.response.text for f in unread], tokenizer))
     rows = []
     for g, f in judged:
-        ids = f.token_ids
+        text, ids, truncated = (
+            f.response.text,
+            f.response.token_ids,
+            f.response.entry.get("truncated") is True,
+        )
         if ids is None:
             own = next(encoded)
-            ids = tuple((own[:-1] if f.truncated else own) or own)  # what was cut off has no end
+            ids = tuple((own[:-1] if truncated else own) or own)  # what was cut off has no end
         if len(prompts[g].token_ids) + len(ids) <= max_tokens:
-            response = Response(ids, (0.0,) * len(ids), f.text, f.truncated, f.outcome)
-            ends = _ends(tokenizer, f.text, ids, f.steps)
-            rows.append(JudgedResponse(g, prompts[g], response, f.steps, f.labels, ends))
+            response = Response(ids, (0.0,) * len(ids), text, truncated, f.outcome)
+            ends = _ends(tokenizer, text, ids, f.response.steps)
+            rows.append(JudgedResponse(g, prompts[g], response, f.response.steps, f.labels, ends))
     if not rows:
         raise UserError(
             f"{config.source}: all {len(judged)} responses are longer than max_tokens={max_tokens} with their "
@@ -302,15 +380,6 @@ def _tokenised(
     return JudgedSet(rows, len({row.group for row in rows}), notes)
 
 
-def _prompt(config: JudgedDataConfig, rows: list[Row], row: Row, name: str, field: str) -> Any:
-    """A row's prompt, as `data.prompt_template` or its field has it."""
-    return (
-        filled(config, row, name, rows)
-        if config.prompt_template
-        else without_answer(value_at(row, field), field)
-    )
-
-
 def _number(value: Any, what: str) -> float | None:
     """An outcome or a label; None where there is none."""
     if value is None or value != value:  # NaN is how tables say nothing
@@ -322,7 +391,7 @@ def _number(value: Any, what: str) -> float | None:
 
 def _labels(value: Any, count: int, signed: bool, where: str) -> tuple[float, ...] | None:
     """The labels of `count` steps; None where the row has none."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value != value:
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         if not -1 <= value < count:
@@ -347,6 +416,21 @@ def _labels(value: Any, count: int, signed: bool, where: str) -> tuple[float, ..
     if None in numbers:
         raise UserError(f"{where}: step {numbers.index(None)} has no label")
     return tuple(number for number in numbers if number is not None)
+
+
+def _text(value: Any, where: str) -> str:
+    """A text that can be encoded."""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: expected text, found {value!r:.80}")
+    if HALF_CHARACTER.search(value):
+        raise UserError(f"{where}: half a character (a lone surrogate) in its text")
+    return value
+
+
+def _filled_list(value: Any, where: str) -> list:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: expected a list with at least one entry, found {value!r:.80}")
+    return value
 
 
 def _token_ids(value: Any, where: str) -> tuple[int, ...] | None:

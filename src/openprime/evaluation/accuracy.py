@@ -1,4 +1,4 @@
-"""What an evaluation measures of a benchmark's judged responses."""
+"""Accuracy, pass@k and Best-of-N of a benchmark's judged responses."""
 
 import math
 from collections import Counter
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from openprime.evaluation.benchmarks import Benchmark
 from openprime.evaluation.calibration import roc_auc
-from openprime.evaluation.items import Benchmark
 from openprime.evaluation.voting import best_of_n_subsets, bootstrap_interval, pass_at_k, vote_subsets
 from openprime.verifiers.math import canonical_answer
 
@@ -19,7 +19,7 @@ Curves = dict[str, dict[int, Interval]]
 
 
 def summarise(rows: list[dict], benchmark: Benchmark) -> dict[str, Any]:
-    """What the table, the page and results.json say of a benchmark."""
+    """A benchmark's entry in results.json."""
     responses = [[*row["responses"], *([row["greedy"]] if "greedy" in row else [])] for row in rows]
     reasons = Counter(r["reason"] for row in responses for r in row)
     results: dict[str, Any] = {
@@ -81,26 +81,27 @@ def best_of(
     For fewer than all: the mean over all choices of N of them, exact for scores, over 200 choices drawn
     with a seed for votes. Equal scores share. Intervals are 95 % bootstrap intervals over items.
     """
-    samples = right.shape[1]
-    ones, voters = np.ones_like(right), answers or []
+    voters = answers or []
 
-    def by(score: np.ndarray) -> Callable[[int, int], float]:
-        return lambda p, n: best_of_n_subsets(score[p], right[p], n)
+    def curve(accuracy: Callable[[int, int], float]) -> dict[int, Interval]:
+        """Over N, of what `accuracy(item, n)` says of an item."""
+        items, samples = right.shape
+        return {n: interval([accuracy(i, n) for i in range(items)]) for n in powers(samples)}
 
-    def vote(weights: np.ndarray) -> Callable[[int, int], float]:
-        return lambda p, n: vote_subsets(voters[p], weights[p], right[p], n)
+    def highest(score: np.ndarray) -> dict[int, Interval]:
+        return curve(lambda i, n: best_of_n_subsets(score[i], right[i], n))
 
-    ways: dict[str, Callable[[int, int], float]] = {"random": lambda p, n: float(right[p].mean())}
+    def vote(weights: np.ndarray) -> dict[int, Interval]:
+        return curve(lambda i, n: vote_subsets(voters[i], weights[i], right[i], n))
+
+    curves = {"random": curve(lambda i, n: float(right[i].mean()))}
     if answers is not None:
-        ways["majority vote"] = vote(ones)
-    ways |= {name: by(score) for name, score in scores.items()}
+        curves["majority vote"] = vote(np.ones_like(right))
+    curves |= {name: highest(score) for name, score in scores.items()}
     if answers is not None and "PRM" in scores:
-        ways["PRM-weighted vote"] = vote(1 / (1 + np.exp(-scores["PRM"])))
-    ways["oracle"] = by(right)
-    return {
-        name: {n: interval([way(p, n) for p in range(len(right))]) for n in powers(samples)}
-        for name, way in ways.items()
-    }
+        curves["PRM-weighted vote"] = vote(1 / (1 + np.exp(-scores["PRM"])))
+    curves["oracle"] = highest(right)
+    return curves
 
 
 def interval(values) -> Interval:
@@ -114,9 +115,9 @@ def powers(n: int) -> list[int]:
 
 
 def step_auc(rows: list[dict]) -> float:
-    """Embedded task: how well a line's reward tells right lines from wrong ones (area under the ROC curve).
+    """Area under the ROC curve of the rewards of lines, right ones against wrong ones; the embedded task alone.
 
-    The perfect checker that judges the lines is for this analysis only. The answer's line is left out.
+    The oracle step checker that judges the lines serves this analysis only. The answer's line is left out.
     """
     labels, values = [], []
     for row in rows:

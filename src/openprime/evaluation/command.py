@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import EvaluateConfig
@@ -19,9 +22,18 @@ from openprime.engines.make import make_engine
 from openprime.evaluation.accuracy import summarise
 from openprime.evaluation.benchmarks import Benchmark, read_benchmarks
 from openprime.evaluation.first_error import first_errors
-from openprime.evaluation.scoreboard import print_results, write_page
+from openprime.evaluation.page import (
+    Rows,
+    accuracy_rows,
+    best_of_n_rows,
+    evaluation,
+    first_error_rows,
+    grid,
+    model_names,
+    write_page,
+)
 from openprime.models.hub import load_tokenizer
-from openprime.prime.prm import ImplicitPRM, Score
+from openprime.prime.prm import ImplicitPRM
 from openprime.prime.rollouts import derive_seed, sample_and_verify
 from openprime.run.jsonl import fill_jsonl
 from openprime.run.run import check_folder, open_folder, refuse_changes
@@ -58,7 +70,7 @@ def mean_outcome(groups: list[Group]) -> float:
 
 @dataclass
 class Models:
-    """What answers and what scores; each is loaded when it is first needed."""
+    """The model that answers and the PRM that scores; each is loaded when it is first needed."""
 
     config: EvaluateConfig
     longest: int = 0
@@ -92,12 +104,14 @@ class Models:
         )
 
     def load(self, engine: bool) -> None:
-        """Load what is needed now: what is wrong with a model is said before anything is begun."""
-        _ = self.prm, engine and self.engine
+        """Load what will be needed: a model that cannot be read is named before a folder is begun."""
+        _ = self.prm
+        if engine:
+            _ = self.engine
 
     @cached_property
     def prm_reads_tokens(self) -> bool:
-        """Whether the PRM has the model's vocabulary: it then scores the very tokens that were sampled."""
+        """True if the PRM has the model's vocabulary: it then scores the very tokens that were sampled."""
         tokenizer = self.prm.tokenizer if self.prm else None
         return tokenizer is not None and vocabulary_id(tokenizer) == self.vocabulary
 
@@ -126,17 +140,16 @@ def evaluate(config: EvaluateConfig) -> dict:
             about = benchmark.config.about or benchmark.config.data.source
             said = f"{benchmark.name}: {about}; {len(benchmark.items)} items"
             console.print(said, markup=False, highlight=False)
-            found = (
-                first_errors(benchmark, models.prm, config.seed, place, console)
-                if benchmark.is_process and models.prm
-                else judge(benchmark, models, pool[benchmark.config.answers], place, console)
-            )
+            if benchmark.is_process and models.prm:
+                found = first_errors(benchmark, models.prm, config.seed, place, console)
+            else:
+                found = judge(benchmark, models, pool[benchmark.config.answers], place, console)
             results["benchmarks"][benchmark.name] = found
             text = json.dumps(results, indent=2, allow_nan=False)
             (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-    read = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    print_results(read, console)
-    write_page(read, folder / "results.html")
+    written = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    print_results(written, console)
+    write_page(folder / "results.html", f"openprime evaluate: {model_names(written)}", evaluation(written))
     console.print(
         f"written: {folder / 'results.json'}, results.html, and responses.jsonl in a folder each",
         markup=False,
@@ -230,12 +243,8 @@ def sampled_rows(
     rows = as_rows(groups, benchmark, models.vocabulary)
     for row, group in zip(rows, greedy, strict=True):
         row["greedy"] = response_row(group.responses[0])
-    if config.samples and models.prm:
-        if models.prm_reads_tokens:
-            scored = models.prm.score_sampled(groups, config.step_split)
-            add_scores(rows, [score for group in scored for score in group])
-        else:
-            add_scores(rows, score_texts(rows, models.prm, config))
+    if config.samples:
+        add_rewards(rows, models, groups if models.prm_reads_tokens else [])
     return rows
 
 
@@ -250,13 +259,12 @@ def recorded_rows(
         groups += pool.judge([recorded_group(benchmark.items[i], benchmark.recorded[i]) for i in some])
         check()
     rows = as_rows(groups, benchmark, "")
-    if models.prm:
-        add_scores(rows, score_texts(rows, models.prm, models.config))
+    add_rewards(rows, models, [])
     return rows
 
 
 def as_rows(groups: list[Group], benchmark: Benchmark, vocabulary: str) -> list[dict]:
-    """The groups as rows; those of the embedded task with the verdicts of its perfect checker on their lines."""
+    """The groups as rows; those of the embedded task with the oracle step checker's verdicts on their lines."""
     form = benchmark.config.data
     rows = [group_row(row_number(group.prompt), group, form, vocabulary) for group in groups]
     if form.source == "task:clock":
@@ -271,19 +279,51 @@ def recorded_group(prompt: Prompt, texts: list[str]) -> Group:
     return Group(prompt, tuple(Response((), (), text, False) for text in texts), 0)
 
 
-def score_texts(rows: list[dict], prm: ImplicitPRM, config: EvaluateConfig) -> list[Score]:
-    """Scores of all responses by their text, for a PRM to which their tokens mean nothing or are not known."""
-    prompts = [row["prompt"] for row in rows for _ in row["responses"]]
-    texts = [response["text"] for row in rows for response in row["responses"]]
-    return prm.score(prompts, texts, config.step_split)
+def add_rewards(rows: list[dict], models: Models, sampled: list[Group]) -> None:
+    """Write the PRM's rewards into the rows' responses, where there is a PRM.
 
-
-def add_scores(rows: list[dict], scores: list[Score]) -> None:
-    """Write the PRM's rewards into the rows' responses."""
+    `sampled`: the groups of the rows, whose very tokens are scored; [] where they are not known or mean nothing
+    to the PRM: it then reads the texts.
+    """
+    prm, split = models.prm, models.config.step_split
+    if prm is None:
+        return
     responses = [response for row in rows for response in row["responses"]]
+    if sampled:
+        scores = [score for group in prm.score_sampled(sampled, split) for score in group]
+    else:
+        prompts = [row["prompt"] for row in rows for _ in row["responses"]]
+        scores = prm.score(prompts, [response["text"] for response in responses], split)
     for response, score in zip(responses, scores, strict=True):
         response["tokens"] = score.tokens
         response["rewards"] = [round(value, 5) for value in score.token_rewards]
         response["step_rewards"] = [round(value, 5) for value in score.step_rewards]
         response["reward"] = score.reward
         response["reference_logprob"] = sum(score.reference_logprobs)
+
+
+# The results in the terminal
+
+
+def print_results(results: dict[str, Any], console: Console) -> None:
+    """One line a benchmark, then the first errors, then the ways to choose among N; 80 columns will do."""
+    console.print(f"\n{model_names(results)}; 95 % intervals over items", markup=False, highlight=False)
+    for rows in (accuracy_rows(results), first_error_rows(results)):
+        if rows:
+            console.print(table("benchmark", rows))
+    for name, result in results["benchmarks"].items():
+        if len(result.get("best_of_n", {})) > 3:
+            console.print(f"{name}: accuracy of the chosen response", markup=False, highlight=False)
+            console.print(table("chosen by", best_of_n_rows(result)))
+
+
+def table(first: str, rows: Rows) -> Table:
+    """Rows for the terminal: an interval goes on a line of its own, and a long name rather than a number is folded."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    (name, *headings), *lines = grid(first, rows)
+    made.add_column(name, overflow="fold")
+    for heading in headings:
+        made.add_column(heading, justify="right", no_wrap=True)
+    for name, *cells in lines:
+        made.add_row(escape(name), *(cell.replace(" (", "\n").replace(")", "") for cell in cells))
+    return made
