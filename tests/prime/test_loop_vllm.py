@@ -37,7 +37,7 @@ def rl(model: Path, out: Path, *flags: str) -> list[str]:
 
 
 def test_two_steps_beside_the_trainer(sft: Path, tmp_path: Path):
-    assert main(rl(sft, tmp_path / "a", "--engine.kind", "vllm", "--engine.importance-clip", "2")) == 0
+    assert main(rl(sft, tmp_path / "a", "--engine.kind", "vllm", "--policy.importance-clip", "2")) == 0
     first, *rows = records(tmp_path / "a" / "metrics.jsonl")
     assert "eval/greedy" in first
     assert len(rows) == 2
@@ -185,7 +185,7 @@ def test_sampling_ahead_of_the_trainer(server, sft: Path, tmp_path: Path):
     url, process = server()
     until_ready(url, process)
     out = tmp_path / "ahead"
-    flags = ("--engine.max-staleness", "2", "--engine.importance-clip", "1.5", "--steps", "6", *OPEN)
+    flags = ("--rollout.max-staleness", "2", "--policy.importance-clip", "1.5", "--steps", "6", *OPEN)
     assert main(rl(sft, out, *flags, "--engine.kind", "server", "--engine.urls", url)) == 0
     rows = records(out / "metrics.jsonl")[1:]
     assert len(rows) == 6

@@ -5,9 +5,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from openprime.config.sections import (
-    ENGINES,
-    TRAINING_ENGINES,
-    WEIGHTED_ENGINES,
     AdvantageConfig,
     CodeConfig,
     Count,
@@ -16,11 +13,11 @@ from openprime.config.sections import (
     DistillConfig,
     DistillPolicyConfig,
     DistillPRMConfig,
+    EngineConfig,
     EvalConfig,
     FilterConfig,
     JudgedDataConfig,
     LoRAOptimizerConfig,
-    OfKind,
     OutcomeAdvantageConfig,
     ParallelConfig,
     PolicyConfig,
@@ -35,9 +32,9 @@ from openprime.config.sections import (
     StepSplit,
     TransformersEngineConfig,
     VerifyConfig,
-    WeightedTransformersConfig,
     check_adapters,
     check_engine,
+    check_importance,
     value_of,
 )
 from openprime.types import UserError
@@ -134,7 +131,7 @@ class RLConfig(RunConfig):
     eval_data: DataConfig = DataConfig(split="test")
     """Held-out prompts; no source, no evaluation."""
     rollout: RolloutConfig = RolloutConfig()
-    engine: Annotated[TRAINING_ENGINES, OfKind] = TransformersEngineConfig()
+    engine: EngineConfig = TransformersEngineConfig()
     filter: FilterConfig = FilterConfig()
     policy: DistillPolicyConfig = DistillPolicyConfig()
     eval: EvalConfig = EvalConfig()
@@ -143,16 +140,24 @@ class RLConfig(RunConfig):
         """What every method asks for."""
         notes = super().check()
         check_engine(self.engine, self.rollout.temperature)
+        if self.rollout.max_staleness and self.engine.kind != "server":
+            raise UserError(
+                "rollout.max_staleness samples beside the trainer: set engine.kind=server as well"
+            )
         if self.filter.low > self.filter.high:
             raise UserError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
         return notes
+
+    @property
+    def step_delimiter(self) -> str:
+        """Text that ends a step of a response; '' where steps play no part."""
+        return ""
 
 
 class OutcomeConfig(RLConfig):
     """`openprime rl --algorithm outcome`: outcome rewards alone, without a PRM."""
 
     algorithm: str = "outcome"
-    engine: Annotated[WEIGHTED_ENGINES, OfKind] = WeightedTransformersConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
     advantage: OutcomeAdvantageConfig = OutcomeAdvantageConfig()
     policy: PolicyConfig = PolicyConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -160,6 +165,7 @@ class OutcomeConfig(RLConfig):
         """Cross-field checks."""
         notes = super().check()
         check_adapters(self.parallel, self.policy)
+        check_importance(self.policy, self.rollout)
         self.advantage.check()
         return notes
 
@@ -168,7 +174,6 @@ class PrimeConfig(RLConfig):
     """`openprime rl`: PRIME, online reinforcement learning with implicit process rewards."""
 
     algorithm: str = "prime"
-    engine: Annotated[WEIGHTED_ENGINES, OfKind] = WeightedTransformersConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
     advantage: AdvantageConfig = AdvantageConfig()
     policy: PolicyConfig = PolicyConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
     prm: PRMConfig = PRMConfig()
@@ -177,6 +182,7 @@ class PrimeConfig(RLConfig):
         """Cross-field checks; returns notes on weights that have no effect."""
         notes, a = super().check(), self.advantage
         check_adapters(self.parallel, self.policy, self.prm)
+        check_importance(self.policy, self.rollout)
         a.check()
         on_one_base = self.policy.lora.rank and self.prm.lora.rank and self.prm.model in ("", self.model)
         if on_one_base and self.policy.gradient_checkpointing != self.prm.gradient_checkpointing:
@@ -211,6 +217,11 @@ class PrimeConfig(RLConfig):
             )
         return notes
 
+    @property
+    def step_delimiter(self) -> str:
+        """Text that ends a step of a response; '' where steps play no part."""
+        return self.advantage.step_delimiter if self.advantage.granularity == "step" else ""
+
 
 class DistillRLConfig(RLConfig):
     """`openprime rl --algorithm distill`: a PRM that is learnt anew in every step teaches the policy."""
@@ -223,6 +234,8 @@ class DistillRLConfig(RLConfig):
         """Cross-field checks."""
         if self.rollout.temperature != 1:
             raise UserError("algorithm=distill compares whole distributions: set rollout.temperature=1")
+        if self.rollout.max_staleness:
+            raise UserError("algorithm=distill learns from its own samples: set rollout.max_staleness=0")
         return super().check()
 
 
@@ -287,7 +300,7 @@ class GenerateConfig(FolderConfig):
     """Longest response, in tokens."""
     sequences: Positive = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
-    engine: Annotated[ENGINES, OfKind] = TransformersEngineConfig()
+    engine: EngineConfig = TransformersEngineConfig()
     verify: VerifyConfig = VerifyConfig()
 
     def check(self) -> list[str]:
@@ -354,7 +367,7 @@ class EvaluateConfig(FolderConfig, ScoringConfig):
     """Where a step of a response ends, for the PRM's step rewards."""
     sequences: Positive = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
-    engine: Annotated[ENGINES, OfKind] = TransformersEngineConfig()
+    engine: EngineConfig = TransformersEngineConfig()
     tokens_per_microbatch: Positive = 16384
     """Tokens in one scoring pass."""
     verify: VerifyConfig = VerifyConfig(code=CodeConfig(score="all", seconds=10.0, total_seconds=60.0))

@@ -217,6 +217,9 @@ class RolloutConfig(Section):
     """A response cut at the limit: leave it out, or judge it as it is."""
     sequences: Positive = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
+    max_staleness: Count = 0
+    """engine.kind=server: sample up to so many steps ahead, while the trainer works; the weights are then as many
+    steps old. Needs policy.importance_clip."""
 
 
 class TransformersEngineConfig(Section):
@@ -251,46 +254,14 @@ class ServerEngineConfig(Section):
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds for the responses to one prompt after which a server counts as hung; and for which servers that are all
     gone are waited for."""
-
-
-class TrainingServerConfig(ServerEngineConfig):
-    """vLLM servers that sample from the policy in training."""
-
     shared_folder: str = ""
-    """A folder that they and the trainer see under the same path; new weights go through it. Empty: `weights` in
-    `out`."""
+    """In training: a folder that they and the trainer see under the same path; new weights go through it. Empty:
+    `weights` in `out`."""
 
 
-class ImportanceConfig(Section):
-    """Importance weights of sampled tokens (trap 12)."""
-
-    importance_clip: Rate = 0.0
-    """C of the truncated importance weights min(p_trainer / p_sampler, C) of tokens (trap 12), where p_trainer, of the
-    policy before its update, becomes the old policy of the clipped loss. 0: no weights, p_sampler is the old policy."""
-
-
-class WeightedTransformersConfig(TransformersEngineConfig, ImportanceConfig):
-    """`engine.kind=transformers` of PRIME and the outcome-only baseline."""
-
-
-class WeightedVLLMConfig(VLLMEngineConfig, ImportanceConfig):
-    """`engine.kind=vllm` of the same."""
-
-
-class WeightedServerConfig(TrainingServerConfig, ImportanceConfig):
-    """`engine.kind=server` of the same."""
-
-    max_staleness: Count = 0
-    """Sample up to so many steps ahead, while the trainer works; the weights are then as many steps old."""
-
-
-ENGINES = TransformersEngineConfig | VLLMEngineConfig | ServerEngineConfig
-"""Those of commands that only sample."""
-TRAINING_ENGINES = TransformersEngineConfig | VLLMEngineConfig | TrainingServerConfig
-WEIGHTED_ENGINES = WeightedTransformersConfig | WeightedVLLMConfig | WeightedServerConfig
-"""Those of methods whose loss is on sampled tokens."""
-EngineConfig = ENGINES | TRAINING_ENGINES | WEIGHTED_ENGINES
-OfKind = Field(discriminator="kind")
+EngineConfig = Annotated[
+    TransformersEngineConfig | VLLMEngineConfig | ServerEngineConfig, Field(discriminator="kind")
+]
 
 
 def check_engine(engine: EngineConfig, temperature: float) -> None:
@@ -301,15 +272,6 @@ def check_engine(engine: EngineConfig, temperature: float) -> None:
         )
     if isinstance(engine, ServerEngineConfig) and not engine.urls:
         raise UserError("engine.kind=server, but engine.urls is empty: say where the vLLM servers listen")
-    if isinstance(engine, ImportanceConfig) and 0 < engine.importance_clip < 1:
-        raise UserError(
-            f"engine.importance_clip={engine.importance_clip} would shrink every token's weight: set 1 or more, or 0"
-        )
-    if isinstance(engine, WeightedServerConfig) and engine.max_staleness and not engine.importance_clip:
-        raise UserError(
-            "engine.max_staleness is set, but engine.importance_clip is 0: stale samples need importance weights; "
-            "set engine.importance_clip=2"
-        )
 
 
 class FilterConfig(Section):
@@ -342,12 +304,9 @@ class OutcomeAdvantageConfig(Section):
 
     def check(self) -> list[str]:
         """Refuse what the published training code does not compute."""
-        how = self.estimator, getattr(self, "granularity", "token")
-        if self.preset == "released" and how != ("rloo", "token"):
-            raise UserError(
-                "advantage.preset=released is defined for estimator=rloo and granularity=token only"
-            )
-        return []
+        if self.preset == "released" and self.estimator != "rloo":
+            raise UserError("advantage.preset=released is defined for estimator=rloo only")
+        return super().check()
 
 
 class AdvantageConfig(OutcomeAdvantageConfig):
@@ -375,6 +334,12 @@ class AdvantageConfig(OutcomeAdvantageConfig):
         """Whether process rewards are divided by the largest return."""
         return (self.preset == "released") if self.scaling is None else self.scaling == "return"
 
+    def check(self) -> list[str]:
+        """Refuse what the published training code does not compute."""
+        if self.preset == "released" and self.granularity != "token":
+            raise UserError("advantage.preset=released is defined for granularity=token only")
+        return super().check()
+
 
 class DistillPolicyConfig(OptimizerConfig):
     """The policy's update by distillation."""
@@ -395,6 +360,10 @@ class PolicyConfig(DistillPolicyConfig, LoRAOptimizerConfig):
     """The ratio is clipped above 1 plus this; larger than clip_low is clip-higher."""
     reduction: Literal["token", "sequence"] = "token"
     """Mean over the batch's tokens, or over responses of their mean over tokens."""
+    importance_clip: Rate = 0.0
+    """C of the truncated importance weights min(p_trainer / p_sampler, C) of tokens (trap 12), 1 or more, where
+    p_trainer, of the policy before its update, becomes the old policy of the clipped loss. 0: no weights, p_sampler is
+    the old policy."""
 
 
 class DistillPRMConfig(OptimizerConfig):
@@ -462,6 +431,20 @@ def value_of(config: BaseModel, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name)
     return value
+
+
+def check_importance(policy: PolicyConfig, rollout: RolloutConfig) -> None:
+    """Refuse importance weights that shrink every token's, and stale samples without any."""
+    clip = policy.importance_clip
+    if 0 < clip < 1:
+        raise UserError(
+            f"policy.importance_clip={clip} would shrink every token's weight: set 1 or more, or 0"
+        )
+    if rollout.max_staleness and not clip:
+        raise UserError(
+            "rollout.max_staleness is set, but policy.importance_clip is 0: stale samples need importance weights; "
+            "set policy.importance_clip=2"
+        )
 
 
 def check_adapters(parallel: ParallelConfig, *sections: LoRAOptimizerConfig) -> None:
