@@ -28,14 +28,14 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import plotly.graph_objects as go
 from rich.console import Console
 from rich.table import Table
 
 from candidates import Candidate, Lab, only_changed
 from openprime.cli import main as openprime
-from openprime.commands.report import COLOURS, draw, read_jsonl, write_html
+from openprime.evaluation.page import COLOURS, figure, write_page
 from openprime.evaluation.voting import bootstrap_interval
+from openprime.run.jsonl import read_jsonl
 from openprime.tasks.clock import DIGITS, OPERATIONS, apply
 
 Flags = tuple[object, ...]
@@ -348,7 +348,7 @@ def main() -> None:
     bench.out.mkdir(parents=True, exist_ok=True)
     (bench.out / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     sections = [overview(report), *(page(*item) for item in report.items())]
-    write_html(bench.out / "results.html", "Sample efficiency", sections)
+    write_page(bench.out / "results.html", "Sample efficiency", sections)
     console.print(f"written: {bench.out / 'results.json'}, results.html")
 
 
@@ -454,23 +454,26 @@ def cell(found: dict) -> str:
 def overview(report: dict) -> str:
     """Sampled accuracy over rollouts, a plot for every setting."""
     plots = [
-        draw(curves(entry, MEASURES[1]), f"{title}: sampled accuracy", "rollouts", "", height=320)
+        figure(curves(entry, MEASURES[1]), f"{title}: sampled accuracy", "rollouts", "", height=320)
         for title, entry in report.items()
     ]
     return f"<div class=grid>{''.join(plots)}</div>"
 
 
-def curves(entry: dict, measure: str) -> go.Figure:
+def curves(entry: dict, measure: str) -> list[dict]:
     """Accuracy over rollouts: every seed thin, colours by method."""
-    figure = go.Figure()
-    for (name, row), colour in zip(entry.items(), COLOURS * 3, strict=False):
-        for i, curve in enumerate(row["curves"][measure]):
-            xs, ys = zip(*curve, strict=True)
-            line = {"color": colour, "width": 1.5}
-            figure.add_scatter(
-                x=xs, y=ys, name=name, legendgroup=name, showlegend=i == 0, mode="lines", line=line
-            )
-    return figure
+    return traces({name: row["curves"][measure] for name, row in entry.items()}, 1.5)
+
+
+def traces(found: dict[str, list], width: float) -> list[dict]:
+    """A line a seed, in the colour of its method."""
+    drawn = []
+    for (name, lines), colour in zip(found.items(), COLOURS * 3, strict=False):
+        for i, points in enumerate(line for line in lines if line):
+            x, y = zip(*points, strict=True)
+            look = {"mode": "lines", "line": {"color": colour, "width": width}, "showlegend": i == 0}
+            drawn.append({"type": "scatter", "x": x, "y": y, "name": name, "legendgroup": name} | look)
+    return drawn
 
 
 def page(title: str, entry: dict) -> str:
@@ -478,15 +481,10 @@ def page(title: str, entry: dict) -> str:
     parts = [f"<h2>{title}</h2><div class=grid>"]
     for measure in MEASURES:
         title = f"Held-out accuracy, {measure.removeprefix('eval/').replace('avg@', 'sampled')}"
-        parts.append(draw(curves(entry, measure), title, "rollouts", "accuracy", height=420))
-    figure = go.Figure()
-    for (name, row), colour in zip(entry.items(), COLOURS * 3, strict=False):
-        for i, curve in enumerate(c for c in row["pairwise"] if c):
-            xs, ys = zip(*curve, strict=True)
-            figure.add_scatter(x=xs, y=ys, name=name, showlegend=i == 0, mode="lines", line={"color": colour})
-    parts.append(
-        draw(figure, "PRM: pairwise accuracy on new groups", "step", "accuracy (.5 is chance)", height=420)
-    )
+        parts.append(figure(curves(entry, measure), title, "rollouts", "accuracy", height=420))
+    pairs = traces({name: row["pairwise"] for name, row in entry.items()}, 2)
+    title = "PRM: pairwise accuracy on new groups"
+    parts.append(figure(pairs, title, "step", "accuracy (.5 is chance)", height=420))
     return "".join([*parts, "</div>"])
 
 

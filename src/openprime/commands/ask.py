@@ -17,11 +17,21 @@ from rich.text import Text
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from openprime.commands.report import response_card
 from openprime.config import AskConfig, PromptFormat
 from openprime.data.chat import encode_prompts, suitable
 from openprime.data.steps import token_texts
-from openprime.evaluation.page import STYLE
+from openprime.evaluation.page import (
+    NEGATIVE,
+    POSITIVE,
+    STRONGEST,
+    card,
+    full_colour,
+    legend,
+    pair,
+    response_card,
+    step_bars,
+    write_page,
+)
 from openprime.models.hub import (
     end_tokens,
     load_model,
@@ -36,9 +46,6 @@ from openprime.prime.prm import ImplicitPRM, Score, find_parts
 from openprime.types import UserError
 
 INK, FAINT = "#0f172a", "#64748b"
-POSITIVE, NEGATIVE = (37, 99, 235), (220, 38, 38)
-STRONGEST = 0.75
-"""Share of the full colour in the background of the largest rewards, so that the text stays readable."""
 SIXTEEN = (
     ("black on bright_white", "black on bright_cyan", "bright_white on blue"),
     ("black on bright_white", "black on bright_magenta", "bright_white on red"),
@@ -46,13 +53,6 @@ SIXTEEN = (
 """Positive and negative rewards, weak to strong, on a terminal of 16 colours."""
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
 """Control characters as pictures: an answer must not steer the terminal."""
-STEP_STYLE = """
-.steps td { text-align: left; border: 0; padding: .1rem .6rem .1rem 0; font: 15px/1.5 ui-monospace, monospace; }
-.steps td:first-child { text-align: right; }
-.steps td:last-child { padding-left: 1rem; }
-.steps .axis { width: 16rem; padding: 0; background: linear-gradient(#cbd5e1, #cbd5e1) center / 1px 100% no-repeat; }
-.steps .axis div { height: .8rem; border-radius: 2px; }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def ask(config: AskConfig) -> None:
         prm = ImplicitPRM.from_pretrained(config.prm, config.reference, device, bfloat16=bfloat16)
     ends = end_tokens(model, tokenizer)
     model.generation_config = sampling(ends, tokenizer, config)
-    answers: list[Answer] = []
+    parts = [f"<p>The rewards are those of <code>{escape(config.prm)}</code>.</p>" if prm else ""]
     for number, question in enumerate(questions(config.question)):
         (prompt_ids,) = encode_prompts([question], ["question"], form, tokenizer, [config.kind])
         torch.manual_seed(config.seed + number)
@@ -113,16 +113,17 @@ def ask(config: AskConfig) -> None:
         ids = stream.token_ids
         if not ids:
             continue
-        answers.append(judged(question, prompt_ids, ids, prm, tokenizer))
-        show(answers[-1], console)
+        answer = judged(question, prompt_ids, ids, prm, tokenizer)
+        show(answer, console)
         ended = "" if ids[-1] in ends else ", stopped"
         if ended and len(ids) == config.max_response_tokens:
             ended = ", cut at --max-response-tokens"
         speed = f"{len(ids)} tokens, {len(ids) / seconds:,.0f} tokens/s{ended}"
         console.print(speed, style="dim", highlight=False)
         if page:
-            page.write_text(html(answers, config), encoding="utf-8")
-    if page and answers:
+            parts += shown(answer)
+            write_page(page, f"Asked: {config.model}", parts)
+    if page and len(parts) > 1:
         console.print(f"written: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -240,7 +241,8 @@ def show(answer: Answer, console: Console) -> None:
             print(f"{reward:+9.4f}  {step.translate(CONTROLS).rstrip()}")
         print(total)
         return
-    largest, few = scale(answer.pieces), console.color_system not in ("256", "truecolor")
+    largest = full_colour(piece.reward for piece in answer.pieces)
+    few = console.color_system not in ("256", "truecolor")
     table = Table.grid()
     table.add_column(overflow="fold", style=colour(0, few))
     table.add_column(justify="right", vertical="bottom")
@@ -282,45 +284,16 @@ def colour(share: float, few: bool = False) -> str:
     return f"{INK} on #" + "".join(f"{channel:02x}" for channel in mixed)
 
 
-def scale(pieces: Sequence[Piece]) -> float:
-    """The reward of the strongest colour: the 99th percentile, for one outlier would make all others pale."""
-    sizes = sorted(abs(piece.reward) for piece in pieces)
-    return sizes[int(0.99 * (len(sizes) - 1))] or 1.0
-
-
 # The page
 
 
-def html(answers: list[Answer], config: AskConfig) -> str:
-    """A page that needs nothing else: a card for each question."""
-    title = f"Asked: {config.model}"
-    prm = f"<p>The rewards are those of <code>{escape(config.prm)}</code>.</p>" if config.prm else ""
-    cards = "\n".join(card(answer) for answer in answers)
-    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}{STEP_STYLE}</style>"
-    return f"<!doctype html><html lang=en>{head}<body><h1>{escape(title)}</h1>{prm}{cards}</body></html>\n"
-
-
-def card(answer: Answer) -> str:
-    """A question, its answer, and the rewards of its steps."""
-    question = f"<div class=card><span class=tag>question</span><pre>{escape(answer.question)}</pre></div>"
-    if answer.score is None:
-        shown = f"<div class=card><span class=tag>answer</span><pre>{escape(answer.text)}</pre></div>"
-        return f"<div class=pair>{question}{shown}</div>"
-    score, largest = answer.score, scale(answer.pieces)
-    verdict = f"probability of being right {score.probability:.3f}"
+def shown(answer: Answer) -> list[str]:
+    """A question, its answer, and the rewards of its tokens and steps."""
+    question, score = card("question", escape(answer.question)), answer.score
+    if score is None:
+        return [pair(question, card("answer", escape(answer.text)))]
     tokens, rewards = [piece.text for piece in answer.pieces], [piece.reward for piece in answer.pieces]
-    shown = response_card({"tokens": tokens, "rewards": rewards, "reason": verdict}, largest)
-    longest = max(map(abs, score.step_rewards)) or 1.0
-    lines = []
-    for step, reward in zip(score.steps, score.step_rewards, strict=True):
-        width = 50 * abs(reward) / longest
-        left, channels = (50.0, POSITIVE) if reward > 0 else (50 - width, NEGATIVE)
-        style = f"margin-left:{left:.1f}%;width:{width:.1f}%;background:rgba{(*channels, STRONGEST)}"
-        bar = f'<div style="{style}"></div>'
-        lines.append(f"<tr><td>{reward:+.4f}<td class=axis>{bar}<td>{escape(step.strip())}</tr>")
-    steps = f"<table class=steps>{''.join(lines)}</table>"
-    legend = (
-        f"<p class=tag>A token's reward: {-largest:+.3f} <span class=bar></span> {largest:+.3f} and beyond "
-        "(point at a token for its number).</p>"
-    )
-    return f"<div class=pair>{question}{shown}</div>{legend}{steps}"
+    verdict, largest = f"probability of being right {score.probability:.3f}", full_colour(rewards)
+    coloured = response_card(verdict, tokens, rewards, largest)
+    steps = step_bars(score.steps, score.step_rewards)
+    return [pair(question, coloured), f"<p class=tag>{legend(largest)}</p>", steps]

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from openprime.cli import main
-from openprime.commands.report import read_jsonl
 from openprime.config import DemoConfig
+from openprime.run.jsonl import read_jsonl
 from openprime.types import UserError
 
 RUNS = {

@@ -1,8 +1,7 @@
-"""How good scores and judgements of steps are on held-out responses."""
+"""Held-out quality of scores: area under the ROC curve, Brier score, calibration error, and a look at the steps."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -66,101 +65,3 @@ def lowest_is_last(step_rewards: Sequence[Sequence[float]]) -> float:
     """
     last = [int(np.argmin(rewards)) == len(rewards) - 1 for rewards in step_rewards if len(rewards) >= 2]
     return float(np.mean(last)) if last else math.nan
-
-
-# The first wrong step of a response: ProcessBench, arXiv 2412.06559
-
-
-def first_error(step_scores: Sequence[float], threshold: float) -> int:
-    """Index of the first step that scores below the threshold, -1 for none."""
-    return next((step for step, score in enumerate(step_scores) if score < threshold), -1)
-
-
-@dataclass(frozen=True, slots=True)
-class FirstErrorF1:
-    """How well the first wrong steps are found; nan where there is no response to tell it by."""
-
-    error_accuracy: float
-    """Share of the erroneous responses whose first wrong step is named exactly."""
-    correct_accuracy: float
-    """Share of the correct responses in which no step is blamed."""
-    f1: float
-    """Harmonic mean of the two."""
-
-
-def first_error_f1(predicted: ArrayLike, labels: ArrayLike) -> FirstErrorF1:
-    """ProcessBench's measure, arXiv 2412.06559. predicted, labels [m]: index of the first wrong step, -1 for none."""
-    predicted, labels = np.asarray(predicted), np.asarray(labels)
-    if predicted.ndim != 1 or predicted.shape != labels.shape:
-        raise UserError(f"needs a label for every prediction, not {predicted.shape}, {labels.shape}")
-    erroneous, hit = labels >= 0, predicted == labels
-    wrong, right = int(erroneous.sum()), int((~erroneous).sum())
-    hits, passes = int((hit & erroneous).sum()), int((hit & ~erroneous).sum())
-    return FirstErrorF1(
-        hits / wrong if wrong else math.nan,
-        passes / right if right else math.nan,
-        float(_f1(hits, wrong, passes, right)) if wrong and right else math.nan,
-    )
-
-
-def best_threshold(step_scores: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
-    """The threshold of `first_error` with the largest F1 over these responses; the lowest of equals.
-
-    step_scores: for each of m responses one finite number a step; labels [m] as in `first_error_f1`. A label
-    beyond a response's scores is never predicted. A prediction changes only where the threshold passes a
-    lowest score so far; it is put half-way between two of them where a prediction turns right or wrong. nan
-    when the responses are all erroneous or all correct, or no threshold makes a difference.
-    """
-    _check_labels(step_scores, labels)
-    # With a threshold t an erroneous response is judged rightly for low < t <= high, a correct one for t <= least.
-    lows, highs, leasts = [], [], []
-    for scores, label in zip(step_scores, labels, strict=True):
-        if label < 0:
-            leasts.append(min(scores, default=math.inf))
-        elif label < len(scores):
-            before = min(scores[:label], default=math.inf)
-            if scores[label] < before:
-                lows.append(scores[label])
-                highs.append(before)
-    right = len(leasts)
-    wrong = len(labels) - right
-    edges = np.unique([*lows, *highs, *leasts])
-    edges = edges[np.isfinite(edges)]
-    if not wrong or not right or not edges.size:
-        return math.nan
-    left, above = edges[:-1], edges[1:]
-    between = left / 2 + above / 2
-    between = np.where(between > left, between, above)  # neighbouring floats have no middle
-    thresholds = np.concatenate([edges[:1], between, np.nextafter(edges[-1:], np.inf)])
-    opened, closed, blamed = (np.searchsorted(np.sort(v), thresholds) for v in (lows, highs, leasts))
-    return float(thresholds[_f1(opened - closed, wrong, right - blamed, right).argmax()])
-
-
-def cross_fitted_f1(
-    step_scores: Sequence[Sequence[float]], labels: Sequence[int], seed: int = 0
-) -> FirstErrorF1:
-    """F1 with a threshold that has not seen the response it judges: two random halves, each with the other's.
-
-    Both halves hold the erroneous and the correct responses alike; nan where either kind has fewer than two.
-    """
-    _check_labels(step_scores, labels)
-    erroneous = np.asarray(labels) >= 0
-    if min(erroneous.sum(), (~erroneous).sum()) < 2:
-        return FirstErrorF1(math.nan, math.nan, math.nan)
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(erroneous[order], kind="stable")]
-    predicted = np.empty(len(labels), dtype=int)
-    for ours, others in ((order[::2], order[1::2]), (order[1::2], order[::2])):
-        threshold = best_threshold([step_scores[i] for i in others], [labels[i] for i in others])
-        predicted[ours] = [first_error(step_scores[i], threshold) for i in ours]
-    return first_error_f1(predicted, labels)
-
-
-def _check_labels(step_scores: Sequence[Sequence[float]], labels: Sequence[int]) -> None:
-    if len(step_scores) != len(labels):
-        raise UserError(f"needs a label for every response, not {len(step_scores)} and {len(labels)}")
-
-
-def _f1(hits, wrong: int, passes, right: int):
-    """Harmonic mean of hits/wrong and passes/right, 0 where both are; one division, so that equals are equal."""
-    return 2 * hits * passes / np.maximum(hits * right + passes * wrong, 1)

@@ -1,27 +1,95 @@
-"""Pages that hold everything they need, and figures on them; they open without a network."""
+"""Pages: functions that return HTML, for `report`, `evaluate` and `ask`. A page holds all that it needs.
 
+Texts are escaped here, those in figures too: what a model, a prompt or a folder's name holds is shown and never run.
+`results` is what results.json holds, or will: the keys of all tables are texts.
+"""
+
+from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+Rows = dict[str, dict[str, str]]
+"""A line's name -> heading -> cell; what follows a number in brackets goes on a line of its own."""
+Series = dict[str, list[tuple[Any, Any]]]
+"""A name -> points (x, y), or (x, (y, low, high))."""
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#475569")
+POSITIVE, NEGATIVE = (37, 99, 235), (220, 38, 38)
+STRONGEST = 0.75
+"""Share of the full colour behind the largest rewards, so that the text stays readable."""
 STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+THRESHOLDS = {"threshold 0": "0", "threshold from the other half": "tuned"}
 
 
-def write_html(out: Path, title: str, parts: list[str]) -> None:
-    """One page with everything that it needs inside."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    body = "\n".join(part for part in parts if part)
-    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-    page = f"<!doctype html><html lang=en>{head}<script>{get_plotlyjs()}</script><body>{body}</body></html>\n"
-    out.write_text(page, encoding="utf-8")
+def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
+    """Write one file with everything inside: the style and, where there are figures, plotly."""
+    body = "\n".join(part for part in (f"<h1>{escape(title)}</h1>", *parts) if part)
+    script = ""
+    if "plotly-graph-div" in body:
+        from plotly.offline import get_plotlyjs
+
+        script = f"<script>{get_plotlyjs()}</script>"
+    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>{script}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"<!doctype html><html lang=en>{head}<body>{body}</body></html>\n", encoding="utf-8")
 
 
-def draw(figure: go.Figure, title: str, x: str, y: str, height: int = 300) -> str:
-    """A figure as HTML without its own copy of the library."""
-    figure.update_layout(
+# Tables
+
+
+def grid(first: str, rows: Rows) -> list[list[str]]:
+    """The headings, `first` above the names, then a line a row."""
+    headings = list(dict.fromkeys(heading for row in rows.values() for heading in row))
+    return [[first, *headings], *([name, *(row.get(h, "") for h in headings)] for name, row in rows.items())]
+
+
+def table(first: str, rows: Rows) -> str:
+    """A table."""
+    head, *lines = grid(first, rows)
+    cells = [
+        f"<td>{escape(name)}" + "".join(f"<td>{_cell(text)}" for text in texts) for name, *texts in lines
+    ]
+    return f"<table><tr><th>{'<th>'.join(map(escape, head))}<tr>{'<tr>'.join(cells)}</table>"
+
+
+def _cell(text: str) -> str:
+    number, _, more = escape(text).removesuffix(")").partition(" (")
+    return f"{number}<br><span class=tag>{more}</span>" if more else number
+
+
+# Figures
+
+
+def traces(series: Series, flat: bool = False, **style: Any) -> list[dict[str, Any]]:
+    """A plotly trace for each name with points, bars lying down if `flat`; a name keeps its colour in every figure."""
+    made = []
+    for (name, points), colour in zip(series.items(), cycle(COLOURS), strict=False):
+        if points:
+            values = [y if isinstance(y, Sequence) else [y] for _, y in points]
+            trace = {"name": _label(name), "marker": {"color": colour}} | style
+            trace |= {"x": [_label(x) for x, _ in points], "y": [value[0] for value in values]}
+            if flat:
+                trace |= {"x": trace["y"], "y": trace["x"], "orientation": "h"}
+            if len(values[0]) > 1:
+                above, below = [high - y for y, _, high in values], [y - low for y, low, _ in values]
+                trace["error_y"] = {"array": above, "arrayminus": below, "thickness": 1}
+            made.append(trace)
+    return made
+
+
+def _label(value: Any) -> Any:
+    """A text as plotly shows it unchanged: it takes <b> and &amp; for markup."""
+    return escape(value, quote=False) if isinstance(value, str) else value
+
+
+def figure(traces: list[dict[str, Any]], title: str, x: str, y: str, height: int = 300, **layout: Any) -> str:
+    """A figure of plotly traces, without the library: `write_page` adds it."""
+    from plotly.graph_objects import Figure
+
+    made = Figure(traces)
+    made.update_layout(
         title={"text": title, "font": {"size": 15}},
         template="plotly_white",
         height=height,
@@ -30,7 +98,181 @@ def draw(figure: go.Figure, title: str, x: str, y: str, height: int = 300) -> st
         yaxis_title=y,
         legend={"orientation": "h", "y": -0.25},
         font={"family": "system-ui, sans-serif", "size": 12},
+        **layout,
     )
-    return figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+    config = {"displayModeBar": False, "responsive": True}
+    return made.to_html(full_html=False, include_plotlyjs=False, config=config)
+
+
+# Responses and their rewards
+
+
+def card(about: str, body: str) -> str:
+    """A box with a line about it; `body` is HTML."""
+    return f"<div class=card><span class=tag>{escape(about)}</span><pre>{body}</pre></div>"
+
+
+def pair(*cards: str) -> str:
+    """Boxes beside each other."""
+    return f"<div class=pair>{''.join(cards)}</div>"
+
+
+def full_colour(rewards: Iterable[float]) -> float:
+    """The reward of the strongest colour: the 99th percentile, for one outlier would make all others pale."""
+    sizes = sorted(map(abs, rewards))
+    return sizes[int(0.99 * (len(sizes) - 1))] or 1.0
+
+
+def rgba(reward: float, strength: float) -> str:
+    """Blue for a positive reward and red for a negative one; `strength` is a share of the strongest colour."""
+    channels = ",".join(map(str, POSITIVE if reward > 0 else NEGATIVE))
+    return f"rgba({channels},{STRONGEST * min(1.0, strength):.3f})"
+
+
+def response_card(
+    verdict: str, tokens: list[str], rewards: list[float], largest: float, steps: Sequence[bool] = ()
+) -> str:
+    """A response, each token in the colour of its reward; the end has a reward, but no text.
+
+    `steps`: a verdict a line; the tokens of a wrong one are underlined.
+    """
+    line, spans = 0, []
+    for t, (token, reward) in enumerate(zip(tokens, rewards, strict=True), 1):
+        slip = " slip" if line < len(steps) and not steps[line] and token.strip() else ""
+        text = escape(token).replace("\n", "<span class=end>⏎</span>\n")
+        if not token and t == len(tokens):
+            text = "<span class=end>∎</span>"
+        style = f"background:{rgba(reward, abs(reward) / largest)}"
+        spans.append(f'<span class="tok{slip}" style="{style}" title="{reward:+.4f}">{text}</span>')
+        line += token.count("\n")
+    return card(f"{verdict}, score {sum(rewards):+.3f}", "".join(spans))
+
+
+def legend(largest: float) -> str:
+    """The colours of `response_card`, in words."""
+    return (
+        f"Every token in the colour of its process reward, <span class=bar></span> from {-largest:+.3f} to "
+        f"{largest:+.3f} and beyond (point at a token for its number); the end has one too."
     )
+
+
+def step_bars(steps: list[str], rewards: list[float]) -> str:
+    """The steps of a response, each with its reward as a number and as a bar."""
+    longest = max(map(abs, rewards)) or 1.0
+    lines = []
+    for step, reward in zip(steps, rewards, strict=True):
+        width = 50 * abs(reward) / longest
+        left = 50 - width * (reward <= 0)
+        style = f"margin-left:{left:.1f}%;width:{width:.1f}%;background:{rgba(reward, 1)}"
+        bar = f'<div style="{style}"></div>'
+        lines.append(f"<tr><td>{reward:+.4f}<td class=axis>{bar}<td>{escape(step.strip())}")
+    return f"<table class=steps>{''.join(lines)}</table>"
+
+
+# An evaluation
+
+
+def model_names(results: dict[str, Any]) -> str:
+    """The model and the PRM of an evaluation."""
+    prm = f" with the PRM {results['prm']}" if results["prm"] else ""
+    return f"{results['model'] or 'recorded responses'}{prm}"
+
+
+def evaluation(results: dict[str, Any]) -> list[str]:
+    """The tables of an evaluation, the accuracies as bars, and Best-of-N of each benchmark as curves."""
+    parts, benchmarks = [], results["benchmarks"]
+    if rows := accuracy_rows(results):
+        note = "95 % bootstrap intervals over items. cut: responses that reached the token limit. Below the number of "
+        note += "items, where there are any: items that could not be judged."
+        parts += [table("benchmark", rows), f"<p>{note}</p>"]
+    if rows := first_error_rows(results):
+        note = "A step is called wrong where its reward is below the threshold: 0, or the one with the best F1 on the "
+        note += "other half of the items. F1 of two shares: of wrong solutions whose first wrong step is found, and of "
+        note += "right ones in which no step is blamed."
+        parts += [table("benchmark", rows), f"<p>{note}</p>"]
+    series: Series = {}
+    for name, result in benchmarks.items():
+        for label, values in accuracies(result).items():
+            if not label.startswith("pass@"):
+                series.setdefault(label, []).append((name, values))
+    if series:
+        layout = {"showlegend": True, "yaxis_range": [0, 1.02]}
+        parts.append(figure(traces(series, type="bar"), "Accuracy", "", "accuracy", 360, **layout))
+    return parts + [best_of_n(name, result) for name, result in benchmarks.items() if "best_of_n" in result]
+
+
+def accuracies(result: dict[str, Any]) -> dict[str, Sequence[float]]:
+    """Greedy and sampled accuracy, pass@N, and the accuracies of the majority vote and of the PRM's choice among N."""
+    n, best = str(result.get("samples")), result.get("best_of_n", {})
+    found = {
+        "greedy": result.get("greedy"),
+        f"avg@{n}": result.get(f"avg@{n}"),
+        f"pass@{n}": result.get("pass@k", {}).get(n),
+        f"maj@{n}": result.get("maj@k", {}).get(n),
+        f"PRM bo{n}": best.get("PRM", {}).get(n),
+    }
+    return {label: values for label, values in found.items() if values}
+
+
+def accuracy_rows(results: dict[str, Any]) -> Rows:
+    """A line for each benchmark of answers."""
+    rows: Rows = {}
+    for name, result in results["benchmarks"].items():
+        if "first_error" not in result:
+            left_out = f" (-{result['left_out']})" if result["left_out"] else ""
+            rows[name] = {"items": f"{result['items']}{left_out}"}
+            for label, (mean, low, high) in accuracies(result).items():
+                rows[name][label] = f"{mean:.3f} ({low:.2f}-{high:.2f})"
+            if "truncated" in result:
+                rows[name]["cut"] = f"{result['truncated']:.0%}"
+    return rows
+
+
+def first_error_rows(results: dict[str, Any]) -> Rows:
+    """A line for each benchmark of first errors and threshold."""
+    headings = {"error_accuracy": "error found", "correct_accuracy": "right kept", "f1": "F1"}
+    rows: Rows = {}
+    for name, result in results["benchmarks"].items():
+        for threshold, shares in result.get("first_error", {}).items():
+            row = rows[f"{name}, threshold {THRESHOLDS[threshold]}"] = {"items": str(result["items"])}
+            for key, heading in headings.items():
+                row[heading] = "-" if shares[key] is None else f"{shares[key]:.3f}"
+    return rows
+
+
+def best_of_n_rows(result: dict[str, Any]) -> Rows:
+    """A line for each way to choose one of N responses."""
+    rows: Rows = {}
+    for method, curve in result["best_of_n"].items():
+        rows[method] = {f"N={n}": f"{mean:.3f}" for n, (mean, *_) in curve.items()}
+        *_, (_, low, high) = curve.values()
+        rows[method]["95 %"] = f"{low:.2f}-{high:.2f}"
+    return rows
+
+
+def best_of_n(name: str, result: dict[str, Any]) -> str:
+    """Best-of-N of a benchmark: curves and table."""
+    curves = result["best_of_n"]
+    sizes = [int(n) for n in next(iter(curves.values()))]
+    drawn = traces(
+        {
+            method: [(n * 1.01 ** (i - len(curves) / 2), curve[str(n)]) for n in sizes]
+            for i, (method, curve) in enumerate(curves.items())  # beside each other, or bars hide bars
+        },
+        type="scatter",
+        hovertemplate="%{y:.3f}",
+    )
+    for trace in drawn:
+        trace["line"] = {"dash": "dot" if trace["name"] in ("oracle", "random") else "solid"}
+        trace["visible"] = "legendonly" if trace["name"].startswith("PRM, ") else True
+    axes = {"xaxis_type": "log", "xaxis_tickvals": sizes, "yaxis_rangemode": "tozero"}
+    note = f"{result['items']} items, {result['samples']} responses each; one of N is chosen."
+    parts = [
+        f"<h2>Best of N: {escape(name)}</h2><p>{note}</p>",
+        figure(drawn, "Accuracy of the chosen response", "N", "accuracy", 380, **axes),
+        table("chosen by", best_of_n_rows(result)),
+    ]
+    if (auc := result.get("step_auc")) is not None:
+        steps = "Rewards of lines against the oracle step checker: area under the ROC curve {:.3f} (.5 is chance)."
+        parts.append(f"<p>{steps.format(auc)}</p>")
+    return "".join(parts)

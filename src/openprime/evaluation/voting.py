@@ -1,4 +1,4 @@
-"""Choosing among N responses, and counting right ones."""
+"""Best-of-N, votes and pass@k over all choices of n from m responses, and the interval of a mean."""
 
 import itertools
 import math
@@ -8,35 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from openprime.types import UserError
-
-
-def best_of_n(scores: Sequence[float]) -> int:
-    """Index of the highest score; the first of equals."""
-    if len(scores) == 0:
-        raise UserError("best_of_n needs at least one response")
-    return max(range(len(scores)), key=lambda i: scores[i])
-
-
-def weighted_vote(answers: Sequence[Hashable | None], weights: Sequence[float]) -> int:
-    """Index of the first response that gives the answer with the largest summed weight.
-
-    None (no answer) never wins unless nobody answered; of equal answers the one seen first wins.
-    """
-    if len(answers) == 0 or len(answers) != len(weights):
-        raise UserError("weighted_vote needs as many weights as answers, and at least one")
-    totals: dict[Hashable, float] = {}
-    for answer, weight in zip(answers, weights, strict=True):
-        if answer is not None:
-            totals[answer] = totals.get(answer, 0.0) + weight
-    if not totals:
-        return 0
-    winner = max(totals, key=lambda answer: totals[answer])
-    return answers.index(winner)
-
-
-def majority_vote(answers: Sequence[Hashable | None]) -> int:
-    """Index of the first response that gives the most frequent answer (self-consistency)."""
-    return weighted_vote(answers, [1.0] * len(answers))
 
 
 def best_of_n_subsets(scores: ArrayLike, outcomes: ArrayLike, n: int) -> float:
@@ -64,12 +35,13 @@ def vote_subsets(
     draws: int = 200,
     seed: int = 0,
 ) -> float:
-    """Mean outcome of `weighted_vote` among n of the m responses given; maj@n where every weight is 1.
+    """Mean outcome of the weighted vote among n of the m responses given; maj@n where every weight is 1.
 
-    answers, weights, outcomes [m]; weights are finite. It is exact, over all C(m, n) choices of n, if these
-    are at most `draws`; else the mean over `draws` independent random choices, which follow from
-    (m, n, draws, seed) alone, so that methods are compared on the same ones. The responses of a choice keep
-    their order, and with it who was seen first.
+    The vote chooses the first response with the answer of the largest summed weight, of equal answers the one
+    seen first; None (no answer) is chosen only where nobody answered. answers, weights, outcomes [m]; weights
+    are finite. It is exact, over all C(m, n) choices of n, if these are at most `draws`; else the mean over
+    `draws` independent random choices, which follow from (m, n, draws, seed) alone, so that methods are compared
+    on the same ones. The responses of a choice keep their order.
     """
     weights, outcomes = np.asarray(weights, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     _check_subset(weights, outcomes, n)
@@ -126,13 +98,3 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def wilson_interval(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a share right/n; sound near 0 and 1, where the bootstrap is not."""
-    if not 0 <= right <= n or n == 0:
-        raise UserError(f"a share needs 0 <= right <= n and n > 0, not right={right}, n={n}")
-    share = right / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)

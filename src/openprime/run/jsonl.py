@@ -22,6 +22,12 @@ def append_jsonl(path: Path, row: dict) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of a file that is whole."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def keep_until(path: Path, step: int) -> None:
     """Drop the records after `step`, and a last line that a kill left half-written."""
     _cut(path, [end for row, end in _whole_lines(path) if row["step"] <= step])
