@@ -8,8 +8,9 @@ import pytest
 from torch.distributed import TCPStore
 
 from openprime.config import PrimeConfig, VerifyConfig
-from openprime.run import launch as distributed
+from openprime.run import launch
 from openprime.run.launch import joined, meet, same_everywhere, workers
+from openprime.types import UserError
 
 
 def start(size: int, store: TCPStore) -> list[str]:
@@ -27,7 +28,7 @@ def start(size: int, store: TCPStore) -> list[str]:
     return names
 
 
-def test_ranks_agree_on_a_new_name_whatever_earlier_ones_left_in_the_store():
+def test_meet__ranks_agree_on_a_new_name_whatever_earlier_ones_left():
     store = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=30))
     names = [start(3, store) for _ in range(4)]
     for agreed in names:
@@ -36,7 +37,7 @@ def test_ranks_agree_on_a_new_name_whatever_earlier_ones_left_in_the_store():
     assert len({agreed[0] for agreed in names}) == 4
 
 
-def test_ranks_agree_after_a_start_in_which_some_died():
+def test_meet__ranks_agree_after_a_start_in_which_some_died():
     """A rank that said hello and died, then a start of all."""
     store = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=1))
     with pytest.raises(RuntimeError):
@@ -47,18 +48,18 @@ def test_ranks_agree_after_a_start_in_which_some_died():
     assert agreed[0]
 
 
-def test_what_differs_between_ranks_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_same_everywhere__names_what_differs(monkeypatch: pytest.MonkeyPatch):
     others = [{"seed": 1, "steps": 4}, {"seed": 1, "steps": 4}, {"seed": 2, "steps": 4}]
-    monkeypatch.setattr(distributed, "gather", lambda value: others)
-    with pytest.raises(ValueError, match=r"^rank 2 differs from rank 0: seed: 1 -> 2: do as I say$"):
+    monkeypatch.setattr(launch, "gather", lambda value: others)
+    with pytest.raises(UserError, match=r"^rank 2 differs from rank 0: seed: 1 -> 2: do as I say$"):
         same_everywhere(others[1], "do as I say")
-    monkeypatch.setattr(distributed, "gather", lambda value: others[:2])
+    monkeypatch.setattr(launch, "gather", lambda value: others[:2])
     same_everywhere(others[0], "do as I say")
 
 
-def test_verifiers_share_the_machine_with_those_of_other_ranks(monkeypatch: pytest.MonkeyPatch):
+def test_workers__are_shared_among_the_ranks_of_a_machine(monkeypatch: pytest.MonkeyPatch):
     assert workers(VerifyConfig(workers=3)) == 0  # as configured
-    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert workers(VerifyConfig()) == 2
     assert workers(VerifyConfig(workers=24)) == 3
@@ -66,7 +67,7 @@ def test_verifiers_share_the_machine_with_those_of_other_ranks(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("setting", ["cpu_offload", "save_in_background"])
-def test_what_needs_several_ranks_is_refused_in_one_process(tmp_path: Path, setting: str):
+def test_joined__settings_of_several_ranks_are_refused_in_one_process(tmp_path: Path, setting: str):
     config = PrimeConfig.model_validate({"out": str(tmp_path), "parallel": {setting: True}})
-    with pytest.raises(ValueError, match=rf"parallel\.{setting} has .*: start with torchrun"), joined(config):
+    with pytest.raises(UserError, match=rf"parallel\.{setting} has .*: start with torchrun"), joined(config):
         pass
