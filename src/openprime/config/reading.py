@@ -4,8 +4,8 @@ Two settings, TAGS, decide which others there are: `algorithm` chooses the class
 of its section. Where a flag changes the one of a file, the file's keys that the new choice lacks are left out.
 """
 
+import argparse
 import difflib
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -21,6 +21,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 Tags = dict[str, str]
 TAGS: Tags = {"algorithm": "prime", "engine.kind": "transformers"}
 """Settings that decide which others there are, and their defaults."""
+KINDS = ("transformers", "vllm", "server")
 
 
 def package_configs() -> Path:
@@ -31,10 +32,8 @@ def package_configs() -> Path:
 
 def find_config(name: str) -> Path:
     """A configuration file: as named, or among those that come with the package."""
-    here = Path(__file__).resolve().parent.parent
-    places = [Path(name), *(root / name for root in (here, here.parent.parent)), here / "configs" / name]
-    places.append(here.parent.parent / "configs" / name)
-    for place in places:
+    ours = package_configs()
+    for place in (Path(name), ours.parent / name, ours / name):
         if place.is_file():
             return place
     raise UserError(f"{name}: no such configuration file, neither here nor among those of the package")
@@ -42,12 +41,18 @@ def find_config(name: str) -> Path:
 
 def read_tags(args: list[str]) -> Tags:
     """The TAGS that flags give: `--algorithm outcome`, `--engine.kind=vllm`."""
-    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
-    return {
-        flag[2:]: value
-        for flag, value in itertools.pairwise(words)
-        if flag.startswith("--") and flag[2:] in TAGS
-    }
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for tag in TAGS:
+        parser.add_argument(f"--{tag}", nargs="?")
+    return {tag: value for tag, value in vars(parser.parse_known_args(args)[0]).items() if value}
+
+
+def tags_of(values: dict[str, Any]) -> Tags:
+    """The TAGS of nested keys and values."""
+    engine = values.get("engine")
+    kind = engine.get("kind") if isinstance(engine, dict) else None
+    found = {"algorithm": values.get("algorithm"), "engine.kind": kind}
+    return TAGS | {tag: str(value) for tag, value in found.items() if value is not None}
 
 
 def read_config(schema: type[Schema], path: Path, flags: Tags | None = None) -> Schema:
@@ -70,40 +75,32 @@ def build(
     """
     own = tags_of(values)
     tags = own | (flags or {})
-    found = method(schema, tags["algorithm"], where)
     if tags != own:
-        before = keys_of(method(schema, own["algorithm"], where), own["engine.kind"])
-        values, left_out = fitting(values, keys_of(found, tags["engine.kind"]), before)
+        values, left_out = fitting(values, keys_of(schema, tags, where), keys_of(schema, own, where))
         if left_out and os.environ.get("RANK", "0") == "0":
             chosen = ", ".join(f"{tag}={tags[tag]}" for tag in TAGS if tags[tag] != own[tag])
             print(f"note: {chosen} has no {', '.join(left_out)}: left out of {where}", file=sys.stderr)
-        if tags["engine.kind"] != own["engine.kind"]:
-            values = merge(values, {"engine": {"kind": tags["engine.kind"]}})
+    if tags["engine.kind"] != own["engine.kind"]:
+        values = merge(values, {"engine": {"kind": tags["engine.kind"]}})
     if schema is RLConfig:
         values = values | {"algorithm": tags["algorithm"]}
+    found = method(schema, tags, where)
     try:
         return found.model_validate(merge(found().model_dump(), values))
     except ValidationError as error:
-        raise UserError(explain(error, schema, where, tags)) from error
+        raise UserError(explain(error, schema, tags, where)) from error
 
 
-def method(schema: type[Schema], algorithm: str, where: str = "") -> type[Schema]:
+def method(schema: type[Schema], tags: Tags, where: str = "") -> type[Schema]:
     """The schema itself, or the algorithm's where it is RLConfig."""
     if schema is not RLConfig:
         return schema
-    if algorithm not in ALGORITHMS:
-        near = difflib.get_close_matches(algorithm, ALGORITHMS, 1)
+    name = tags["algorithm"]
+    if name not in ALGORITHMS:
+        near = difflib.get_close_matches(name, ALGORITHMS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(ALGORITHMS)}"
-        raise UserError(f"{where}: no algorithm {algorithm!r}; {hint}")
-    return ALGORITHMS[algorithm][0]  # pyright: ignore[reportReturnType]
-
-
-def tags_of(values: dict[str, Any]) -> Tags:
-    """The TAGS of nested keys and values."""
-    engine = values.get("engine")
-    given = {"algorithm": values.get("algorithm")}
-    given["engine.kind"] = engine.get("kind") if isinstance(engine, dict) else None
-    return TAGS | {tag: str(value) for tag, value in given.items() if value is not None}
+        raise UserError(f"{where}: no algorithm {name!r}; {hint}")
+    return ALGORITHMS[name][0]  # pyright: ignore[reportReturnType]
 
 
 def fitting(values: dict, keys: list[str], before: list[str], prefix: str = "") -> tuple[dict, list[str]]:
@@ -130,43 +127,33 @@ def merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def explain(error: ValidationError, schema: type[BaseModel], where: str, tags: Tags = TAGS) -> str:
+def explain(error: ValidationError, schema: type[BaseModel], tags: Tags, where: str) -> str:
     """One line a fault: key path, what is wrong, and for an unknown key who has it or the nearest valid one."""
-    lines, known = [], keys_of(method(schema, tags["algorithm"]), tags["engine.kind"])
+    lines = []
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"])
         path = path.replace(
             f"engine.{tags['engine.kind']}.", "engine."
-        )  # how pydantic names a union's member
+        )  # a union's member has its tag before it
         if fault["type"] == "extra_forbidden":
-            lines.append(f"{where}: {elsewhere(schema, path, tags) or unknown(path, known)}")
+            said = elsewhere(schema, path, tags) or unknown(path, keys_of(schema, tags))
+            lines.append(f"{where}: {said}")
         else:
             lines.append(f"{where}: {path}: {fault['msg']} (found {fault['input']!r})")
     return "\n".join(lines)
 
 
 def elsewhere(schema: type[BaseModel], path: str, tags: Tags) -> str:
-    """Says which other choice has a key: that of another algorithm or engine; empty where none has."""
-    kinds = [k for k in ("transformers", "vllm", "server") if "engine" in schema.model_fields]
-    for tag, choices in (
-        ("algorithm", list(ALGORITHMS) if schema is RLConfig else []),
-        ("engine.kind", kinds),
-    ):
-        others = [tags | {tag: choice} for choice in choices]
-        having = [
-            other[tag]
-            for other in others
-            if has(keys_of(method(schema, other["algorithm"]), other["engine.kind"]), path)
-        ]
-        if having:
-            return f"{path} is a setting of {tag}={' or '.join(having)}; {tag}={tags[tag]} does not have it"
-    return ""
+    """Says which algorithms or engines have a key that the chosen ones lack; empty where none has it."""
+    choices = [("algorithm", name) for name in ALGORITHMS] + [("engine.kind", kind) for kind in KINDS]
+    having = [f"{tag}={name}" for tag, name in choices if has(keys_of(schema, tags | {tag: name}), path)]
+    return f"{path} needs {' or '.join(having)}" if having else ""
 
 
 def refuse_others(schema: type[BaseModel], config: BaseModel, args: list[str]) -> None:
-    """Refuse flags that are not for the algorithm or engine of `config`, and say whose they are."""
+    """Refuse flags of an algorithm or engine that `config` does not have, and say whose they are."""
     tags = tags_of(config.model_dump())
-    keys = keys_of(type(config), tags["engine.kind"])
+    keys = keys_of(schema, tags)
     for path in (arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")):
         if not has(keys, path) and (whose := elsewhere(schema, path, tags)):
             raise UserError(whose)
@@ -179,10 +166,9 @@ def unknown(path: str, known: list[str]) -> str:
     here = {k.split(".")[depth] for k in known if k.split(".")[:depth] == parents}
     beside = [".".join([*parents, k]) for k in difflib.get_close_matches(name, sorted(here), 1)]
     same = [k for k in known if k.split(".")[-1] == name]
-    near = (beside + (same or difflib.get_close_matches(path, known, 1)))[:1]
-    return f"unknown key {path}" + (
-        f"; did you mean {near[0]}?" if near else f"; valid here: {', '.join(sorted(here))}"
-    )
+    near = beside or same or difflib.get_close_matches(path, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"valid here: {', '.join(sorted(here))}"
+    return f"unknown key {path}; {hint}"
 
 
 def has(keys: list[str], path: str) -> bool:
@@ -190,13 +176,13 @@ def has(keys: list[str], path: str) -> bool:
     return any(key == path or key.startswith(f"{path}.") for key in keys)
 
 
-def keys_of(schema: type[BaseModel], kind: str = "transformers", prefix: str = "") -> list[str]:
-    """All keys of a schema, with dots; of sections that there are several of those of this `kind`."""
+def keys_of(schema: type[BaseModel], tags: Tags, where: str = "", prefix: str = "") -> list[str]:
+    """All keys of a schema, with dots, under these TAGS."""
     keys = []
-    for name, field in schema.model_fields.items():
+    for name, field in method(schema, tags, where).model_fields.items():
         classes = [c for c in get_args(field.annotation) or [field.annotation] if isinstance(c, type)]
         sections = [c for c in classes if issubclass(c, BaseModel)]
         if len(sections) > 1:
-            sections = [c for c in sections if c.model_fields["kind"].default == kind]
-        keys += keys_of(sections[0], kind, f"{prefix}{name}.") if sections else [prefix + name]
+            sections = [c for c in sections if c.model_fields["kind"].default == tags["engine.kind"]]
+        keys += keys_of(sections[0], tags, where, f"{prefix}{name}.") if sections else [prefix + name]
     return keys
