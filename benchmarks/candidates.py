@@ -26,7 +26,7 @@ class Candidate:
     """What stands in for the package's own way. The defaults change nothing."""
 
     checker: bool = False
-    """Analysis only: the truth of every line, from `tasks.clock.check_steps`, instead of a PRM. Upper bound."""
+    """Analysis only: the oracle step checker, `tasks.clock.check_steps`, instead of a PRM. Upper bound."""
     credit: str = "package"
     """package; token: A_t = r_t - E_pi[r], with the expectation over the vocabulary exact, gamma 0."""
     clip: tuple[float, float] = (-float("inf"), float("inf"))

@@ -1,11 +1,11 @@
-"""An offline implicit PRM on the embedded task: Best-of-16 by each training loss, five pupils.
+"""An offline implicit PRM on the embedded task: Best-of-16 by each training loss, five seeds.
 
 python benchmarks/offline_prm.py [--out runs/offline-prm] [--seeds 0 1 2 3 4] [--losses ce dpo nca kto] [--json FILE]
 
-For each seed: a new pupil and its SFT model, 512 prompts x 4 judged responses, an implicit PRM by each loss from the
-same responses, and the choice among the same 16 responses to 200 held-out prompts. Prints the mean over seeds with a
-95 % bootstrap interval over seeds, and the difference to the baselines seed by seed. What is finished is kept: call it
-again to go on.
+For each seed: a new noisy demonstrator and its SFT model, 512 prompts x 4 labelled responses, an implicit PRM by each
+loss from the same responses, and the choice among the same 16 responses to 200 held-out prompts. Prints the mean over
+seeds with a 95 % bootstrap interval over seeds, and the difference to the baselines seed by seed. What is finished is
+kept: call it again to go on.
 """
 
 import argparse
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def one(folder: Path, seed: int, loss: str) -> dict:
-    """The PRM of one loss on one pupil: accuracies of the choice among 16, and held-out measures."""
+    """The PRM of one loss on one seed: accuracies of the choice among 16, and held-out measures."""
     sft, generated, prm, first, judged = (
         folder / name for name in ("sft", "generate", loss, "evaluate", f"evaluate-{loss}")
     )
-    pupil = f"--data.task-seed {seed} --seed {seed}"
+    task = f"--data.task-seed {seed} --seed {seed}"
     if not (sft / "model").is_dir():
-        run(f"sft configs/sft/tiny.yaml {pupil} --eval-data.task-seed {seed} --out {sft}")
-    run(f"generate configs/generate/tiny.yaml --model {sft}/model {pupil} --out {generated}")
+        run(f"sft configs/sft/tiny.yaml {task} --eval-data.task-seed {seed} --out {sft}")
+    run(f"generate configs/generate/tiny.yaml --model {sft}/model {task} --out {generated}")
     if not (prm / "prm").is_dir():
         source = f"--model {sft}/model --data.source {generated}/responses.jsonl"
         run(f"prm configs/prm/tiny.yaml {source} --loss {loss} --seed {seed} --out {prm}")

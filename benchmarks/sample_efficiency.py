@@ -1,16 +1,16 @@
-"""How many rollouts PRIME saves: real `openprime rl` runs against the outcome-only control.
+"""How many rollouts PRIME saves: real `openprime rl` runs against the outcome-only baseline.
 
 python benchmarks/sample_efficiency.py [--settings clock-8] [--methods distill ...] [--seeds 0 1 2 3 4]
     [--lrs 4e-4 8e-4] [--batches 32 128] [--select 100] [--out runs/sample-efficiency] [--quick]
 
-A seed is a new pupil, a new SFT model and a new run. Every method of a seed starts from the same SFT model and, where
-it wants an offline PRM, from the same judged responses, which are counted. Rollouts are counted before the filter;
+A seed is a new noisy demonstrator, SFT model and run. Every method of a seed starts from the same SFT model and, where
+it needs an offline PRM, from the same labelled responses, which are counted. Rollouts are counted before the filter;
 each is verified once, so they are the verifier calls too. Two protocols: `equal`, the same learning rate of the
 policy for all, and with --lrs and --batches `tuned`: each method at the best point of the grid on the seeds of
---select, reported on --seeds. Prints how many times fewer rollouts than the control an accuracy needs, with 95 %
+--select, reported on --seeds. Prints how many times fewer rollouts than the baseline an accuracy needs, with 95 %
 bootstrap intervals over seeds, and writes results.json and results.html into --out.
 
-The control is outcome rewards alone that use every rollout four times (`policy.epochs: 4`), which needs far fewer
+The baseline is outcome rewards alone with every rollout used four times (`policy.epochs: 4`), which needs far fewer
 rollouts than one use of each; most methods below do so too, and say so.
 
 It takes hours. What is finished is read, not repeated: call it again to go on.
@@ -57,17 +57,17 @@ class Setting:
     sft: Flags = ()
     """Flags of the SFT alone, such as more epochs."""
     pretrained: bool = False
-    """The SFT starts from a model that has read right and wrong solutions of other pupils, each with its verdict."""
+    """The SFT starts from a model trained on right and wrong solutions by others, each with its outcome."""
     thresholds: tuple[float, ...] = (0.5, 0.7, 0.9)
 
 
 def verified_by_code(seed: int) -> dict[str, object]:
-    """A pupil of its own for every seed."""
+    """A demonstrator of its own for every seed."""
     return {"task-seed": seed}
 
 
 def clock(horizon: int) -> Callable[[int], dict[str, object]]:
-    """A pupil of its own for every seed."""
+    """A demonstrator of its own for every seed."""
     return lambda seed: {"task-seed": seed, "horizon": horizon}
 
 
@@ -122,8 +122,8 @@ METHODS = {
     "PRIME, improved, 4 epochs": Method((*PROCESS, *REUSED, *GATE, "--prm.beta", 0.5), IMPROVED),
     "PRIME, frozen PRM, 4 epochs": Method((*PROCESS, *REUSED, "--prm.update", "never"), warm=128),
     "PRIME, offline start, 4 epochs": Method((*PROCESS, *REUSED), warm=128),
-    "perfect checker, 4 epochs": Method((*PROCESS, *REUSED), CHECKER),
-    "perfect checker alone, 4 epochs": Method((*PROCESS, *ALONE, *REUSED), CHECKER, per_step=128),
+    "oracle step checker, 4 epochs": Method((*PROCESS, *REUSED), CHECKER),
+    "oracle step checker alone, 4 epochs": Method((*PROCESS, *ALONE, *REUSED), CHECKER, per_step=128),
     "distill": Method((*DISTILL, *LEARNT), batch=128, per_step=128, share=0.5),
     "distill, 64 prompts, 8 epochs": Method(
         (*DISTILL, *LEARNT, "--policy.epochs", 8), batch=64, per_step=128, share=0.5
@@ -173,19 +173,19 @@ def crossing(curve: list[tuple[float, float]], threshold: float) -> float:
     return math.inf
 
 
-def ratio(control: list[float], method: list[float], ends: list[float]) -> dict:
-    """How many times fewer: geometric mean over seeds of control / method, and its interval.
+def ratio(baseline: list[float], method: list[float], ends: list[float]) -> dict:
+    """How many times fewer: geometric mean over seeds of baseline / method, and its interval.
 
-    Seeds in which the method does not arrive have no number, `arrived` tells. Where the control does not, its run's
+    Seeds in which the method does not arrive have no number, `arrived` tells. Where the baseline does not, its run's
     end stands for it (`ends`), and the ratio is a lower bound. Seeds that begin above the threshold are left out.
     """
     logs, bound = [], False
-    for c, m, end in zip(control, method, ends, strict=True):
+    for c, m, end in zip(baseline, method, ends, strict=True):
         if math.isfinite(m) and m > 0 < c:
             logs.append(math.log(min(c, end) / m))
             bound |= not math.isfinite(c)
-    arrived = [sum(map(math.isfinite, values)) for values in (control, method)]
-    found: dict = {"seeds": len(control), "arrived": arrived, "ratio": None, "interval": None, "bound": bound}
+    arrived = [sum(map(math.isfinite, values)) for values in (baseline, method)]
+    found: dict = {"seeds": len(method), "arrived": arrived, "ratio": None, "interval": None, "bound": bound}
     if logs:
         low, high = bootstrap_interval(logs)
         found |= {"ratio": math.exp(statistics.fmean(logs)), "interval": [math.exp(low), math.exp(high)]}
@@ -255,7 +255,7 @@ class Bench:
         return model
 
     def prm(self, s: Setting, folder: Path, seed: int, sft: Path, prompts: int) -> Path:
-        """An offline PRM from `prompts` x 4 judged responses of the SFT model."""
+        """An offline PRM from `prompts` x 4 labelled responses of the SFT model."""
         prm = folder / f"prm-{prompts}" / "prm"
         if not prm.is_dir():
             judged = folder / f"generate-{prompts}"
@@ -372,7 +372,7 @@ def best(bench: Bench, setting: str, name: str, grid: list, seeds: list[int]) ->
 
 def summary(setting: str, found: dict[str, list[Result]], points: dict) -> dict:
     """What is printed and written of a setting."""
-    control = next(iter(found.values()))
+    baseline = next(iter(found.values()))
     entry: dict = {}
     for name, results in found.items():
         row: dict = {
@@ -382,8 +382,8 @@ def summary(setting: str, found: dict[str, list[Result]], points: dict) -> dict:
         }
         for measure, threshold in product(MEASURES, SETTINGS[setting].thresholds):
             ours = [crossing(r.curve(measure), threshold) for r in results]
-            theirs = [crossing(r.curve(measure), threshold) for r in control]
-            ends = [r.curve(measure)[-1][0] for r in control]
+            theirs = [crossing(r.curve(measure), threshold) for r in baseline]
+            ends = [r.curve(measure)[-1][0] for r in baseline]
             needed = [x if math.isfinite(x) else None for x in ours]
             label = f"{measure.removeprefix('eval/').replace('avg@', 'sampled')} {threshold}"
             row["reach"][label] = {"needed": needed} | ratio(theirs, ours, ends)

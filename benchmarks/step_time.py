@@ -34,7 +34,7 @@ from step_work import SHAPES, Shape
 SYSTEMS = {
     "PRIME": "ours, process and outcome rewards",
     "PRIME, policy as reference": "ours, prm.reference=policy",
-    "outcome-only": "ours, the control",
+    "outcome-only": "ours, the outcome-only baseline",
     "TRL GRPO": "defaults",
     "TRL GRPO tuned": "no gradient checkpointing",
     "TRL RLOO": "defaults: gradient checkpointing, KL 0.05",
