@@ -53,6 +53,8 @@ class Prompt:
     """All fields of the row, for user verifiers and analysis."""
     verifier: str = "math"
     """Who judges its responses: `math`, `code`, `reasoning_gym`, or a user's `module:function`."""
+    tests: bytes = b""
+    """Of a program: its tests, parsed once (`verifiers.cases.pack_tests`), in the place of its columns."""
 
 
 @dataclass(frozen=True, slots=True)

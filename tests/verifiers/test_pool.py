@@ -17,6 +17,7 @@ import pytest
 from openprime.config import VerifyConfig
 from openprime.types import Group, Prompt, Response, Verdict
 from openprime.verifiers import pool as pool_module
+from openprime.verifiers.cases import read_tests, unpack_tests
 from openprime.verifiers.math import verify_math
 from openprime.verifiers.pool import Pool, VerifierError
 from openprime.verifiers.worker import limited
@@ -97,7 +98,7 @@ def nothing_left() -> Iterator[None]:
     assert len(os.listdir("/proc/self/fd")) <= descriptors  # noqa: PTH208
 
 
-def test_verdicts_are_those_of_the_verifier_in_order(nothing_left: None):
+def test_submit__verdicts_are_those_of_the_verifier_in_order(nothing_left: None):
     texts = [rf"so \boxed{{{i}}}" for i in range(60)] + ["#### 12.0", "no answer", r"\boxed{3 \cdot 2^2}"]
     with Pool(workers=2) as pool:
         found = verdicts(pool, MATH, texts)
@@ -107,7 +108,7 @@ def test_verdicts_are_those_of_the_verifier_in_order(nothing_left: None):
     assert [v.reason for v in found].count("right") == 3
 
 
-def test_groups_get_their_verdicts(nothing_left: None):
+def test_judge__groups_get_their_verdicts(nothing_left: None):
     groups = [
         Group(MATH, tuple(Response((1,), (-1.0,), f"#### {i + k}", False) for k in range(3)), 4)
         for i in range(9, 13)
@@ -118,7 +119,7 @@ def test_groups_get_their_verdicts(nothing_left: None):
     assert all(r.verify_seconds > 0 for g in judged for r in g.responses)
 
 
-def test_any_thread_may_ask(nothing_left: None):
+def test_submit__any_thread_may_ask(nothing_left: None):
     found: dict[int, list[str]] = {}
     with Pool(workers=2) as pool:
 
@@ -134,7 +135,7 @@ def test_any_thread_may_ask(nothing_left: None):
         assert found[i] == ["right" if k == 12 else "wrong" for k in range(i, i + 20)]
 
 
-def test_a_verifier_that_hangs_is_killed_and_the_next_one_answers(user: Prompt, nothing_left: None):
+def test_pool__a_verifier_that_hangs_is_killed_and_the_next_one_answers(user: Prompt, nothing_left: None):
     with Pool(VerifyConfig(seconds=0.5, workers=1)) as pool:
         hung = pool.submit(user, ["hang", "fine"])
         after = pool.submit(user, ["fine"])
@@ -142,7 +143,7 @@ def test_a_verifier_that_hangs_is_killed_and_the_next_one_answers(user: Prompt, 
         assert after[0].result(60).outcome == 1.0
 
 
-def test_a_slow_answer_is_a_timeout_and_wrong(monkeypatch: pytest.MonkeyPatch, nothing_left: None):
+def test_pool__a_slow_answer_is_a_timeout_and_wrong(monkeypatch: pytest.MonkeyPatch, nothing_left: None):
     """The time is measured here; what needs SymPy cannot be done in a hundred microseconds."""
     monkeypatch.setattr(pool_module, "MATH_SECONDS", 1e-4)
     prompt = Prompt("m:1", (), "Simplify.", r"\sin^2 x + \frac{\ln x}{2}", {})
@@ -153,7 +154,7 @@ def test_a_slow_answer_is_a_timeout_and_wrong(monkeypatch: pytest.MonkeyPatch, n
         assert verdicts(pool, prompt, [r"\boxed{\frac{\ln x + 2 \sin^2 x}{2}}"])[0].reason == "right"
 
 
-def test_only_the_slow_one_of_several_answers_is_a_timeout(
+def test_pool__only_the_slow_one_of_several_answers_is_a_timeout(
     monkeypatch: pytest.MonkeyPatch, nothing_left: None
 ):
     asked, ask = [], pool_module._Worker.ask
@@ -173,7 +174,7 @@ def test_only_the_slow_one_of_several_answers_is_a_timeout(
     assert asked == [4, 1, 1, 1, 1]
 
 
-def test_the_import_of_math_verify_is_on_nobodys_clock(
+def test_pool__the_import_of_math_verify_is_on_nobodys_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_left: None
 ):
     """Mathematics in a user's function included."""
@@ -204,7 +205,7 @@ def test_the_import_of_math_verify_is_on_nobodys_clock(
         seen.clear()
 
 
-def test_a_worker_that_dies_is_tried_once_more(user: Prompt, tmp_path: Path, nothing_left: None):
+def test_pool__a_worker_that_dies_is_tried_once_more(user: Prompt, tmp_path: Path, nothing_left: None):
     with Pool(workers=1) as pool:
         assert verdicts(pool, user, ["die once"])[0].outcome == 1.0
         assert verdicts(pool, user, ["die"]) == [Verdict(None, "crash", 0.0)]
@@ -212,7 +213,9 @@ def test_a_worker_that_dies_is_tried_once_more(user: Prompt, tmp_path: Path, not
         assert verdicts(pool, user, ["fine"])[0].outcome == 1.0
 
 
-def test_what_a_users_function_raises_leaves_its_group_out_and_is_shown(user: Prompt, nothing_left: None):
+def test_pool__what_a_users_function_raises_leaves_its_group_out_and_is_shown(
+    user: Prompt, nothing_left: None
+):
     with Pool(workers=1) as pool:
         with pytest.warns(UserWarning, match="my own mistake"):
             assert verdicts(pool, user, ["fine", "raise"]) == [Verdict(None, "crash", 0.0)] * 2
@@ -223,7 +226,7 @@ def test_what_a_users_function_raises_leaves_its_group_out_and_is_shown(user: Pr
             pool.judge([failed])
 
 
-def test_a_fault_of_our_own_is_no_verdict_and_no_end(
+def test_pool__a_fault_of_our_own_is_no_verdict_and_no_end(
     user: Prompt, monkeypatch: pytest.MonkeyPatch, nothing_left: None
 ):
     """What cannot be sent, and a process that cannot be started."""
@@ -242,7 +245,7 @@ def test_a_fault_of_our_own_is_no_verdict_and_no_end(
         assert verdicts(pool, MATH, ["#### 12"])[0].outcome == 1.0
 
 
-def test_a_class_that_returns_too_few_verdicts_is_shown_and_holds_nobody_up(
+def test_pool__too_few_verdicts_of_a_class_are_shown_and_hold_nobody_up(
     user: Prompt, tmp_path: Path, nothing_left: None
 ):
     (tmp_path / "short.py").write_text(
@@ -254,7 +257,7 @@ def test_a_class_that_returns_too_few_verdicts_is_shown_and_holds_nobody_up(
         assert found == [Verdict(None, "crash")] * 2
 
 
-def test_a_workers_memory_is_bounded_for_one_answer():
+def test_limited__memory_is_bounded_for_one_answer():
     def greedy(prompt: Prompt, responses: object) -> list[Verdict]:
         return [Verdict(1.0, str(len(bytearray(1 << 30))))]
 
@@ -262,14 +265,14 @@ def test_a_workers_memory_is_bounded_for_one_answer():
     assert limited(greedy, 1 << 32)(MATH, ["a"])[0].outcome == 1.0, "and the limit goes with the answer"
 
 
-def test_workers_are_replaced_after_a_number_of_jobs(user: Prompt, monkeypatch: pytest.MonkeyPatch):
+def test_pool__workers_are_replaced_after_a_number_of_jobs(user: Prompt, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pool_module, "JOBS_PER_WORKER", 3)
     with Pool(workers=1) as pool:
         pids = [verdicts(pool, user, ["pid"])[0].outcome for _ in range(7)]
     assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] == pids[5] != pids[6]
 
 
-def test_submitting_waits_while_too_many_jobs_do(user: Prompt, monkeypatch: pytest.MonkeyPatch):
+def test_submit__waits_while_too_many_jobs_do(user: Prompt, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pool_module, "WAITING", 2)
     with Pool(workers=1) as pool:
         futures = []
@@ -279,7 +282,7 @@ def test_submitting_waits_while_too_many_jobs_do(user: Prompt, monkeypatch: pyte
         assert [f.result(60).outcome for f in futures] == [1.0] * 6
 
 
-def test_closing_ends_what_runs_and_cancels_what_waits(user: Prompt, nothing_left: None):
+def test_close__ends_what_runs_and_cancels_what_waits(user: Prompt, nothing_left: None):
     pool = Pool(VerifyConfig(workers=1, seconds=1000))
     running, waiting = pool.submit(user, ["hang"]), pool.submit(user, ["fine"])
     assert until(lambda: len(descendants(os.getpid())) > 0)
@@ -300,7 +303,9 @@ def test_closing_ends_what_runs_and_cancels_what_waits(user: Prompt, nothing_lef
         ("broken:score", "the verifier broken:score does not load:\n(.*\n)*.*ZeroDivisionError"),
     ],
 )
-def test_what_does_not_load_is_said_at_the_start(user: Prompt, tmp_path: Path, name: str, message: str):
+def test_prepare__what_does_not_load_is_said_at_the_start(
+    user: Prompt, tmp_path: Path, name: str, message: str
+):
     (tmp_path / "broken.py").write_text("1 / 0\n")
     with Pool(workers=1) as pool:
         with pytest.raises(VerifierError, match=message):
@@ -308,18 +313,26 @@ def test_what_does_not_load_is_said_at_the_start(user: Prompt, tmp_path: Path, n
         pool.prepare(["math", "obedient:score"])
 
 
-def test_prompts_with_tests_that_cannot_be_judged_are_left_out(nothing_left: None):
-    good = '{"inputs": ["1"], "outputs": ["1"], "fn_name": null}'
-    prompts = [Prompt(f"c:{i}", (), "", tests, {}, "code") for i, tests in enumerate([good, "{", good])]
+def test_admit__tests_are_parsed_once_and_those_that_cannot_be_are_left_out(nothing_left: None):
+    good = json.dumps({"inputs": ["1", "2"], "outputs": ["1", "4"], "fn_name": None})
+    prompts = [Prompt(f"c:{i}", (), "", tests, {"x": 1}, "code") for i, tests in enumerate([good, "{", good])]
+    prompts.append(Prompt("m:0", (), "", "7", {"x": 1}))
     said: list[str] = []
     with Pool(workers=1) as pool:
-        assert [p.id for p in pool.admit(prompts, said.append)] == ["c:0", "c:2"]
+        admitted = pool.admit(prompts, said.append)
+        assert [p.id for p in admitted] == ["c:0", "c:2", "m:0"]
         assert len(said) == 1
-        assert said[0].startswith("1 of 3 prompts have tests that cannot be judged: left out (c:1: ")
+        assert said[0].startswith("1 of 4 prompts have tests that cannot be judged: left out (c:1: ")
         assert pool.sandbox.startswith("strict")
         assert pool.metrics() == {"verify/strict_sandbox": 1.0}
         with pytest.raises(ValueError, match="1 of 1 prompts"):
             pool.admit(prompts[1:2], said.append)
+        assert [(p.answer, p.columns) for p in admitted] == [(good, {}), (good, {}), ("7", {"x": 1})]
+        assert unpack_tests(admitted[0].tests) == read_tests({}, good)
+        assert pool.admit(admitted, said.append) == admitted
+        texts = [f"```python\nprint(input() {end})\n```" for end in ("", "* 2", "+ 1")]
+        found = [[(v.outcome, v.reason) for v in verdicts(pool, p, texts)] for p in (prompts[0], admitted[0])]
+        assert found[0] == found[1] == [(0.5, "partial"), (0.0, "wrong"), (0.0, "crash")]
 
 
 PARENT = """
@@ -344,7 +357,7 @@ time.sleep(1000)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, "exit"])
-def test_no_process_outlives_the_parent(user: Prompt, end: object):
+def test_pool__no_process_outlives_the_parent(user: Prompt, end: object):
     """Not a worker in a user's function, nor a sandbox with a program that loops."""
     root = str(Path(pool_module.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root}
@@ -369,7 +382,7 @@ SOAK = Path(__file__).parents[2] / "benchmarks" / "verifier_soak.py"
 
 
 @pytest.mark.skipif(not SOAK.is_file(), reason="needs the repository's benchmarks")
-def test_hostile_answers_and_programs_between_ordinary_ones(tmp_path: Path):
+def test_pool__hostile_answers_and_programs_between_ordinary_ones(tmp_path: Path):
     """Nothing lost, nothing rewarded that must not be, no file, process or descriptor left."""
     root = str(Path(pool_module.__file__).parents[2])
     done = subprocess.run(

@@ -9,10 +9,11 @@ from openprime.config import GenerateConfig
 from openprime.data.readers import read_prompts
 from openprime.data.records import group_row, row_number, vocabulary_id
 from openprime.engines.make import make_engine
-from openprime.models.hub import load_tokenizer, pick_device
+from openprime.models.hub import load_tokenizer
+from openprime.models.placement import pick_device
 from openprime.prime.rollouts import derive_seed, sample_and_verify
+from openprime.run.folder import check_folder, open_folder
 from openprime.run.jsonl import fill_jsonl
-from openprime.run.run import check_folder, open_folder
 from openprime.types import Sampling
 from openprime.verifiers.pool import Pool
 
@@ -36,12 +37,13 @@ def generate_with(pool: Pool, config: GenerateConfig) -> None:
     pool.prepare([] if config.data.verifier_field else [config.data.verifier])
     tokenizer = load_tokenizer(config.model)
     data = read_prompts(config.data, tokenizer)
-    prompts = pool.admit(data.prompts, say)
     if data.dropped_long:
         limit = config.data.max_prompt_tokens
         say(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
+    prompts = pool.admit(data.prompts, say)
+    del data  # rows with tests, which `prompts` has packed
     longest = config.data.max_prompt_tokens + config.max_response_tokens
-    engine = make_engine(config.engine, config, config.model, tokenizer, config.sequences, longest)
+    engine = make_engine(config, tokenizer, config.sequences, longest)
     sampling = Sampling(config.responses, config.max_response_tokens, config.temperature)
     vocabulary = vocabulary_id(tokenizer)
     path = open_folder(config, "generate") / "responses.jsonl"

@@ -100,6 +100,16 @@ def int_key(key: Any) -> Any:
     return int(key) if type(key) is str and re.fullmatch(r"-?[0-9]{1,18}", key) else key
 
 
+def pack_tests(tests: Tests) -> bytes:
+    """Tests as they are kept with a prompt and sent to a worker: less memory than the row that they were read from."""
+    return zlib.compress(pickle.dumps(tests), 1)
+
+
+def unpack_tests(packed: bytes) -> Tests:
+    """What `pack_tests` packed in this package: never anything out of a row, for a pickle can run code."""
+    return pickle.loads(zlib.decompress(packed))
+
+
 def read_tests(row: Mapping[str, Any], answer: Any) -> Tests:
     """The tests of a row, whatever its shape.
 

@@ -26,6 +26,7 @@ from openprime.verifiers.cases import (
     is_text,
     measure,
     read_tests,
+    unpack_tests,
 )
 from openprime.verifiers.sandbox import Limits, Ran, Sandbox
 
@@ -65,7 +66,7 @@ class CodeOptions:
 def verify_code(
     prompt: Prompt, responses: Sequence[str], sandbox: Sandbox, options: CodeOptions, seed: int = 0
 ) -> list[Verdict]:
-    """Judge each response: the last fenced program in it, run on the cases of the prompt's row.
+    """Judge each response: the last fenced program in it, run on the prompt's tests, packed or in its row.
 
     right: all cases passed; partial: some did (score: share). Else, outcome 0: no_answer; rejected (too
     long, or no text); timeout where any case ran out of its own time or that of all; crash where the
@@ -73,7 +74,7 @@ def verify_code(
     read: no_verdict.
     """
     try:
-        tests = read_tests(prompt.columns, prompt.answer)
+        tests = unpack_tests(prompt.tests) if prompt.tests else read_tests(prompt.columns, prompt.answer)
     except ValueError:
         return [Verdict(None, "no_verdict")] * len(responses)
     chosen = list(range(len(tests.inputs)))

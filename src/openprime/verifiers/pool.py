@@ -24,6 +24,7 @@ from typing import Any
 
 from openprime.config import VerifyConfig
 from openprime.types import Group, Prompt, RunError, UserError, Verdict
+from openprime.verifiers.cases import pack_tests, read_tests
 from openprime.verifiers.worker import receive, send
 
 START_SECONDS = 120.0
@@ -71,25 +72,25 @@ class Pool:
     def admit(self, prompts: Sequence[Prompt], say: Callable[[str], object]) -> list[Prompt]:
         """Load the prompts' verifiers; leave out what they cannot judge, and say so.
 
-        Raises VerifierError as `prepare` does, ValueError where nothing is left.
+        The tests of a program are parsed here, once, and stand in the prompt in the place of its columns. Raises
+        VerifierError as `prepare` does, UserError where nothing is left.
         """
         self.prepare(prompt.verifier for prompt in prompts)
-        faults = {}
-        for i, prompt in enumerate(prompts):
-            if prompt.verifier == "code":
-                from openprime.verifiers.cases import read_tests
-
-                try:
-                    read_tests(prompt.columns, prompt.answer)
-                except ValueError as error:
-                    faults[i] = f"{prompt.id}: {error}"
+        kept, faults = [], []
+        for prompt in prompts:
+            try:
+                if prompt.verifier == "code" and not prompt.tests:
+                    tests = pack_tests(read_tests(prompt.columns, prompt.answer))
+                    prompt = replace(prompt, columns={}, tests=tests)
+                kept.append(prompt)
+            except ValueError as error:
+                faults.append(f"{prompt.id}: {error}")
         if faults:
-            first = next(iter(faults.values()))
-            text = f"{len(faults)} of {len(prompts)} prompts have tests that cannot be judged: left out ({first})"
-            if len(faults) == len(prompts):
+            text = f"{len(faults)} of {len(prompts)} prompts have tests that cannot be judged: left out ({faults[0]})"
+            if not kept:
                 raise UserError(text)
             say(text)
-        return [prompt for i, prompt in enumerate(prompts) if i not in faults]
+        return kept
 
     def submit(self, prompt: Prompt, responses: Sequence[str]) -> list["Future[Verdict]"]:
         """One future a response, in order; no verdict ever raises. Blocks while too many jobs wait.
@@ -97,7 +98,9 @@ class Pool:
         A user's function judges all responses to a prompt at once, as its signature has it. So does
         mathematics, a thousandth of a second each: one answer that is out of time has them judged alone.
         """
-        prompt = replace(prompt, token_ids=(), columns={} if prompt.verifier == "math" else prompt.columns)
+        columns = {} if prompt.verifier == "math" else prompt.columns
+        answer = None if prompt.tests else prompt.answer  # tests go once, not as text too
+        prompt = replace(prompt, token_ids=(), columns=columns, answer=answer)
         limit = {"math": MATH_SECONDS, "code": self.config.code.longest}.get(
             prompt.verifier, self.config.seconds
         )
