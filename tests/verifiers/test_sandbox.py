@@ -151,10 +151,14 @@ def family(pid):
 
 @contextlib.contextmanager
 def nothing_left():
-    """No descriptor, thread or process more than before, and no zombie."""
+    """No descriptor, thread or process more than before, here or in the zygote, and no zombie."""
 
     def counts():
-        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), len(family(os.getpid()))
+        pids, descriptors = [os.getpid(), *family(os.getpid())], 0
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        return descriptors, threading.active_count(), len(pids)
 
     before = counts()
     yield
