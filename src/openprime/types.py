@@ -104,6 +104,9 @@ class Verdict:
     """Wall-clock time of the judgement."""
 
 
+Metrics = dict[str, float]
+"""Name, such as `policy/loss`, -> value."""
+
 Verifier = Callable[[Prompt, Sequence[str]], list[Verdict]]
 """Judges the responses to one prompt; runs in a worker process of the pool, one verdict a response."""
 
@@ -147,17 +150,18 @@ class Engine(Protocol):
         """
         ...
 
-    def rest(self) -> None:
-        """Training begins: give memory back until `load`, where the engine shares a GPU with the trainer."""
+    def sleep(self) -> None:
+        """Free GPU memory until the next `load`, where the engine shares a GPU with the trainer."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Prompts and responses as one right-padded block.
+    """Prompts and responses as one right-padded block, with all that a loss needs.
 
     Padding stands only on the right of causal sequences, so no token ever sees it and no attention
-    mask is needed. Row b, position t: token_ids[b, t] follows token_ids[b, :t].
+    mask is needed. Row b, position t: token_ids[b, t] follows token_ids[b, :t]. Columns that are None have not been
+    computed yet; none changes its meaning once it is there.
     """
 
     token_ids: Tensor  # [B, T] int64
@@ -165,24 +169,34 @@ class Batch:
     lengths: Tensor  # [B] int64: prompt and response tokens
     outcome: Tensor  # [B] float32
     group: Tensor  # [B] int64: which prompt a row answers, 0..G-1
-    logprobs: Tensor  # [B, T] float32: sampling log-probabilities on response positions, 0 elsewhere
+    logprobs: Tensor  # [B, T] float32: the sampler's log-probabilities on response positions, 0 elsewhere
     step_end: Tensor  # [B, T] bool: the last token of each step of a response
+    labels: Tensor | None = None  # [B, T] float32: label of the step that ends here, in [0, 1]
+    ref_logprobs: Tensor | None = None  # [B, T] float32: of the PRM's reference model
+    rewards: Tensor | None = None  # [B, T] float32: process reward of each token, PRIME eq. 3
+    old_logprobs: Tensor | None = None  # [B, T] float32: of the old policy in the clipped loss, PRIME eq. 6
+    importance: Tensor | None = None  # [B, T] float32: truncated min(p_trainer / p_sampler, C); None: 1
+    advantages: Tensor | None = None  # [B, T] float32: PRIME eq. 5
+    weights: Tensor | None = None  # [B, T] float32: of each token in the policy's loss
+    targets: list[Tensor] | None = (
+        None  # B x [T_b, V] float32: what distillation moves each token's distribution to
+    )
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
 
     def select(self, rows: Tensor) -> Batch:
-        """The given rows, cut to the longest of them."""
+        """The given rows, cut to the longest of them, in every column."""
         width = int(self.lengths[rows].max())
-        return Batch(
-            token_ids=self.token_ids[rows, :width],
-            response_mask=self.response_mask[rows, :width],
-            lengths=self.lengths[rows],
-            outcome=self.outcome[rows],
-            group=self.group[rows],
-            logprobs=self.logprobs[rows, :width],
-            step_end=self.step_end[rows, :width],
-        )
+
+        def cut(column: Any) -> Any:
+            if column is None:
+                return None
+            if isinstance(column, list):
+                return [column[row] for row in rows.tolist()]
+            return column[rows] if column.dim() == 1 else column[rows, :width]
+
+        return Batch(*(cut(getattr(self, name)) for name in Batch.__slots__))
 
     def shortest(self) -> Batch:
         """The shortest row alone."""
@@ -190,4 +204,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        return Batch(*(getattr(self, name).to(device) for name in Batch.__slots__))
+
+        def move(column: Any) -> Any:
+            if isinstance(column, list):
+                return [tensor.to(device) for tensor in column]
+            return None if column is None else column.to(device)
+
+        return Batch(*(move(getattr(self, name)) for name in Batch.__slots__))

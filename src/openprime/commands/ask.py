@@ -37,11 +37,11 @@ from openprime.models.hub import (
     load_model,
     load_tokenizer,
     pad_token,
-    pick_device,
     read_format,
     same_vocabulary,
 )
 from openprime.models.logprobs import float32_head
+from openprime.models.placement import pick_device
 from openprime.prime.prm import ImplicitPRM, Score, find_parts
 from openprime.types import UserError
 

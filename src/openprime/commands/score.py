@@ -1,5 +1,6 @@
 """`openprime score`: the reward of every token, step and response of a file."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,13 @@ from openprime.data.records import (
     read_prompt,
     read_responses,
     read_rows,
-    refuse_half_characters,
     vocabulary_id,
 )
 from openprime.data.steps import split_steps, text_of_tokens, token_texts
-from openprime.models.hub import pick_device
+from openprime.models.placement import pick_device
 from openprime.prime.prm import ImplicitPRM, Score, find_parts
+from openprime.run.folder import check_folder, open_folder
 from openprime.run.jsonl import fill_jsonl, resume_jsonl
-from openprime.run.run import check_folder, open_folder
 from openprime.types import UserError
 
 AT_A_TIME = 128
@@ -108,7 +108,10 @@ def score(config: ScoreConfig) -> None:
 
 def read_item(row: Row, where: str, vocabulary: str) -> Item:
     """What is scored of a row; `vocabulary` is the PRM's. Raises UserError for what cannot be scored."""
-    refuse_half_characters(row, where)
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: half a character (a lone surrogate) in its text") from error
     field, value = read_prompt(row)
     if not field:
         raise UserError(f"{where}: no field {' or '.join(PROMPT_FIELDS)}; there are: {', '.join(row)}")

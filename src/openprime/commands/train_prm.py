@@ -4,41 +4,29 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from contextlib import closing
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
+from typing import Any
 
-import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from openprime.config import OfflinePRMConfig
-from openprime.data.records import JudgedResponse as Judged
-from openprime.data.records import collate_judged, read_judged, split_prompts
-from openprime.data.steps import text_of_tokens, token_texts
-from openprime.evaluation.calibration import brier, expected_calibration_error, lowest_is_last, roc_auc
-from openprime.evaluation.voting import bootstrap_interval
-from openprime.models.hub import compute_device, load_tokenizer, pad_token, pick_device, same_vocabulary
-from openprime.models.logprobs import batch_logprobs
-from openprime.models.lora import Loader, using_adapter
+from openprime.data.records import JudgedResponse, collate_judged, read_judged, split_prompts
+from openprime.evaluation.held_out import ROWS, SAMPLE, kto_reference_point, measure, plain, said, table
+from openprime.models.hub import load_tokenizer, pad_token, same_vocabulary
+from openprime.models.lm import LM, Loader
+from openprime.models.placement import Placement
 from openprime.prime.learner import Learner
-from openprime.prime.online import PAIRS, fitting_beta, kto_reference_point, outcome_loss, prm_loss
-from openprime.prime.prm import ImplicitPRM, is_prm, read_settings
+from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count
+from openprime.prime.prm import ImplicitPRM, fitting_beta, is_prm, read_settings
 from openprime.prime.rewards import pairwise_accuracy, prefix_values, response_scores, token_rewards
 from openprime.ranks import on_first, together
-from openprime.run.console import Bar, Interrupted, Signals
+from openprime.run.console import Bar
 from openprime.run.launch import joined
 from openprime.run.run import Run
-from openprime.types import Batch, NonFiniteError, RunError, UserError
-
-SAMPLE = 256
-"""Responses that S is measured on."""
-ROWS = 1024
-"""Responses that are scored at a time."""
-
-Measures = dict[str, float]
+from openprime.types import Batch, Metrics, UserError
 
 
 def train(config: OfflinePRMConfig) -> None:
@@ -48,10 +36,33 @@ def train(config: OfflinePRMConfig) -> None:
         train_joined(config)
 
 
+@dataclass
+class Known:
+    """What a run finds out before its first step and keeps."""
+
+    responses: int
+    """Responses that it is trained on."""
+    beta: float = 0.0
+    held_out: dict[str, Metrics] = field(default_factory=dict)
+    """Measures at the `start` and the `end`."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"responses": self.responses, "beta": self.beta, "held_out": self.held_out}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`; the data must be the same."""
+        if state["responses"] != self.responses:
+            raise UserError(
+                f"the checkpoint was made with {state['responses']} responses, the data now has {self.responses}: "
+                "resume with the data that the run began with"
+            )
+        self.beta, self.held_out = state["beta"], state["held_out"]
+
+
 def train_joined(config: OfflinePRMConfig) -> None:
     """`train` on one of the ranks."""
     notes = config.check()
-    device, bfloat16 = pick_device(config.device), config.dtype == "bfloat16"
     tokenizer = load_tokenizer(config.model)
     own_beta, reference_name = starting_point(config)
     same_vocabulary(tokenizer, config.model, load_tokenizer(reference_name), reference_name)
@@ -62,103 +73,86 @@ def train_joined(config: OfflinePRMConfig) -> None:
         training = with_pairs(training, config, notes)
     units = units_of(training, config.loss)
     plan = plan_steps([len(unit) for unit in units], config.batch, config.epochs, config.seed)
-    steps = len(plan)
     torch.manual_seed(config.seed)
-    loader = Loader(device, bfloat16, config.parallel.cpu_offload)
-    model, adapter = loader.trained(config.model, "prm", config.optimizer.lora)
-    frozen = loader.reference(reference_name)
-    learner = Learner(model, config.optimizer, steps, bfloat16, adapter=adapter)
+    models = Loader(Placement.of(config))
+    learner = Learner(models.trained(config.model, "prm", config.optimizer), config.optimizer, len(plan))
+    reference = models.reference(reference_name, config.optimizer.tokens_per_microbatch)
+    prm, known = ImplicitPRM(learner.lm, reference, 0.0, tokenizer), Known(len(training))
 
-    run = Run(config, "prm")
-    parameters = sum(p.numel() for p in learner.trained.values())
-    run.console.print(
-        f"{parameters:,} trained parameters, {len(training):,} responses, {len(held_out):,} held out, "
-        f"{data.prompts:,} prompts in all, {steps:,} steps",
-        highlight=False,
-    )
-    restored = run.load()
-    measured: dict[str, Measures] = {}
-    if restored:
-        if restored["responses"] != len(training):
-            raise UserError(
-                f"the checkpoint was made with {restored['responses']} responses, the data now has {len(training)}: "
-                "resume with the data that the run began with"
-            )
-        learner.restore(restored["learner"])
-        beta, measured = restored["beta"], restored["held_out"]
-        notes.append(f"beta {beta:.3g}, as before")
-    else:
-        beta = choose_beta(config.beta, own_beta, median_nats(frozen, training, config), notes)
-    for note in notes:
-        run.console.print(f"note: {note}", highlight=False)
-    tokens = config.optimizer.tokens_per_microbatch
-    prm = ImplicitPRM(model, frozen, beta, tokenizer, tokens, bfloat16, adapter)
-
-    with Signals() as signals, closing(run):
-        again = config.epochs > 1 and run.step < steps  # every response more than once
-        known = reference_values(prm, training, run, signals) if again else []
-        with Bar(run.console, "prm", steps, run.step) as bar:
-            if held_out and restored is None:
-                with run.clock.phase("held_out"):
-                    measured["start"] = measure(prm, held_out, config)
-                run.log(0, measured["start"] | run.clock.take())
-                bar.say(f"step 0: {said(measured['start'])}")
-            for step in range(run.step + 1, steps + 1):
-                numbers = [i for unit in plan[step - 1] for i in units[unit]]
-                rows = [training[i] for i in numbers]
-                with run.clock.phase("step"):
-                    batch, labels = collate_judged(rows, pad_token(tokenizer))
-                    batch, labels = batch.to(device), labels.to(device)
-                    if known:
-                        reference = torch.zeros_like(batch.logprobs)
-                        reference[batch.response_mask] = torch.cat([known[i] for i in numbers]).to(device)
-                    else:
-                        reference = prm.reference_logprobs(batch)
-                    z0 = kto_reference_point(prm, rows, config.max_tokens) if config.loss == "kto" else 0.0
-                    try:
-                        loss = prm_loss(config.loss, batch, reference, beta, labels, z0)
-                        done = learner.update(batch, *loss)
-                    except NonFiniteError as error:
-                        raise RunError(
-                            f"step {step}: {error}. {run.way_back()} Lower optimizer.lr"
-                        ) from error
-                rewards = token_rewards(done.logprobs, reference, batch.response_mask, beta)
-                metrics = {"prm/loss": done.loss, "prm/grad_norm": done.grad_norm, "prm/lr": done.lr}
-                metrics |= batch_accuracy(config.loss, rewards, batch, labels)
-                metrics |= {"prm/reference_point": z0} if config.loss == "kto" else {}
-                last = step == steps
-                if last and held_out:
-                    with run.clock.phase("held_out"):
-                        measured["end"] = measure(prm, held_out, config)
-                    metrics |= measured["end"]
-                metrics |= run.clock.take()
-                run.log(step, metrics)
-                if last and held_out:
-                    bar.say(f"step {step}: {said(measured['end'])}")
-                if bar.console.is_terminal or last or step % max(1, steps // 20) == 0:
-                    bar.report(step, headline(metrics, batch))
-                stopped = signals.agree()
-                if stopped or last or (config.save_every and step % config.save_every == 0):
-                    state = {"learner": learner.state(), "beta": beta, "held_out": measured}
-                    run.save(step, state | {"responses": len(training)}, wait=bool(last or stopped))
-                if stopped and not last:
-                    raise Interrupted(stopped)
-
-    run.export("prm", lambda folder: prm.save_pretrained(folder, tokenizer, reference_name))
-    if held_out:
-        summary = {
-            "prompts": len({row.group for row in held_out}),
-            "responses": len(held_out),
-            "loss": config.loss,
-            "beta": beta,
-            "start": plain(measured["start"]),
-            "end": plain(measured["end"]),
+    def headline(metrics: Metrics) -> dict[str, str]:
+        name = "pairwise_accuracy" if "prm/pairwise_accuracy" in metrics else "accuracy"
+        return {
+            "loss": f"{metrics['prm/loss']:.4f}",
+            name.replace("_", " "): f"{metrics[f'prm/{name}']:.3f}",
+            "tok/s": f"{int(batch.lengths.sum()) / metrics['time/step']:,.0f}",
         }
-        text = json.dumps(summary, indent=2) + "\n"
-        on_first(lambda: (run.folder / "held_out.json").write_text(text, encoding="utf-8"))
-        run.console.print(table(summary))
-    where = ", the figures in held_out.json" if held_out else ""
-    run.console.print(f"done: {run.folder} holds the PRM in prm/{where}", highlight=False)
+
+    with Run(config, "prm") as run:
+        parameters = sum(p.numel() for p in learner.trained.values())
+        run.note(
+            f"{parameters:,} trained parameters, {len(training):,} responses, {len(held_out):,} held out, "
+            f"{data.prompts:,} prompts in all, {len(plan):,} steps",
+            "",
+        )
+        fresh = run.begin({"learner": learner, "known": known})
+        if fresh:
+            nats = median_nats(reference, training, config.seed)
+            known.beta = choose_beta(config.beta, own_beta, nats, notes)
+        else:
+            notes.append(f"beta {known.beta:.3g}, as before")
+        for note in notes:
+            run.note(note)
+        prm.beta = known.beta
+
+        def measured(when: str) -> None:
+            with run.clock.phase("held_out"):
+                known.held_out[when] = measure(prm, held_out, config)
+            run.log(known.held_out[when])
+            run.note(f"step {run.step_number}: {said(known.held_out[when])}", "")
+
+        again = config.epochs > 1 and run.done < len(plan)  # every response more than once
+        values = reference_values(prm, training, run) if again else []
+        if held_out and fresh:
+            with run.step(0):
+                measured("start")
+        for step in run.steps(len(plan), headline, lines=20):
+            numbers = [i for unit in plan[step - 1] for i in units[unit]]
+            rows = [training[i] for i in numbers]
+            with run.step(step):
+                with run.training(), run.clock.phase("step"):
+                    batch = collate_judged(rows, pad_token(tokenizer)).to(learner.lm.device)
+                    if values:
+                        ref = torch.zeros_like(batch.logprobs)  # [B, T]
+                        ref[batch.response_mask] = torch.cat([values[i] for i in numbers]).to(ref.device)
+                        batch = replace(batch, ref_logprobs=ref)
+                    else:
+                        batch = prm.with_reference(batch)
+                    z0 = kto_reference_point(prm, rows, config.max_tokens) if config.loss == "kto" else 0.0
+                    loss = partial(prm_loss, config.loss, beta=prm.beta, reference_point=z0)
+                    count = prm_loss_count(config.loss, batch)
+                    done = learner.update(batch, loss, count, whole_groups=config.loss in PAIRS)
+                assert batch.ref_logprobs is not None
+                rewards = token_rewards(done.logprobs, batch.ref_logprobs, batch.response_mask, prm.beta)
+                run.log({"prm/loss": done.loss, "prm/grad_norm": done.grad_norm, "prm/lr": done.lr})
+                run.log(batch_accuracy(config.loss, rewards, batch))
+                run.log({"prm/reference_point": z0} if config.loss == "kto" else {})
+                if held_out and run.due(0):
+                    measured("end")
+        run.export("prm", lambda folder: prm.save_pretrained(folder, tokenizer, reference_name))
+        if held_out:
+            summary = {
+                "prompts": len({row.group for row in held_out}),
+                "responses": len(held_out),
+                "loss": config.loss,
+                "beta": prm.beta,
+                "start": plain(known.held_out["start"]),
+                "end": plain(known.held_out["end"]),
+            }
+            text = json.dumps(summary, indent=2) + "\n"
+            on_first(lambda: (run.folder / "held_out.json").write_text(text, encoding="utf-8"))
+            run.console.print(table(summary))
+        where = ", the figures in held_out.json" if held_out else ""
+        run.note(f"done: {run.folder} holds the PRM in prm/{where}", "")
 
 
 def starting_point(config: OfflinePRMConfig) -> tuple[float | None, str]:
@@ -171,7 +165,9 @@ def starting_point(config: OfflinePRMConfig) -> tuple[float | None, str]:
     return beta, config.reference or saved
 
 
-def with_pairs(rows: Sequence[Judged], config: OfflinePRMConfig, notes: list[str]) -> list[Judged]:
+def with_pairs(
+    rows: Sequence[JudgedResponse], config: OfflinePRMConfig, notes: list[str]
+) -> list[JudgedResponse]:
     """The responses to prompts with a pair, a better and a worse one; raises ValueError where there is none."""
     outcomes: dict[int, set[float | None]] = {}
     for row in rows:
@@ -190,7 +186,7 @@ def with_pairs(rows: Sequence[Judged], config: OfflinePRMConfig, notes: list[str
     return [row for row in rows if len(outcomes[row.group]) > 1]
 
 
-def units_of(rows: Sequence[Judged], loss: str) -> list[list[int]]:
+def units_of(rows: Sequence[JudgedResponse], loss: str) -> list[list[int]]:
     """Rows that a step takes together: single responses, or whole prompts for losses on pairs."""
     units: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
@@ -223,13 +219,11 @@ def plan_steps(sizes: Sequence[int], batch: int, epochs: float, seed: int) -> li
     return steps
 
 
-def median_nats(reference: PreTrainedModel, rows: Sequence[Judged], config: OfflinePRMConfig) -> float:
+def median_nats(reference: LM, rows: Sequence[JudgedResponse], seed: int) -> float:
     """S: -log ref(y) of the median response, in nats, over up to 256 of them."""
-    chosen = random.Random(f"nats-{config.seed}").sample(rows, min(SAMPLE, len(rows)))
-    batch = collate_judged(chosen, 0)[0].to(compute_device(reference))
-    tokens, bfloat16 = config.optimizer.tokens_per_microbatch, config.dtype == "bfloat16"
-    with using_adapter(reference, ""):
-        return median((-batch_logprobs(reference, batch, tokens, bfloat16=bfloat16).sum(-1)).tolist())
+    chosen = random.Random(f"nats-{seed}").sample(rows, min(SAMPLE, len(rows)))
+    batch = collate_judged(chosen, 0).to(reference.device)
+    return median((-reference.logprobs(batch).sum(-1)).tolist())
 
 
 def choose_beta(asked: float | str, own: float | None, nats: float, notes: list[str]) -> float:
@@ -252,7 +246,7 @@ def choose_beta(asked: float | str, own: float | None, nats: float, notes: list[
     return beta
 
 
-def reference_values(prm: ImplicitPRM, rows: Sequence[Judged], run: Run, signals: Signals) -> list[Tensor]:
+def reference_values(prm: ImplicitPRM, rows: Sequence[JudgedResponse], run: Run) -> list[Tensor]:
     """log ref of each row's response tokens, [T_i], for every epoch.
 
     Always in the same batches: a resumed run gets the same numbers to the last bit.
@@ -263,138 +257,24 @@ def reference_values(prm: ImplicitPRM, rows: Sequence[Judged], run: Run, signals
     values: dict[int, Tensor] = {}
     with Bar(run.console, "reference", len(rows), 0) as bar:
         for start in range(0, len(order), ROWS):
-            together(signals.check)
+            together(run.signals.check)
             chosen = order[start : start + ROWS]
-            batch = collate_judged([rows[i] for i in chosen], 0)[0].to(compute_device(prm.model))
-            logprobs = prm.reference_logprobs(batch)
-            for i, values_of_row, mask in zip(chosen, logprobs, batch.response_mask, strict=True):
-                values[i] = values_of_row[mask].cpu()
+            batch = prm.with_reference(collate_judged([rows[i] for i in chosen], 0).to(prm.lm.device))
+            assert batch.ref_logprobs is not None
+            for i, logprobs, mask in zip(chosen, batch.ref_logprobs, batch.response_mask, strict=True):
+                values[i] = logprobs[mask].cpu()
             bar.report(len(values), {})
     return [values[i] for i in range(len(rows))]
 
 
-def batch_accuracy(loss: str, rewards: Tensor, batch: Batch, labels: Tensor) -> Measures:
+def batch_accuracy(loss: str, rewards: Tensor, batch: Batch) -> Metrics:
     """How often the PRM was right on a batch before the update on it: on pairs, steps or responses."""
     scores = response_scores(rewards)
     if loss in PAIRS:
         won, pairs = pairwise_accuracy(scores, batch.outcome, batch.group)
         return {"prm/pairwise_accuracy": float(won / pairs)}
-    ends = batch.step_end
-    values, truth = (
-        (prefix_values(rewards)[ends], labels[ends]) if loss == "steps" else (scores, batch.outcome)
-    )
+    values, truth = scores, batch.outcome
+    if loss == "steps":
+        assert batch.labels is not None
+        values, truth = prefix_values(rewards)[batch.step_end], batch.labels[batch.step_end]
     return {"prm/accuracy": float(((values > 0) == (truth > 0.5)).float().mean())}
-
-
-def measure(prm: ImplicitPRM, rows: Sequence[Judged], config: OfflinePRMConfig) -> Measures:
-    """How good the PRM is on held-out responses; with step labels the same over steps and their prefix values.
-
-    pairwise_accuracy: how often the better of two of a prompt's responses (steps) has the higher score, mean
-    over the prompts that have a pair, with a 95 % bootstrap interval over prompts. auc, ece and brier: over
-    all responses (steps), right above one half. lowest_step_last: how often the lowest step reward is the
-    last step's; a large share hints at a PRM that judges the outcome instead of the steps.
-    """
-    values, labels, step_rewards = [], [], []
-    places: dict[int, list[int]] = {}
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        for row, (found, truth, steps) in zip(part, scored(prm, part, config), strict=True):
-            places.setdefault(row.group, []).extend(range(len(values), len(values) + len(found)))
-            values += found
-            labels += truth
-            step_rewards.append(steps)
-    name = "ce" if config.loss == "steps" else config.loss
-    z0 = kto_reference_point(prm, rows[:SAMPLE], config.max_tokens) if name == "kto" else 0.0
-    scores, truths = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64)
-    total, count, accuracies = 0.0, 0, []
-    for group in places.values():
-        whole = torch.zeros(len(group), dtype=torch.long)
-        loss, number = outcome_loss(name, scores[group], truths[group], whole, z0)
-        won, pairs = pairwise_accuracy(scores[group], truths[group], whole)
-        total, count = total + float(loss), count + number
-        accuracies += [float(won / pairs)] if pairs else []
-    probabilities, right = scores.sigmoid().numpy(), np.array(labels) > 0.5
-    low, high = bootstrap_interval(accuracies) if accuracies else (math.nan, math.nan)
-    found = {
-        "loss": total / count if count else math.nan,
-        "pairwise_accuracy": sum(accuracies) / len(accuracies) if accuracies else math.nan,
-        "pairwise_low": low,
-        "pairwise_high": high,
-        "auc": roc_auc(values, right),
-        "ece": expected_calibration_error(probabilities, labels),
-        "brier": brier(probabilities, labels),
-        "lowest_step_last": lowest_is_last(step_rewards),
-    }
-    return {f"held_out/{name}": value for name, value in found.items() if math.isfinite(value)}
-
-
-def scored(
-    prm: ImplicitPRM, rows: Sequence[Judged], config: OfflinePRMConfig
-) -> list[tuple[list[float], list[float], list[float]]]:
-    """(scores, what they should tell, step rewards) of each row; a score a response, or a labelled step."""
-    assert prm.tokenizer is not None
-    ids = [row.response.token_ids for row in rows]
-    if config.loss == "steps":
-        texts = [text_of_tokens(prm.tokenizer, row.response.text, row.response.token_ids) for row in rows]
-        how = [row.steps for row in rows]
-    else:
-        texts, how = [token_texts(prm.tokenizer, tokens) for tokens in ids], config.step_split
-    found = []
-    for row, score in zip(
-        rows, prm.score_tokens([row.prompt.token_ids for row in rows], ids, texts, how), strict=True
-    ):
-        if config.loss == "steps":
-            found.append((list(accumulate(score.step_rewards)), list(row.labels), score.step_rewards))
-        else:
-            found.append(([score.reward], [float(row.response.outcome or 0.0)], score.step_rewards))
-    return found
-
-
-def headline(metrics: Measures, batch: Batch) -> dict[str, str]:
-    """The numbers that matter while it runs."""
-    name = "pairwise_accuracy" if "prm/pairwise_accuracy" in metrics else "accuracy"
-    return {
-        "loss": f"{metrics['prm/loss']:.4f}",
-        name.replace("_", " "): f"{metrics[f'prm/{name}']:.3f}",
-        "tok/s": f"{int(batch.lengths.sum()) / metrics['time/step']:,.0f}",
-    }
-
-
-def said(measures: Measures) -> str:
-    """What was measured on held-out responses, in short."""
-    shown = ("loss", "pairwise_accuracy", "auc")
-    found = [
-        f"{name.replace('_', ' ')} {measures[key]:.3f}"
-        for name in shown
-        if (key := f"held_out/{name}") in measures
-    ]
-    return f"held out: {', '.join(found)}"
-
-
-def plain(measures: Measures) -> Measures:
-    """Without the prefix of the metrics."""
-    return {name.removeprefix("held_out/"): value for name, value in measures.items()}
-
-
-def table(summary: dict) -> Table:
-    """What was measured on held-out prompts, for the console."""
-    what = "labelled steps" if summary["loss"] == "steps" else "responses"
-    title = f"{summary['responses']} held-out responses to {summary['prompts']} prompts; scores of {what}"
-    shown = Table(title=title, title_justify="left")
-    for column in ("", "before", "after"):
-        shown.add_column(column, justify="right" if column else "left")
-    start, end = summary["start"], summary["end"]
-    for name, about in (
-        ("loss", "loss"),
-        ("pairwise_accuracy", "pairwise accuracy (95 %)"),
-        ("auc", "AUC"),
-        ("ece", "calibration error"),
-        ("brier", "Brier score"),
-        ("lowest_step_last", "lowest step is the last"),
-    ):
-        if name in end:
-            cells = [f"{one[name]:.3f}" if name in one else "" for one in (start, end)]
-            if name == "pairwise_accuracy":
-                cells[1] += f" ({end['pairwise_low']:.3f}-{end['pairwise_high']:.3f})"
-            shown.add_row(about, *cells)
-    return shown

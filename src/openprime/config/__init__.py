@@ -38,6 +38,7 @@ from openprime.config.sections import (
     AdvantageConfig,
     CodeConfig,
     DataConfig,
+    DeviceConfig,
     DistillConfig,
     DistillPolicyConfig,
     DistillPRMConfig,

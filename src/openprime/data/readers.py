@@ -123,7 +123,7 @@ def read_texts(config: DataConfig) -> list[str]:
     """All prompts and responses of a data set as plain text, to train a tokenizer on."""
     rows = load_rows(config)
     fields = [
-        field_of(config, rows, "prompt_field", PROMPT_FIELDS),
+        field_of(config, rows, "prompt_field", PROMPT_FIELDS, needed=True),
         field_of(config, rows, "response_field", RESPONSE_FIELDS),
     ]
     values = [value for row in rows for field in fields if field and (value := value_at(row, field))]
@@ -135,7 +135,7 @@ def prompts_of(config: DataConfig, rows: list[Row], names: Sequence[str]) -> lis
     """Each row's prompt: what `data.prompt_template` makes of it, or a field, without the answer at its end."""
     if config.prompt_template:
         return [filled(config, row, name, rows) for row, name in zip(rows, names, strict=True)]
-    field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
+    field = field_of(config, rows, "prompt_field", PROMPT_FIELDS, needed=True)
     return [without_answer(value_at(row, field), field) for row in rows]
 
 
@@ -147,7 +147,9 @@ def prompts_and_responses(
     Raises UserError, with the row, where there is no response, it is empty, or it is not the assistant's.
     """
     response_field = field_of(config, rows, "response_field", RESPONSE_FIELDS)
-    prompt_field = "" if config.prompt_template else field_of(config, rows, "prompt_field", PROMPT_FIELDS)
+    prompt_field = (
+        "" if config.prompt_template else field_of(config, rows, "prompt_field", PROMPT_FIELDS, needed=True)
+    )
     if response_field and response_field != prompt_field:
         prompts = prompts_of(config, rows, names)
         responses = [value_at(row, response_field) for row in rows]
@@ -223,12 +225,14 @@ def as_answer(value: object, verifier: str = "") -> str | None:
     return str(value)
 
 
-def field_of(config: DataConfig, rows: list[Row], key: str, usual: tuple[str, ...]) -> str:
-    """The field that `data.KEY` names, or the first usual one that a row has; '' for none."""
+def field_of(
+    config: DataConfig, rows: list[Row], key: str, usual: tuple[str, ...], needed: bool = False
+) -> str:
+    """The field that `data.KEY` names, or the first usual one that a row has; '' for none, unless it is needed."""
     named = getattr(config, key)
     fields = (named,) if named else usual
     found = next((field for field in fields if any(value_at(row, field) is not None for row in rows)), "")
-    if not found and (named or key == "prompt_field"):
+    if not found and (named or needed):
         raise UserError(
             f"{config.source}: no row has a field {' or '.join(fields)}; there are: {known_fields(rows)}. "
             f"Name the right one in data.{key}"

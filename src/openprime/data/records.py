@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import JudgedDataConfig, PromptFormat
@@ -26,7 +25,6 @@ from openprime.data.readers import (
     Row,
     as_answer,
     field_of,
-    known_fields,
     load_rows,
     prompts_and_responses,
     prompts_of,
@@ -119,8 +117,7 @@ def read_responses(row: Row, where: str, vocabulary: str | None = None) -> list[
     if "response" in row:
         return [RecordedResponse(_text(row["response"], f"{where}, response"))]
     if "steps" in row:
-        place = f"{where}, steps"
-        return [in_steps([_text(step, place) for step in _filled_list(row["steps"], place)])]
+        return [in_steps(row["steps"], f"{where}, steps")]
     raise UserError(f"{where}: no field response, responses or steps; there are: {', '.join(row)}")
 
 
@@ -131,7 +128,7 @@ def read_list(row: Row, where: str, vocabulary: str | None = None) -> list[Recor
             f'{where}: expected {{"responses": [...]}}, found the fields {", ".join(row) or "(none)"}'
         )
     found = []
-    for i, entry in enumerate(_filled_list(row["responses"], f"{where}, responses")):
+    for i, entry in enumerate(_filled(row["responses"], f"{where}, responses")):
         place = f"{where}, responses[{i}]"
         given = entry if isinstance(entry, dict) else {"text": entry}
         same = vocabulary is not None and row.get("vocabulary") == vocabulary
@@ -141,10 +138,15 @@ def read_list(row: Row, where: str, vocabulary: str | None = None) -> list[Recor
     return found
 
 
-def in_steps(steps: Sequence[str]) -> RecordedResponse:
-    """A response of which the row has the steps: a blank line stands between them."""
-    pieces = tuple(apart(steps))
-    return RecordedResponse("".join(pieces), steps=pieces)
+def in_steps(value: object, where: str, blank: bool = True) -> RecordedResponse:
+    """A response of which the row has a list of steps: a blank line stands between them; `blank` ones may be.
+
+    Raises UserError, which begins with `where`, for anything else.
+    """
+    steps = tuple(
+        apart([_text(step, f"{where}[{k}]", blank) for k, step in enumerate(_filled(value, where))])
+    )
+    return RecordedResponse("".join(steps), steps=steps)
 
 
 def to_verify(row: Row, where: str, verifier: str = "") -> Prompt:
@@ -164,26 +166,11 @@ def to_verify(row: Row, where: str, verifier: str = "") -> Prompt:
     return Prompt(where, (), messages, as_answer(row.get("answer"), name), row, name)
 
 
-def refuse_half_characters(row: Row, where: str) -> None:
-    """Raise UserError for a row that cannot be written again."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: half a character (a lone surrogate) in its text") from error
-
-
 # Judged responses to train a PRM on
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A judged response, not yet tokenised."""
-
-    name: str
-    messages: Messages
-    response: RecordedResponse
-    outcome: float | None
-    labels: tuple[float, ...] = ()
+_Found = tuple[str, Messages, RecordedResponse, float | None, tuple[float, ...]]
+"""(name, complete messages, response, outcome, labels of its steps), not yet tokenised."""
 
 
 def read_judged(
@@ -207,7 +194,7 @@ def read_judged(
         found = _read_generated(config, rows, names, vocabulary_id(tokenizer), notes)
     else:
         found = _read_outcomes(config, rows, names)
-    kept = [f for f in found if f.outcome is not None]
+    kept = [one for one in found if one[3] is not None]
     if not kept:
         raise UserError(
             f"{config.source}: none of {len(found)} responses has an outcome: nothing to learn from"
@@ -237,10 +224,10 @@ def split_prompts(
     return [r for r in rows if r.group not in held], [r for r in rows if r.group in held]
 
 
-def collate_judged(rows: Sequence[JudgedResponse], pad_id: int) -> tuple[Batch, Tensor]:
-    """Judged responses as a batch, and the labels [B, T] of their steps.
+def collate_judged(rows: Sequence[JudgedResponse], pad_id: int) -> Batch:
+    """Judged responses as a batch, with the labels [B, T] of their steps.
 
-    The batch's `step_end` marks the last token of each labelled step; labels are 0 off it. Where a step has
+    `step_end` marks the last token of each labelled step; labels are 0 off it. Where a step has
     no token of its own, the last step that ends at the token has the label.
     """
     batch = collate([Group(row.prompt, (row.response,), 0) for row in rows], frozenset(), pad_id)
@@ -249,55 +236,52 @@ def collate_judged(rows: Sequence[JudgedResponse], pad_id: int) -> tuple[Batch, 
         for end, label in zip(row.ends, row.labels, strict=True):
             step_end[b, len(row.prompt.token_ids) + end] = True
             labels[b, len(row.prompt.token_ids) + end] = label
-    return replace(batch, group=torch.tensor([row.group for row in rows]), step_end=step_end), labels
+    group = torch.tensor([row.group for row in rows])
+    return replace(batch, group=group, step_end=step_end, labels=labels)
 
 
 def _read_generated(
     config: JudgedDataConfig, rows: list[Row], names: list[str], vocabulary: str, notes: list[str]
 ) -> list[_Found]:
     """The file of `openprime generate`; its prompts are complete already."""
-    added = [name for name in ("system", "suffix", "prompt_template") if getattr(config, name)]
-    if config.template != "none":
-        added.append("template")
+    given = {name: getattr(config, name) for name in ("system", "suffix", "template", "prompt_template")}
+    added = [f"data.{name}" for name, value in given.items() if value not in ("", "none")]
     if added:
         raise UserError(
             f"{config.source}: its prompts are as the model was asked, with all that was added then: "
-            f"leave {' and '.join(f'data.{name}' for name in added)} out"
+            f"leave {' and '.join(added)} out"
         )
-    prompt_field = field_of(config, rows, "prompt_field", PROMPT_FIELDS)
+    field = field_of(config, rows, "prompt_field", PROMPT_FIELDS, needed=True)
     found, lines = [], []
     for name, row in zip(names, rows, strict=True):
-        messages = complete(read_messages(value_at(row, prompt_field), name), name, PromptFormat(), "math")
+        messages = complete(read_messages(value_at(row, field), name), name, PromptFormat(), "math")
         lines.append(_key(messages))
         for i, response in enumerate(read_list(row, name, vocabulary)):
             outcome = _number(response.entry.get("outcome"), f"{name}, responses[{i}]: its outcome")
-            found.append(_Found(name, messages, response, outcome))
-    foreign = sum(f.response.token_ids is None for f in found)
+            found.append((name, messages, response, outcome, ()))
+    foreign = sum(response.token_ids is None for _, _, response, _, _ in found)
     if foreign:
         notes.append(
             f"{foreign} of {len(found)} responses have no token ids of this model's vocabulary: their text is encoded"
         )
-    if len(set(lines)) < len(lines):
-        notes.append(
-            f"{len(lines) - len(set(lines))} of {len(lines)} lines repeat a prompt: merged with the first"
-        )
+    again = len(lines) - len(set(lines))
+    if again:
+        notes.append(f"{again} of {len(lines)} lines repeat a prompt: merged with the first")
     return found
 
 
 def _read_outcomes(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> list[_Found]:
     """A prompt, a response and its outcome a row; or a conversation, whose last message is the response."""
-    outcome_field = field_of(config, rows, "outcome_field", OUTCOME_FIELDS)
-    if not outcome_field:
-        raise UserError(
-            f"{config.source}: no row has an outcome: no field {', '.join(OUTCOME_FIELDS)}; there are: "
-            f"{known_fields(rows)}. Name the right one in data.outcome_field"
-        )
+    field = field_of(config, rows, "outcome_field", OUTCOME_FIELDS, needed=True)
+    outcomes = [
+        _number(value_at(row, field), f"{name}: its outcome ({field})")
+        for name, row in zip(names, rows, strict=True)
+    ]
     pairs, verifiers = prompts_and_responses(config, rows, names), verifiers_of(config, rows)
-    found = []
-    for name, row, verifier, (prompt, text) in zip(names, rows, verifiers, pairs, strict=True):
-        outcome = _number(value_at(row, outcome_field), f"{name}: its outcome ({outcome_field})")
-        found.append(_Found(name, complete(prompt, name, config, verifier), RecordedResponse(text), outcome))
-    return found
+    return [
+        (name, complete(prompt, name, config, verifier), RecordedResponse(text), outcome, ())
+        for name, verifier, outcome, (prompt, text) in zip(names, verifiers, outcomes, pairs, strict=True)
+    ]
 
 
 def _read_steps(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> list[_Found]:
@@ -307,26 +291,17 @@ def _read_steps(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> 
     index of the first wrong step, -1 for none (ProcessBench): the steps before it are right, and it and all
     after it wrong, for what is built on an error cannot lead to a right answer but by luck.
     """
-    labels_field = field_of(config, rows, "labels_field", LABELS_FIELDS)
-    if not labels_field or all(value_at(row, config.steps_field) is None for row in rows):
-        missing = LABELS_FIELDS if not labels_field else (config.steps_field,)
-        raise UserError(
-            f"{config.source}: loss=steps needs steps and their labels, but no row has a field "
-            f"{' or '.join(missing)}; there are: {known_fields(rows)}. "
-            f"Name the right one in data.{'steps_field' if labels_field else 'labels_field'}"
-        )
+    labels_field = field_of(config, rows, "labels_field", LABELS_FIELDS, needed=True)
+    steps_field = field_of(config, rows, "steps_field", ())
     prompts, verifiers = prompts_of(config, rows, names), verifiers_of(config, rows)
     values = [value_at(row, labels_field) for row in rows]
     signed = any(isinstance(value, list) and -1 in value for value in values)
     found = []
     for name, row, prompt, verifier, value in zip(names, rows, prompts, verifiers, values, strict=True):
         messages = complete(read_messages(prompt, name), name, config, verifier)
-        texts = _filled_list(value_at(row, config.steps_field), f"{name}, {config.steps_field}")
-        for k, text in enumerate(texts):
-            if not _text(text, f"{name}, step {k}").strip():
-                raise UserError(f"{name}, step {k}: expected text that is not empty, found {text!r:.80}")
-        labels = _labels(value, len(texts), signed, f"{name}, {labels_field}")
-        found.append(_Found(name, messages, in_steps(texts), labels[-1] if labels else None, labels or ()))
+        response = in_steps(value_at(row, steps_field), f"{name}, {steps_field}", blank=False)
+        labels = _labels(value, len(response.steps), signed, f"{name}, {labels_field}")
+        found.append((name, messages, response, labels[-1] if labels else None, labels))
     return found
 
 
@@ -339,33 +314,28 @@ def _tokenised(
 ) -> JudgedSet:
     """Judged responses as token ids, group by group."""
     groups: dict[str, list[_Found]] = {}
-    for f in found:
-        groups.setdefault(_key(f.messages), []).append(f)
-    firsts = [members[0] for members in groups.values()]
-    names, chats = [f.name for f in firsts], [f.messages for f in firsts]
+    for one in found:
+        groups.setdefault(_key(one[1]), []).append(one)
+    names, chats = zip(*(members[0][:2] for members in groups.values()), strict=True)
     form = PromptFormat(chat_template=config.chat_template)  # the messages are complete
     short = short_enough(encode_prompts(chats, names, form, tokenizer), names, config)
     if len(short) < len(groups):
         limit = config.max_prompt_tokens
         notes.append(f"{len(groups) - len(short)} of {len(groups)} prompts are over {limit} tokens: dropped")
     prompts = {g: Prompt(names[g], tuple(ids), chats[g], None) for g, ids in short.items()}
-    judged = [(g, f) for g, members in enumerate(groups.values()) if g in prompts for f in members]
-    unread = [f for _, f in judged if f.response.token_ids is None]
-    encoded = iter(encode_responses([f.response.text for f in unread], tokenizer))
+    judged = [(g, one) for g, members in enumerate(groups.values()) if g in prompts for one in members]
+    texts = [response.text for _, (_, _, response, _, _) in judged if response.token_ids is None]
+    encoded = iter(encode_responses(texts, tokenizer))
     rows = []
-    for g, f in judged:
-        text, ids, truncated = (
-            f.response.text,
-            f.response.token_ids,
-            f.response.entry.get("truncated") is True,
-        )
+    for g, (_, _, response, outcome, labels) in judged:
+        truncated, ids = response.entry.get("truncated") is True, response.token_ids
         if ids is None:
             own = next(encoded)
             ids = tuple((own[:-1] if truncated else own) or own)  # what was cut off has no end
         if len(prompts[g].token_ids) + len(ids) <= max_tokens:
-            response = Response(ids, (0.0,) * len(ids), text, truncated, f.outcome)
-            ends = _ends(tokenizer, text, ids, f.response.steps)
-            rows.append(JudgedResponse(g, prompts[g], response, f.response.steps, f.labels, ends))
+            made = Response(ids, (0.0,) * len(ids), response.text, truncated, outcome)
+            ends = _ends(tokenizer, response.text, ids, response.steps)
+            rows.append(JudgedResponse(g, prompts[g], made, response.steps, labels, ends))
     if not rows:
         raise UserError(
             f"{config.source}: all {len(judged)} responses are longer than max_tokens={max_tokens} with their "
@@ -389,45 +359,41 @@ def _number(value: Any, what: str) -> float | None:
     return float(value)
 
 
-def _labels(value: Any, count: int, signed: bool, where: str) -> tuple[float, ...] | None:
-    """The labels of `count` steps; None where the row has none."""
+def _labels(value: Any, count: int, signed: bool, where: str) -> tuple[float, ...]:
+    """The labels of `count` steps; empty where the row has none."""
     if value is None or value != value:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        if not -1 <= value < count:
-            raise UserError(
-                f"{where}: {value} is not the index of the first wrong of {count} steps (0 to {count - 1}, -1 for none)"
-            )
+        return ()
+    if type(value) is int and -1 <= value < count:
         right = count if value == -1 else value
         return (1.0,) * right + (0.0,) * (count - right)
     if not isinstance(value, list) or len(value) != count:
         raise UserError(
-            f"{where}: expected a label for each of {count} steps, or the index of the first wrong one, "
-            f"found {value!r:.80}"
+            f"{where}: expected a label for each of {count} steps, or the index of the first wrong one (0 to "
+            f"{count - 1}, -1 for none), found {value!r:.80}"
         )
-    if signed:
-        wrong = [label for label in value if isinstance(label, bool) or label not in (-1, 1)]
-        if wrong:
+    labels = []
+    for k, label in enumerate(value):
+        if signed and (isinstance(label, bool) or label not in (-1, 1)):
             raise UserError(
-                f"{where}: the data has labels of -1, so that {wrong[0]!r} is neither right (1) nor wrong (-1)"
+                f"{where}: the data has labels of -1, so that {label!r} is neither right (1) nor wrong (-1)"
             )
-        return tuple(float(label > 0) for label in value)
-    numbers = [_number(label, f"{where}: the label of step {k}") for k, label in enumerate(value)]
-    if None in numbers:
-        raise UserError(f"{where}: step {numbers.index(None)} has no label")
-    return tuple(number for number in numbers if number is not None)
+        number = float(label > 0) if signed else _number(label, f"{where}: the label of step {k}")
+        if number is None:
+            raise UserError(f"{where}: step {k} has no label")
+        labels.append(number)
+    return tuple(labels)
 
 
-def _text(value: Any, where: str) -> str:
-    """A text that can be encoded."""
-    if not isinstance(value, str):
-        raise UserError(f"{where}: expected text, found {value!r:.80}")
+def _text(value: Any, where: str, blank: bool = True) -> str:
+    """A text that can be encoded, and is not blank unless it may be."""
+    if not isinstance(value, str) or not (blank or value.strip()):
+        raise UserError(f"{where}: expected text{'' if blank else ' that is not empty'}, found {value!r:.80}")
     if HALF_CHARACTER.search(value):
         raise UserError(f"{where}: half a character (a lone surrogate) in its text")
     return value
 
 
-def _filled_list(value: Any, where: str) -> list:
+def _filled(value: Any, where: str) -> list:
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: expected a list with at least one entry, found {value!r:.80}")
     return value

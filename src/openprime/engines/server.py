@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedTokenizerBase
 
+from openprime.config import ServerEngineConfig
 from openprime.engines.common import prompt_seed, to_response, write_weights
 from openprime.types import EngineError, Group, Prompt, Sampling, UserError
 
@@ -137,14 +138,13 @@ class ServerEngine:
 
     def __init__(
         self,
-        urls: tuple[str, ...],
+        config: ServerEngineConfig,
         model: str,
         tokenizer: PreTrainedTokenizerBase,
         end_tokens: frozenset[int],
         sequences: int,
         longest: int,
         folder: Path,
-        timeout: float = 600.0,
         bfloat16: bool = False,
     ) -> None:
         """`model`: where the first weights are. `folder`: through which later ones go, ours alone, seen by servers too.
@@ -159,14 +159,14 @@ class ServerEngine:
         if distributed.is_initialized():
             self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
             distributed.broadcast_object_list(name)
-        if len(urls) < self.ranks:
+        if len(config.urls) < self.ranks:
             raise UserError(
-                f"engine.urls: {len(urls)} servers for {self.ranks} ranks: every rank needs its own"
+                f"engine.urls: {len(config.urls)} servers for {self.ranks} ranks: every rank needs its own"
             )
-        urls = urls[self.rank :: self.ranks]
-        self.servers = [Server(url.rstrip("/"), timeout) for url in urls]
+        urls = config.urls[self.rank :: self.ranks]
+        self.servers = [Server(url.rstrip("/"), config.timeout) for url in urls]
         self.tokenizer, self.end_tokens, self.sequences = tokenizer, end_tokens, sequences
-        self.longest, self.folder, self.timeout = longest, folder.absolute(), timeout
+        self.longest, self.folder, self.timeout = longest, folder.absolute(), config.timeout
         self.bfloat16 = bfloat16
         self.name = name[0]
         local = Path(model)
@@ -206,7 +206,7 @@ class ServerEngine:
             if str(old) not in (str(target), self.in_use.path):
                 shutil.rmtree(old)
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """They have their own memory."""
 
     def generate(

@@ -11,10 +11,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from openprime.engines.common import to_response
 from openprime.models.attention import use_own_attention
 from openprime.models.logprobs import float32_head, has_plain_head
 from openprime.models.lora import has_adapters
-from openprime.types import Group, NonFiniteError, Prompt, Response, Sampling
+from openprime.models.placement import Placement
+from openprime.types import Group, NonFiniteError, Prompt, Sampling
 
 COMPACT_AT = 0.9
 """Finished rows leave the batch when fewer than this share of its rows is still alive."""
@@ -83,12 +85,13 @@ class TransformersEngine:
     def __init__(
         self,
         model: PreTrainedModel,
+        place: Placement,
         tokenizer: PreTrainedTokenizerBase,
         end_tokens: frozenset[int],
         sequences: int = 256,
-        bfloat16: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.sequences, self.bfloat16 = model, tokenizer, sequences, bfloat16
+        """`sequences`: decoded at a time."""
+        self.model, self.place, self.tokenizer, self.sequences = model, place, tokenizer, sequences
         self.end_tokens = end_tokens
         self.version = 0
         use_own_attention(model)
@@ -105,7 +108,7 @@ class TransformersEngine:
                     own[name].copy_(tensor)
         self.version = version
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Nothing of its own to give back."""
 
     def generate(
@@ -130,13 +133,8 @@ class TransformersEngine:
         groups: list[Group | None] = [None] * len(prompts)
         was_training = self.model.training
         self.model.eval()
-        cast = (
-            torch.autocast(self.model.device.type, torch.bfloat16)
-            if self.bfloat16
-            else contextlib.nullcontext()
-        )
         # Not inference_mode, in which autocast would cast all weights again for every token.
-        with casts_kept(self.model), torch.no_grad(), cast:
+        with casts_kept(self.model), torch.no_grad(), self.place.autocast():
             for start in range(0, len(order), per_batch):
                 chosen = order[start : start + per_batch]
                 uniforms = torch.stack([_uniforms(seed, first + i, sampling) for i in chosen])
@@ -144,7 +142,9 @@ class TransformersEngine:
                 batch = [prompts[i] for i in chosen]
                 for place, rows in self._decode(batch, uniforms.flatten(0, 1), sampling):
                     i = chosen[place]
-                    group = Group(prompts[i], tuple(self._response(row) for row in rows), self.version)
+                    own = (self.tokenizer, self.end_tokens)
+                    responses = (to_response(row.tokens, row.logprobs, *own) for row in rows)
+                    group = Group(prompts[i], tuple(responses), self.version)
                     groups[i] = group
                     if finished is not None:
                         finished(group)
@@ -226,14 +226,6 @@ class TransformersEngine:
         head: Any = self.model.get_output_embeddings()
         with torch.autocast(ids.device.type, enabled=False):
             return torch.nn.functional.linear(out.last_hidden_state[:, -1].float(), head.weight, head.bias)
-
-    def _response(self, row: _Row) -> Response:
-        return Response(
-            token_ids=tuple(row.tokens),
-            logprobs=tuple(row.logprobs),
-            text=str(self.tokenizer.decode(row.tokens, skip_special_tokens=True)),
-            truncated=row.tokens[-1] not in self.end_tokens,
-        )
 
 
 def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

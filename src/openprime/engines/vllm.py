@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from openprime.config import VLLMEngineConfig
 from openprime.engines.common import prompt_seed, to_response, write_weights
+from openprime.models.placement import Placement
 from openprime.types import EngineError, Group, Prompt, Sampling, UserError
 
 EXTENSION = "openprime.engines.vllm_worker.Weights"
@@ -26,19 +28,12 @@ GRACE = 60.0
 
 
 def start_vllm(
-    model: str,
-    device: torch.device,
-    bfloat16: bool,
-    sequences: int,
-    longest: int,
-    gpu_memory: float = 0.5,
-    tensor_parallel: int = 1,
-    sleeps: bool = False,
+    model: str, place: Placement, config: VLLMEngineConfig, sequences: int, longest: int, sleeps: bool = False
 ) -> Any:
     """A `vllm.LLM` that samples as the trainer reckons: raw ids, no defaults of the model, processed log-probabilities.
 
-    `longest`: prompt and response together, in tokens. `gpu_memory`: share of a GPU's memory. `sleeps`: it
-    can give its memory back. Raises ValueError where vLLM is not installed.
+    `longest`: prompt and response together, in tokens. `sleeps`: it can give its memory back. Raises UserError where
+    vLLM is not installed.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
@@ -49,13 +44,13 @@ def start_vllm(
         "0"  # in this process: our tensors need no copy to get there
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if device.type == "cpu":
+    if place.device.type == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs more than a run on a CPU gains
     import vllm  # pyright: ignore[reportMissingImports]
 
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if ranks > 1 and tensor_parallel > 1:
+    if ranks > 1 and config.tensor_parallel > 1:
         raise UserError(
             "engine.tensor_parallel: under torchrun every rank samples prompts of its own, on its own GPU; for a model "
             "that needs several GPUs to sample set engine.kind=server"
@@ -64,16 +59,16 @@ def start_vllm(
     return make(
         model=model,
         skip_tokenizer_init=True,
-        dtype="bfloat16" if bfloat16 else "float32",
+        dtype="bfloat16" if place.bfloat16 else "float32",
         max_model_len=longest,
         max_num_seqs=sequences,
         use_tqdm_on_load=False,
-        gpu_memory_utilization=gpu_memory,
-        tensor_parallel_size=tensor_parallel,
+        gpu_memory_utilization=config.gpu_memory,
+        tensor_parallel_size=config.tensor_parallel,
         # Under torchrun vLLM must not make processes and groups of its own.
         distributed_executor_backend="external_launcher" if ranks > 1 else None,
-        enforce_eager=device.type == "cpu",
-        enable_sleep_mode=sleeps and device.type == "cuda",
+        enforce_eager=place.device.type == "cpu",
+        enable_sleep_mode=sleeps and place.device.type == "cuda",
         generation_config="vllm",
         logprobs_mode="processed_logprobs",
         worker_extension_cls=EXTENSION,
@@ -110,7 +105,7 @@ class VLLMEngine:
             self.llm.wake_up(tags=["kv_cache"])
         self.version, self.asleep = version, False
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Give weights and cache back until `load`; only a GPU is shared so tightly."""
         if self.llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
             self.llm.sleep(level=2)

@@ -138,7 +138,7 @@ def read_solutions(data: DataConfig) -> list[Prompt]:
     Raises ValueError, with the row, for anything else.
     """
     rows = load_rows(data)
-    field = field_of(data, rows, "prompt_field", PROMPT_FIELDS)
+    field = field_of(data, rows, "prompt_field", PROMPT_FIELDS, needed=True)
     missing = [name for name in ("steps", "label") if all(row.get(name) is None for row in rows)]
     if missing:
         raise UserError(

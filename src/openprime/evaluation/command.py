@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from rich import box
 from rich.console import Console
@@ -35,37 +34,14 @@ from openprime.evaluation.page import (
 from openprime.models.hub import load_tokenizer
 from openprime.prime.prm import ImplicitPRM
 from openprime.prime.rollouts import derive_seed, sample_and_verify
+from openprime.run.folder import check_folder, open_folder, refuse_changes
 from openprime.run.jsonl import fill_jsonl
-from openprime.run.run import check_folder, open_folder, refuse_changes
 from openprime.tasks.clock import check_steps
 from openprime.types import Engine, Group, Prompt, Response, Sampling
 from openprime.verifiers.pool import Pool
 
 JUDGED = 16
 """Items with recorded responses that are judged between two looks at signals."""
-
-
-def measure(
-    engine: Engine,
-    prompts: list[Prompt],
-    pool: Pool,
-    samples: int,
-    max_tokens: int,
-    seed: int,
-) -> dict[str, float]:
-    """Greedy accuracy and, with `samples`, avg@k on prompts. A response without a verdict counts as wrong."""
-    greedy = sample_and_verify(engine, pool, prompts, Sampling(1, max_tokens, 0.0), seed)
-    metrics = {"eval/greedy": mean_outcome(greedy)}
-    if samples:
-        sampling = Sampling(samples, max_tokens)
-        drawn = sample_and_verify(engine, pool, prompts, sampling, derive_seed(seed, "evaluate"))
-        metrics[f"eval/avg@{samples}"] = mean_outcome(drawn)
-    return metrics
-
-
-def mean_outcome(groups: list[Group]) -> float:
-    """Mean outcome over all responses."""
-    return float(np.mean([r.outcome or 0.0 for group in groups for r in group.responses]))
 
 
 @dataclass
@@ -80,7 +56,7 @@ class Models:
     def engine(self) -> Engine:
         """The model that is evaluated."""
         c = self.config
-        return make_engine(c.engine, c, c.model, self.tokenizer, c.sequences, self.longest)
+        return make_engine(c, self.tokenizer, c.sequences, self.longest)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -1,7 +1,6 @@
 """Load and save Hugging Face causal language models."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,20 +32,6 @@ FILE_BYTES = 5 * 2**30
 """Largest safetensors file that several ranks write."""
 
 logging.disable_progress_bar()  # "Loading weights" would break up our own progress
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one; of several ranks on a machine each has its own."""
-    if name in ("auto", "cuda") and torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but PyTorch sees no CUDA device: set device=cpu or auto")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"device={name}: no such device: set auto, cpu or cuda") from error
 
 
 def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel:

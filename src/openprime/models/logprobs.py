@@ -11,42 +11,34 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from openprime.models.attention import alike, pack, packed_inputs, packs
-from openprime.ranks import all_sum, deal, rank, world
-from openprime.types import Batch
 
 BLOCK_ELEMENTS = 2**22
 """Logits held at a time: 16 MiB in float32, which stay in a CPU's cache."""
 KEPT_ELEMENTS = 2**26
 """Logits that the forward pass leaves to the backward pass, 256 MiB in float32; the others are made again."""
-CPU_TOKENS = 2048
-"""Tokens of a micro-batch on a CPU: what larger ones hold leaves its cache, and they are slower."""
-GROUPS_PER_RANK = 4
-"""From so many groups a rank on, groups are dealt whole: their rows share the work on their prompt."""
 
 
 def token_logprobs(
-    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float = 1.0, bfloat16: bool = False
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """log p(token t | tokens before t) at temperature `temperature`, in nats, where `mask` is True; 0 elsewhere.
 
-    Args: token_ids [B, T], right-padded; mask [B, T], False at position 0. With `bfloat16` the
-    transformer runs in autocast; logits and log-softmax are float32 all the same (trap 11).
+    Args: token_ids [B, T], right-padded; mask [B, T], False at position 0. Within autocast the transformer
+    multiplies in bfloat16; logits and log-softmax are float32 all the same (trap 11).
     Returns [B, T] float32, differentiable. Of a sharded model every rank must call it.
     """
     if isinstance(model, FSDPModule):
         gathered: Any = model
-        return gathered.response_logprobs(token_ids, mask, temperature, bfloat16)
-    return whole_logprobs(model, token_ids, mask, temperature, bfloat16)
+        return gathered.response_logprobs(token_ids, mask, temperature)
+    return whole_logprobs(model, token_ids, mask, temperature)
 
 
-def whole_logprobs(
-    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float, bfloat16: bool
-) -> Tensor:
+def whole_logprobs(model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """`token_logprobs` of a model whose embeddings, last norm and head are whole."""
     if packs(model) and mask.any():
         packing = pack(token_ids, mask)
         inputs, places = packed_inputs(packing), (0, packing.places)
-        return _logprobs(model, inputs, places, token_ids, mask, temperature, bfloat16)
+        return _logprobs(model, inputs, places, token_ids, mask, temperature)
     # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
     values = torch.zeros_like(mask, dtype=torch.float32)
     ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
@@ -58,45 +50,36 @@ def whole_logprobs(
         ids, own = token_ids[rows, :width], mask[rows, :width]
         at, columns = own.nonzero(as_tuple=True)
         inputs = {"input_ids": ids, "use_cache": False}
-        part = _logprobs(model, inputs, (at, columns - 1), ids, own, temperature, bfloat16)
+        part = _logprobs(model, inputs, (at, columns - 1), ids, own, temperature)
         values = values.index_put((rows,), torch.nn.functional.pad(part, (0, mask.shape[1] - width)))
     return values
 
 
 def _logprobs(
-    model: PreTrainedModel,
-    inputs: dict,
-    places: tuple,
-    token_ids: Tensor,
-    mask: Tensor,
-    temperature: float,
-    bfloat16: bool,
+    model: PreTrainedModel, inputs: dict, places: tuple, token_ids: Tensor, mask: Tensor, temperature: float
 ) -> Tensor:
     """[B, T] of one forward pass; `places` are those of the tokens before the True ones of mask [B, T]."""
-    cast = torch.autocast(mask.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
-    targets = token_ids[mask]
-    with cast:
-        plain = has_plain_head(model)
-    if plain:
-        with cast:
-            hidden = model.base_model(**inputs).last_hidden_state[places]  # [M, D]
+    targets = token_ids[mask]  # [M]
+    if has_plain_head(model):
+        hidden = model.base_model(**inputs).last_hidden_state[places]  # [M, D]
         head: Any = model.get_output_embeddings()
-        values = selected_logprobs(hidden.float(), head.weight, head.bias, targets, temperature, bfloat16)
+        narrow = torch.is_autocast_enabled(hidden.device.type)
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = selected_logprobs(hidden.float(), head.weight, head.bias, targets, temperature, narrow)
     else:
-        with cast, float32_head(model):
+        with float32_head(model):
             logits = model.forward(**inputs).logits[places].float() / temperature  # [M, V]
         values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, values)
 
 
 def token_distributions(
-    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float = 1.0, bfloat16: bool = False
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """log p(. | tokens before t) over the whole vocabulary where `mask` is True, [N, V] float32, differentiable.
 
     Arguments as in `token_logprobs`. Holds all N rows: for small vocabularies, or few tokens at a time.
     """
-    cast = torch.autocast(mask.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
     if packs(model) and mask.any():
         packing = pack(token_ids, mask)
         inputs, places = packed_inputs(packing), (0, packing.places)
@@ -104,80 +87,15 @@ def token_distributions(
         rows, columns = mask.nonzero(as_tuple=True)
         inputs, places = {"input_ids": token_ids, "use_cache": False}, (rows, columns - 1)
     if has_plain_head(model):
-        with cast:
-            hidden = model.base_model(**inputs).last_hidden_state[places]  # [N, D]
+        hidden = model.base_model(**inputs).last_hidden_state[places]  # [N, D]
         head: Any = model.get_output_embeddings()
-        logits = nn.functional.linear(hidden.float(), head.weight, head.bias)
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = nn.functional.linear(hidden.float(), head.weight, head.bias)  # [N, V]
     else:
-        with cast, float32_head(model):
-            logits = model(**inputs).logits[places].float()
-    return (logits / temperature).log_softmax(-1)
-
-
-def micro_batches(
-    lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False
-) -> list[Tensor]:
-    """This rank's part of a batch, which is the same on every rank, as `cut` does it; alone all of it.
-
-    Every rank gets as many micro-batches, since sharded weights are gathered by all together: some may be
-    empty. Groups stay on one rank where they are `whole`, and where there are enough to share them out evenly.
-    """
-    if world() == 1:
-        return cut(lengths, tokens, group, whole)
-    many = group is not None and len(group.unique()) >= GROUPS_PER_RANK * world()
-    dealt = deal(lengths, group if whole or many else None)
-    shares = [torch.tensor(rows, dtype=torch.long, device=lengths.device) for rows in dealt]
-    cuts = [
-        [rows[micro] for micro in cut(lengths[rows], tokens, None if group is None else group[rows], whole)]
-        for rows in shares
-    ]
-    own, count = cuts[rank()], max(map(len, cuts))
-    return own + [shares[0][:0]] * (count - len(own))
-
-
-def cut(lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False) -> list[Tensor]:
-    """Rows of micro-batches of at most `tokens` tokens, longest first.
-
-    Args: lengths [B]; group [B]: rows with the same number follow one another, so that they share their prompt.
-    With `whole` they stay in one micro-batch. What is longer than the budget by itself gets a micro-batch of
-    its own. Every row is in exactly one micro-batch. On a CPU the budget is at most CPU_TOKENS.
-    """
-    if lengths.device.type == "cpu":
-        tokens = min(tokens, CPU_TOKENS)
-    sizes = lengths.tolist()
-    groups: dict[int, list[int]] = {}
-    for row, unit in enumerate(range(len(sizes)) if group is None else group.tolist()):
-        groups.setdefault(unit, []).append(row)
-    for rows in groups.values():
-        rows.sort(key=lambda row: -sizes[row])
-    ordered = sorted(groups.values(), key=lambda rows: -sizes[rows[0]])
-    units = ordered if whole else [[row] for rows in ordered for row in rows]
-    batches: list[list[int]] = []
-    held = 0
-    for rows in units:
-        size = sum(sizes[row] for row in rows)
-        if not batches or held + size > tokens:
-            batches.append([])
-            held = 0
-        batches[-1] += rows
-        held += size
-    return [torch.tensor(rows, device=lengths.device) for rows in batches]
-
-
-def batch_logprobs(
-    model: PreTrainedModel, batch: Batch, tokens: int, temperature: float = 1.0, bfloat16: bool = False
-) -> Tensor:
-    """Log-probabilities of the response tokens, [B, T], in micro-batches, without gradient.
-
-    Each rank computes a part of the same batch, and all get the whole.
-    """
-    logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
-    with torch.no_grad():
-        for rows in micro_batches(batch.lengths, tokens, batch.group):
-            micro = batch.select(rows) if len(rows) else batch.shortest()
-            part = token_logprobs(model, micro.token_ids, micro.response_mask, temperature, bfloat16)
-            logprobs[rows, : part.shape[1]] = part[: len(rows)]
-    return all_sum(logprobs)
+        with float32_head(model):
+            logits = model(**inputs).logits[places].float()  # [N, V]
+    with torch.autocast(logits.device.type, enabled=False):
+        return (logits / temperature).log_softmax(-1)
 
 
 _PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

@@ -16,31 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openprime.config import LoRAConfig
 from openprime.models.hub import named_tensors
-from openprime.models.sharding import load_trained
 from openprime.ranks import first, world
 from openprime.types import UserError
-
-
-class Loader:
-    """Loads the models of a run; one whose own weights nothing trains is loaded once, whoever uses it."""
-
-    def __init__(self, device: torch.device, bfloat16: bool = False, cpu_offload: bool = False) -> None:
-        self.device, self.how = device, (device, bfloat16, cpu_offload)
-        self.frozen: dict[str, PreTrainedModel] = {}
-
-    def trained(self, name: str, adapter: str, config: LoRAConfig) -> tuple[PreTrainedModel, str]:
-        """(model, '') to train whole; or with `config.rank` (base that others may use too, `adapter`)."""
-        if not config.rank:
-            return load_trained(name, *self.how), ""
-        model = self.reference(name)
-        add_adapter(model, adapter, config)
-        return model, adapter
-
-    def reference(self, name: str) -> PreTrainedModel:
-        """A model to read only. It may carry adapters: `using_adapter(model, "")` is the model itself."""
-        if name not in self.frozen:
-            self.frozen[name] = load_trained(name, *self.how).requires_grad_(False).eval()
-        return self.frozen[name]
 
 
 def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> None:

@@ -22,24 +22,25 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from openprime.models.hub import load_model, read_architecture
 from openprime.models.logprobs import whole_logprobs
+from openprime.models.placement import Placement
 from openprime.ranks import on_first, world
 from openprime.types import UserError
 
 
-def load_trained(name: str, device: torch.device, bfloat16: bool, cpu_offload: bool) -> PreTrainedModel:
+def load_trained(name: str, place: Placement) -> PreTrainedModel:
     """A model with float32 weights, from a folder or a hub id: in shares where there are several ranks.
 
     Then every rank reads its own share of the weights only. Raises ValueError as `load_model` does.
     """
     if world() == 1:
-        return load_model(name, device)
+        return load_model(name, place.device)
     config = read_architecture(name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if (generation := generation_config(name)) is not None:
         model.generation_config = generation
-    shard(model, device, bfloat16, cpu_offload)
-    materialise(model, torch.device("cpu") if cpu_offload else device)
+    shard(model, place)
+    materialise(model, torch.device("cpu") if place.cpu_offload else place.device)
     folder = name
     if not Path(name).is_dir():
         folder = on_first(lambda: snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
@@ -54,19 +55,19 @@ def load_trained(name: str, device: torch.device, bfloat16: bool, cpu_offload: b
     return model
 
 
-def shard(model: PreTrainedModel, device: torch.device, bfloat16: bool, cpu_offload: bool = False) -> None:
+def shard(model: PreTrainedModel, place: Placement) -> None:
     """Spread a model's weights over the ranks, in place; a single process keeps it as it is.
 
-    Masters are float32. With `bfloat16` the blocks' weights are gathered in bfloat16 for the forward and
+    Masters are float32. With bfloat16 the blocks' weights are gathered in bfloat16 for the forward and
     backward pass; embeddings, head and last norm in float32, so that logits are what they are in one
     process (trap 11). Gradients are averaged over ranks in float32.
     """
     if world() == 1:
         return
-    mesh = init_device_mesh(device.type, (world(),))
-    offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    mesh = init_device_mesh(place.device.type, (world(),))
+    offload = CPUOffloadPolicy() if place.cpu_offload else OffloadPolicy()
     # Activations keep their precision: autocast decides, as it does in one process.
-    narrow = torch.bfloat16 if bfloat16 else None
+    narrow = torch.bfloat16 if place.bfloat16 else None
     inner = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
     outer = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks(model):
@@ -92,19 +93,19 @@ def materialise(model: PreTrainedModel, device: torch.device) -> None:
     model.initialize_weights()  # what is left: buffers, such as the frequencies of rotary positions
 
 
-def sampling_model(model: PreTrainedModel, device: torch.device, bfloat16: bool) -> PreTrainedModel:
+def sampling_model(model: PreTrainedModel, place: Placement) -> PreTrainedModel:
     """What an engine samples from: the live model; of a sharded one a whole copy, still without its weights.
 
-    With `bfloat16` the copy's blocks are bfloat16, as in `shard`.
+    With bfloat16 the copy's blocks are bfloat16, as in `shard`.
     """
     if not isinstance(model, FSDPModule):
         return model
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float32)
-    if bfloat16:
+    if place.bfloat16:
         for block in blocks(whole):
             block.to(torch.bfloat16)
-    materialise(whole, device)
+    materialise(whole, place.device)
     whole.generation_config = model.generation_config
     return whole.requires_grad_(False).eval()
 

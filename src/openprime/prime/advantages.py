@@ -5,14 +5,15 @@ Baselines act within a group, on the positions where rewards stand. Statistics o
 over ranks (trap 2).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from openprime.prime.rewards import last_token
-from openprime.types import UserError
+from openprime.config import AdvantageConfig, OutcomeAdvantageConfig
+from openprime.prime.rewards import gather_rewards, last_token, reward_positions, scale_by_return
+from openprime.types import Batch, Metrics, UserError
 
 Estimator = Literal["rloo", "grpo", "reinforce"]
 Preset = Literal["exact", "released"]
@@ -25,6 +26,49 @@ class Centring:
 
     estimator: Estimator = "rloo"
     preset: Preset = "exact"
+
+
+def with_advantages(
+    batch: Batch, config: OutcomeAdvantageConfig, process_weight: float = 0.0, outcome_weight: float = 1.0
+) -> tuple[Batch, Metrics]:
+    """The batch with its advantages, PRIME eq. 5, and how their variance splits.
+
+    A_t = w_process * G^process_t + w_outcome * G^outcome_t. With a `process_weight` of 0 outcomes alone count.
+    """
+    mask = batch.response_mask
+    outcome = outcome_returns(batch, config)  # [B, T]
+    process = torch.zeros_like(outcome)  # [B, T]
+    if process_weight:
+        assert isinstance(config, AdvantageConfig)
+        process = process_returns(batch, config)
+    advantages = combine(process, outcome, process_weight, outcome_weight)
+    if config.whitens:
+        advantages = whiten(advantages, mask, moments(advantages, mask))
+    spread = {
+        "advantage/process_std": process_weight * float(process[mask].std()),
+        "advantage/outcome_std": outcome_weight * float(outcome[mask].std()),
+        "advantage/std": float(advantages[mask].std()),
+    }
+    return replace(batch, advantages=advantages), spread
+
+
+def process_returns(batch: Batch, config: AdvantageConfig) -> Tensor:
+    """G^process_t: returns to go of the centred process rewards, [B, T]; the first term of PRIME eq. 5."""
+    assert batch.rewards is not None
+    mask = batch.response_mask
+    positions = reward_positions(mask, batch.step_end, config.granularity)
+    placed = gather_rewards(batch.rewards, positions)  # [B, T]
+    if config.scales_by_return:
+        placed = scale_by_return(placed, returns_to_go(placed, mask, config.process_gamma).abs().max())
+    centred = centre(placed, positions, batch.group, Centring(config.estimator, config.preset))
+    return returns_to_go(centred, mask, config.process_gamma)
+
+
+def outcome_returns(batch: Batch, config: OutcomeAdvantageConfig) -> Tensor:
+    """G^outcome_t: returns to go of the centred outcomes, [B, T]; the second term of PRIME eq. 5."""
+    mask, how = batch.response_mask, Centring(config.estimator, config.preset)
+    centred = centre(outcome_rewards(batch.outcome, mask), last_token(mask), batch.group, how)
+    return returns_to_go(centred, mask, config.outcome_gamma)
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:

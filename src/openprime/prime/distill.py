@@ -9,105 +9,112 @@ responses are small, most of what the labels say is then left unused. Here a ste
    vocabulary (`distillation_loss`), so that no token's reward depends on which one was sampled.
 """
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
 
-from openprime.config import DistillConfig, PolicyConfig, PRMConfig
-from openprime.models.logprobs import micro_batches, token_distributions
-from openprime.prime.learner import Learner
-from openprime.prime.losses import distillation_loss, tilted_reference
-from openprime.prime.online import fitting_beta, prm_loss
-from openprime.prime.prm import ImplicitPRM
+from openprime.config import DistillRLConfig
+from openprime.models.lm import LM, Loader, micro_batches
+from openprime.models.sharding import load_trained
+from openprime.prime.learner import Learner, minibatches
+from openprime.prime.losses import distillation_loss, prm_loss, tilted_reference
+from openprime.prime.methods import Write, minibatch_generator
+from openprime.prime.online import mean_scores
+from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, fitting_beta
 from openprime.prime.rewards import pairwise_accuracy, response_scores
+from openprime.ranks import world
 from openprime.run.console import Clock
-from openprime.types import Batch
+from openprime.types import Batch, Metrics, UserError
 
 KEPT_ELEMENTS = 2**28
 """The largest batch times vocabulary, 1 GiB, whose targets are kept from epoch to epoch instead of made again."""
 
 
-class Distiller:
-    """A PRM and its reference, both the policy's size."""
+class Distill:
+    """A PRM and its reference, both the policy's size, and the policy that they teach."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        reference: PreTrainedModel,
-        prm: PRMConfig,
-        distill: DistillConfig,
-        bfloat16: bool = False,
-    ) -> None:
-        self.config, self.distill, self.reference = prm, distill, reference
-        tokens = prm.tokens_per_microbatch
-        self.prm = ImplicitPRM(model, reference, prm.beta, None, tokens, bfloat16)
-        self.steps = 0
+    def __init__(self, config: DistillRLConfig, model: LM, reference: LM, clock: Clock) -> None:
+        self.config, self.clock, self.steps = config, clock, 0
+        reference = replace(reference, tokens_per_microbatch=config.prm.tokens_per_microbatch)
+        self.prm = ImplicitPRM(
+            replace(model, tokens_per_microbatch=config.prm.tokens_per_microbatch), reference, PUBLISHED_BETA
+        )
+        self.reference = reference
+        self.tokenizer: PreTrainedTokenizerBase | None = None
 
-    def step(
-        self, policy: Learner, batch: Batch, config: PolicyConfig, generator: torch.Generator, clock: Clock
-    ) -> tuple[Tensor, dict[str, float]]:
-        """One step on a batch of judged responses: the PRM's token rewards [B, T], and what was done."""
-        with clock.phase("prm"):
-            metrics = self.skill(batch)
-            metrics |= self.learn(policy, batch, generator)
-            rewards = self.prm.token_rewards(batch, self.prm.reference_logprobs(batch))
-        scores = response_scores(rewards)
-        metrics["prm/score_right"] = float(scores[batch.outcome > 0.5].mean())
-        metrics["prm/score_wrong"] = float(scores[batch.outcome <= 0.5].mean())
-        with clock.phase("policy"):
-            metrics |= self.teach(policy, batch, config, generator)
+    @classmethod
+    def build(
+        cls, config: DistillRLConfig, models: Loader, tokenizer: PreTrainedTokenizerBase, clock: Clock
+    ) -> Self:
+        """As `Method.build`. Raises UserError under torchrun."""
+        if world() > 1:
+            raise UserError("algorithm=distill is for one process: start it without torchrun")
+        model, reference = (LM(load_trained(config.model, models.place), models.place) for _ in range(2))
+        method = cls(config, model, reference, clock)
+        method.tokenizer = tokenizer
+        return method
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """The PRM from the policy and the outcomes, then the policy from the PRM."""
         self.steps += 1
-        return rewards, metrics
+        generator = minibatch_generator(self.config.seed, self.steps)
+        with self.clock.phase("prm"):
+            metrics = self.skill(batch) if self.steps > 1 else {}
+            batch, learnt = self.learn(policy, batch, generator)
+            batch = replace(batch, rewards=self.prm.token_rewards(batch))
+        assert batch.rewards is not None
+        with self.clock.phase("policy"):
+            taught = self.teach(policy, batch, generator)
+        return batch, metrics | learnt | mean_scores(response_scores(batch.rewards), batch) | taught
 
-    def skill(self, batch: Batch) -> dict[str, float]:
+    def skill(self, batch: Batch) -> Metrics:
         """How often the last step's PRM ranks responses rightly that neither it nor its policy has seen."""
-        if self.steps == 0:
-            return {}
-        rewards = self.prm.token_rewards(batch, self.prm.reference_logprobs(batch))
+        rewards = self.prm.token_rewards(self.prm.with_reference(batch))
         won, pairs = pairwise_accuracy(response_scores(rewards), batch.outcome, batch.group)
         return {"prm/pairwise_accuracy": float(won / pairs)}
 
-    def learn(self, policy: Learner, batch: Batch, generator: torch.Generator) -> dict[str, float]:
-        """The PRM from the policy and from the batch's outcomes."""
-        for model in (self.prm.model, self.reference):
-            model.load_state_dict(policy.model.state_dict())
-        reference = self.prm.reference_logprobs(batch)
-        self.prm.beta = fitting_beta(float((-reference.sum(-1)).median()))
-        size = self.config.minibatch or len(batch)
-        updates = self.distill.prm_epochs * -(-len(batch) // size)
-        learner = Learner(self.prm.model, self.config, updates, policy.bfloat16)
-        losses, norms = [], []
-        for _ in range(self.distill.prm_epochs):
-            for rows in minibatches(batch, size, generator):
-                part = batch.select(rows)
-                known = reference[rows, : part.token_ids.shape[1]]
-                done = learner.update(part, *prm_loss(self.config.loss, part, known, self.prm.beta))
-                losses.append(done.loss)
-                norms.append(done.grad_norm)
-        epoch = losses[-(updates // self.distill.prm_epochs) :]
-        return {
+    def learn(self, policy: Learner, batch: Batch, generator: torch.Generator) -> tuple[Batch, Metrics]:
+        """The PRM from the policy and the batch's outcomes; the batch with its reference's log-probabilities."""
+        for lm in (self.prm.lm, self.reference):
+            lm.model.load_state_dict(policy.lm.model.state_dict())
+        batch = self.prm.with_reference(batch)
+        assert batch.ref_logprobs is not None
+        self.prm.beta = fitting_beta(float((-batch.ref_logprobs.sum(-1)).median()))
+        epochs, size = self.config.distill.prm_epochs, self.config.prm.minibatch or len(batch)
+        updates = epochs * -(-len(batch) // size)
+        learner = Learner(self.prm.lm, self.config.prm, updates)
+        loss = partial(prm_loss, "ce", beta=self.prm.beta)
+        done = [
+            learner.update(part, loss, len(part))
+            for _ in range(epochs)
+            for part in minibatches(batch, size, generator)
+        ]
+        epoch = [update.loss for update in done[-(updates // epochs) :]]
+        return batch, {
             "prm/loss": sum(epoch) / len(epoch),
-            "prm/grad_norm": max(norms),
-            "prm/lr": self.config.lr,
+            "prm/grad_norm": max(update.grad_norm for update in done),
+            "prm/lr": self.config.prm.lr,
             "prm/beta": self.prm.beta,
         }
 
-    def teach(
-        self, policy: Learner, batch: Batch, config: PolicyConfig, generator: torch.Generator
-    ) -> dict[str, float]:
+    def teach(self, policy: Learner, batch: Batch, generator: torch.Generator) -> Metrics:
         """The policy from the PRM; no outcome is looked at."""
-        vocabulary = self.reference.config.get_text_config().vocab_size
-        kept = int(batch.response_mask.sum()) * vocabulary <= KEPT_ELEMENTS
-        known = self.tilted(batch) if kept else []
+        vocabulary = self.reference.model.config.get_text_config().vocab_size
+        if int(batch.response_mask.sum()) * vocabulary <= KEPT_ELEMENTS:
+            batch = replace(batch, targets=self.tilted(batch))
+
+        def loss(log_policy: Tensor, micro: Batch) -> Tensor:
+            targets = torch.cat(micro.targets or self.tilted(micro))  # [N, V]
+            return distillation_loss(log_policy, targets, self.config.distill.kl_coefficient)
+
         done = []
-        for _ in range(config.epochs):
-            for rows in minibatches(batch, config.minibatch, generator):
-
-                def loss(log_policy: Tensor, micro: Batch, at: Tensor, rows: Tensor = rows) -> Tensor:
-                    tilted = [known[b] for b in rows[at].tolist()] if kept else self.tilted(micro)
-                    return distillation_loss(log_policy, torch.cat(tilted), self.distill.anchor)
-
-                part = batch.select(rows)
+        for _ in range(self.config.policy.epochs):
+            for part in minibatches(batch, self.config.policy.minibatch, generator):
                 done.append(policy.update(part, loss, int(part.response_mask.sum()), whole_vocabulary=True))
         return {
             "policy/loss": sum(update.loss for update in done) / len(done),
@@ -117,31 +124,32 @@ class Distiller:
 
     @torch.no_grad()
     def tilted(self, batch: Batch) -> list[Tensor]:
-        """The tilted reference of each row's response tokens, [T_b, V]."""
+        """The tilted reference of each row's response tokens, B x [T_b, V]."""
+        how = self.config.distill
         found: dict[int, Tensor] = {}
-        for rows in micro_batches(batch.lengths, self.config.tokens_per_microbatch):
+        for rows in micro_batches(batch.lengths, self.config.prm.tokens_per_microbatch):
             micro = batch.select(rows)
-            given = (micro.token_ids, micro.response_mask, 1.0, self.prm.bfloat16)
-            log_prm, log_ref = (token_distributions(m, *given) for m in (self.prm.model, self.reference))
-            how = self.distill
-            whole = tilted_reference(log_prm, log_ref, how.low, how.high, how.anchor)
-            lengths = micro.response_mask.sum(-1).tolist()
-            found |= dict(zip(rows.tolist(), whole.split(lengths), strict=True))
+            log_prm, log_ref = self.prm.lm.distributions(micro), self.reference.distributions(micro)  # [N, V]
+            tilted = tilted_reference(log_prm, log_ref, how.low, how.high, how.kl_coefficient)
+            found |= dict(zip(rows.tolist(), tilted.split(micro.response_mask.sum(-1).tolist()), strict=True))
         return [found[b] for b in range(len(batch))]
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the last step's PRM and its reference."""
-        models = {"model": self.prm.model.state_dict(), "reference": self.reference.state_dict()}
+        models = {"model": self.prm.lm.model.state_dict(), "reference": self.reference.model.state_dict()}
         return models | {"beta": self.prm.beta, "steps": self.steps}
 
-    def restore(self, state: dict) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
-        self.prm.model.load_state_dict(state["model"])
-        self.reference.load_state_dict(state["reference"])
+        self.prm.lm.model.load_state_dict(state["model"])
+        self.reference.model.load_state_dict(state["reference"])
         self.prm.beta, self.steps = state["beta"], state["steps"]
 
-
-def minibatches(batch: Batch, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """All rows in a random order, in equal parts of about `size`."""
-    order = torch.randperm(len(batch), generator=generator).to(batch.token_ids.device)
-    return order.tensor_split(-(-len(batch) // size))
+    def models(self) -> dict[str, Write]:
+        """The last step's PRM, and its reference."""
+        assert self.tokenizer is not None
+        tokenizer, reference = self.tokenizer, str(Path(self.config.out) / "reference")
+        return {
+            "reference": lambda folder: self.reference.save(folder, tokenizer, self.config.data),
+            "prm": lambda folder: self.prm.save_pretrained(folder, tokenizer, reference),
+        }

@@ -1,8 +1,8 @@
 """The one thing that trains: SFT, policy and PRM are a Learner with another loss."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from openprime.config import OptimizerConfig
-from openprime.models.logprobs import batch_logprobs, micro_batches, token_distributions, token_logprobs
-from openprime.models.lora import merged_model, merged_tensors, trained_parameters, using_adapter
+from openprime.models.lm import LM, micro_batches
+from openprime.models.lora import trained_parameters
 from openprime.ranks import all_sum, world
 from openprime.run.checkpoint import SHARDS, load_shards
 from openprime.types import Batch, NonFiniteError
 
-Loss = Callable[[Tensor, Batch, Tensor], Tensor]
-"""(log-probabilities [b, t], micro-batch, its rows in the batch [b]) -> the SUM of the loss over the micro-batch."""
+Loss = Callable[[Tensor, Batch], Tensor]
+"""(log-probabilities [b, t], or [N, V] of the whole vocabulary; micro-batch) -> the SUM of the loss over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +33,19 @@ class Update:
 
 
 class Learner:
-    """A model, its AdamW and its schedule."""
+    """A language model, its AdamW and its schedule."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        config: OptimizerConfig,
-        total_updates: int,
-        bfloat16: bool = False,
-        temperature: float = 1.0,
-        adapter: str = "",
-    ) -> None:
-        """`adapter`: train this adapter of the model alone; the model may carry others."""
-        self.adapter, self.trained = adapter, trained_parameters(model, adapter)
-        self.model, self.config, self.bfloat16, self.temperature = model, config, bfloat16, temperature
-        self.total_updates, self.updates = total_updates, 0
+    def __init__(self, lm: LM, config: OptimizerConfig, total_updates: int) -> None:
+        """Trains the model's adapter alone where it has one, else all its weights."""
+        self.lm = replace(lm, tokens_per_microbatch=config.tokens_per_microbatch)
+        self.trained = trained_parameters(lm.model, lm.adapter)
+        self.config, self.total_updates, self.updates = config, total_updates, 0
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        # Dropout would make the same tokens' log-probabilities differ between sampler and trainer.
-        model.eval() if not config.gradient_checkpointing else _train_without_dropout(model)
+            lm.model.gradient_checkpointing_enable({"use_reentrant": False})
+            _train_without_dropout(lm.model)
+        else:
+            # Dropout would make the same tokens' log-probabilities differ between sampler and trainer.
+            lm.model.eval()
         self.optimizer = torch.optim.AdamW(
             self.trained.values(),
             lr=config.lr,
@@ -73,27 +67,24 @@ class Learner:
         The batch is the same on every rank, and so is what is returned; only `loss` sees a rank's own rows.
         `denominator` divides the summed loss once, whatever the micro-batches (trap 9). With `whole_groups` the
         rows of a group stay in one micro-batch. With `whole_vocabulary` the loss gets the log-probabilities of
-        every word at the micro-batch's response tokens [N, V], and the update's own are left 0. Raises
-        NonFiniteError before the step.
+        every token of the vocabulary at the micro-batch's response tokens [N, V], and the update's own are left 0.
+        Raises NonFiniteError before the step.
         """
-        forward = token_distributions if whole_vocabulary else token_logprobs
+        forward = self.lm.distributions if whole_vocabulary else self.lm.forward
         self.optimizer.zero_grad(set_to_none=True)
-        logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)
+        logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)  # [B, T]
         total = 0.0
-        budget = self.config.tokens_per_microbatch
-        for rows in micro_batches(batch.lengths, budget, batch.group, whole_groups):
+        for rows in micro_batches(batch.lengths, self.lm.tokens_per_microbatch, batch.group, whole_groups):
             micro = batch.select(rows) if len(rows) else batch.shortest()
-            with using_adapter(self.model, self.adapter):  # around the backward pass, which may compute again
-                current = forward(
-                    self.model, micro.token_ids, micro.response_mask, self.temperature, self.bfloat16
-                )
-                part = loss(current, micro, rows) / denominator if len(rows) else 0.0 * current.sum()
+            with self.lm.active():  # around the backward pass, which may compute again
+                current = forward(micro)  # [b, t] or [N, V]
+                part = loss(current, micro) / denominator if len(rows) else 0.0 * current.sum()
                 (part * world()).backward()  # FSDP takes the mean over ranks: this makes it the sum (trap 2)
             total += float(part.detach())
             if not whole_vocabulary:
                 # In the batch's order (trap 7).
                 logprobs[rows, : current.shape[1]] = current.detach()[: len(rows)]
-        for parameter in self.trained.values() if self.adapter and world() > 1 else ():
+        for parameter in self.trained.values() if self.lm.adapter and world() > 1 else ():
             assert parameter.grad is not None
             all_sum(parameter.grad).div_(world())  # adapters are not FSDP's: this is its mean
         total = float(all_sum(torch.tensor(total, dtype=torch.float64, device=logprobs.device)))
@@ -110,28 +101,13 @@ class Learner:
         self.updates += 1
         return Update(total, norm, rate, all_sum(logprobs))
 
-    def logprobs(self, batch: Batch) -> Tensor:
-        """Log-probabilities of the response tokens under the present weights, [B, T], without gradient."""
-        with using_adapter(self.model, self.adapter):
-            return batch_logprobs(
-                self.model, batch, self.config.tokens_per_microbatch, self.temperature, self.bfloat16
-            )
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Named weights for an engine: those of the model without adapters, ours merged in, one at a time."""
-        return merged_tensors(self.model, self.adapter)
-
-    def exportable(self) -> PreTrainedModel:
-        """The model as everything else reads it: an adapter merged into a copy."""
-        return merged_model(self.model, self.adapter)
-
     def state(self) -> dict:
         """Trained weights, optimiser and schedule."""
         if world() > 1:
             return {"updates": self.updates, SHARDS: self._tensors()}
         own = {name: p.detach() for name, p in self.trained.items()}
         return {
-            "model": own if self.adapter else self.model.state_dict(),
+            "model": own if self.lm.adapter else self.lm.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
         }
@@ -144,14 +120,14 @@ class Learner:
         elif world() > 1:
             self._take_shares(state)
         else:
-            self.model.load_state_dict(state["model"], strict=not self.adapter)
+            self.lm.model.load_state_dict(state["model"], strict=not self.lm.adapter)
             self.optimizer.load_state_dict(state["optimizer"])
 
     def _tensors(self) -> dict[str, Tensor]:
         """Weights and what AdamW keeps of each, by name."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.trained.items():
-            if parameter.requires_grad or self.adapter:
+            if parameter.requires_grad or self.lm.adapter:
                 if not self.optimizer.state[parameter]:  # before the first step
                     self.optimizer.state[parameter] = {
                         "step": torch.zeros((), device=parameter.device),
@@ -174,6 +150,12 @@ class Learner:
                     place = target.device_mesh, target.placements
                     tensor = distribute_tensor(tensor.to(target.device), *place, src_data_rank=None)
                 target.copy_(tensor)
+
+
+def minibatches(batch: Batch, size: int, generator: torch.Generator) -> list[Batch]:
+    """The batch's rows in a random order, in equal parts of about `size`."""
+    order = torch.randperm(len(batch), generator=generator).to(batch.token_ids.device)
+    return [batch.select(rows) for rows in order.tensor_split(-(-len(batch) // size))]
 
 
 def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:

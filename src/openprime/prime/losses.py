@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openprime.prime.rewards import better_pairs, prefix_values, response_scores, token_rewards
+from openprime.types import Batch
+
+PAIRS = ("dpo", "nca")
+"""Losses on pairs of a prompt's responses."""
 Reduction = Literal["token", "sequence"]
 LARGEST_LOG_RATIO = 20.0
 
@@ -62,22 +67,25 @@ def policy_loss(
     return PolicyLoss(-(weights * torch.minimum(plain, clipped)).sum(), was_clipped, kl)
 
 
-def tilted_reference(log_prm: Tensor, log_ref: Tensor, low: float, high: float, anchor: float) -> Tensor:
-    """anchor log ref(a) + clip(log phi(a)/ref(a), low, high) for every word a of the vocabulary, [N, V].
+def tilted_reference(
+    log_prm: Tensor, log_ref: Tensor, clip_low: float, clip_high: float, kl_coefficient: float
+) -> Tensor:
+    """kl_coefficient * log ref(a) + clip(log phi(a)/ref(a), clip_low, clip_high) for every token a, [N, V].
 
-    Over `anchor` and normalised it is the log-probability of the best policy for one who earns the clipped process
-    reward at every token and pays `anchor` nats for a nat of KL to the reference.
+    Over `kl_coefficient` and normalised it is the log of the KL-regularised optimal policy
+    pi*(a) proportional to ref(a) exp(r(a) / kl_coefficient), where r is the clipped process reward.
     """
-    return anchor * log_ref + (log_prm - log_ref).clamp(low, high)
+    return kl_coefficient * log_ref + (log_prm - log_ref).clamp(clip_low, clip_high)
 
 
-def distillation_loss(log_policy: Tensor, tilted: Tensor, anchor: float) -> Tensor:
-    """Sum over tokens of anchor KL(policy || tilted reference), less a constant: the PRM teaches the policy.
+def distillation_loss(log_policy: Tensor, tilted: Tensor, kl_coefficient: float) -> Tensor:
+    """Sum over tokens of kl_coefficient * KL(policy || tilted reference), less a constant.
 
-    The same as -E_policy[clip(log phi/ref)] + anchor KL(policy || ref), with no sampled token in it. log_policy
+    On-policy distillation towards a reward-tilted reference: the same as
+    -E_policy[clip(log phi/ref)] + kl_coefficient * KL(policy || ref), with no sampled token in it. log_policy
     [N, V] of N response tokens; `tilted` from `tilted_reference`. Count: N.
     """
-    return (log_policy.exp() * (anchor * log_policy - tilted)).sum()
+    return (log_policy.exp() * (kl_coefficient * log_policy - tilted)).sum()
 
 
 def importance_weights(logprobs: Tensor, sampled: Tensor, mask: Tensor, ceiling: float) -> Tensor:
@@ -118,7 +126,7 @@ def prm_dpo_loss(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tenso
     scores, outcomes, group [B]; the rows must hold whole groups. Count: the pairs, so that the mean is
     over pairs; it may be 0. 2412.01981 section 3.2.
     """
-    better = (group[:, None] == group[None, :]) & (outcomes[:, None] > outcomes[None, :])  # [B, B]
+    better = better_pairs(outcomes, group)  # [B, B]
     margin = scores[:, None] - scores[None, :]
     return -(F.logsigmoid(margin) * better).sum(), better.sum()
 
@@ -130,7 +138,7 @@ def prm_nca_loss(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tenso
     in 2412.01981 section 3. Unlike DPO it holds the absolute score of the better response, not only the margin.
     scores, outcomes, group [B]; whole groups. Count: the pairs, which may be 0.
     """
-    better = (group[:, None] == group[None, :]) & (outcomes[:, None] > outcomes[None, :])  # [B, B]
+    better = better_pairs(outcomes, group)  # [B, B]
     chosen = -F.logsigmoid(scores) - 0.5 * F.logsigmoid(-scores)
     rejected = -0.5 * F.logsigmoid(-scores)
     return (better * (chosen[:, None] + rejected[None, :])).sum(), better.sum()
@@ -146,3 +154,36 @@ def prm_kto_loss(scores: Tensor, outcomes: Tensor, reference_point: Tensor | flo
     z0 = torch.as_tensor(reference_point, dtype=scores.dtype, device=scores.device).detach().clamp(min=0)
     sign = torch.where(outcomes > 0.5, 1.0, -1.0).to(scores.dtype)
     return torch.sigmoid(-sign * (scores - z0)).sum()
+
+
+def prm_loss(name: str, logprobs: Tensor, batch: Batch, beta: float, reference_point: float = 0.0) -> Tensor:
+    """Sum of a PRM's loss `name` (ce, dpo, nca, kto or steps) over a micro-batch, from log phi [b, t].
+
+    The batch carries the reference's log-probabilities, for `steps` the labels too. dpo and nca need whole groups;
+    kto has its `reference_point` z0.
+    """
+    assert batch.ref_logprobs is not None
+    rewards = token_rewards(logprobs, batch.ref_logprobs, batch.response_mask, beta)  # [b, t]
+    if name == "steps":
+        assert batch.labels is not None
+        return prm_step_loss(prefix_values(rewards), batch.labels, batch.step_end)[0]
+    return outcome_loss(name, response_scores(rewards), batch.outcome, batch.group, reference_point)[0]
+
+
+def prm_loss_count(name: str, batch: Batch) -> int:
+    """What divides the summed `prm_loss` of a batch: its responses, pairs or labelled steps; pairs may be 0."""
+    if name == "steps":
+        return int(batch.step_end.sum())
+    return int(better_pairs(batch.outcome, batch.group).sum()) if name in PAIRS else len(batch)
+
+
+def outcome_loss(
+    name: str, scores: Tensor, outcomes: Tensor, group: Tensor, reference_point: float = 0.0
+) -> tuple[Tensor, int]:
+    """Sum of a loss over responses or pairs, and their number. scores, outcomes, group [B]; whole groups for pairs."""
+    if name == "ce":
+        return prm_ce_loss(scores, outcomes), len(scores)
+    if name == "kto":
+        return prm_kto_loss(scores, outcomes, reference_point), len(scores)
+    total, pairs = (prm_dpo_loss if name == "dpo" else prm_nca_loss)(scores, outcomes, group)
+    return total, int(pairs)

@@ -1,202 +1,118 @@
-"""What trains an implicit PRM: on outcomes, online beside the policy or offline; on step labels."""
+"""The implicit PRM that learns beside the policy: it scores a batch and is updated on the batch's outcomes."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from openprime.config import PRMConfig
-from openprime.data.records import JudgedResponse as Judged
-from openprime.data.records import collate_judged
-from openprime.models.hub import compute_device
-from openprime.prime.learner import Learner, Loss
-from openprime.prime.losses import prm_ce_loss, prm_dpo_loss, prm_kto_loss, prm_nca_loss, prm_step_loss
-from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM
-from openprime.prime.rewards import prefix_values, response_scores, token_rewards
-from openprime.types import Batch
-
-PAIRS = ("dpo", "nca")
-"""Losses on pairs of a prompt's responses."""
-
-
-REACH = 0.5
-"""What `fitting_beta` makes of beta S, where S is -log ref of the median response: its P(right) can reach 0.62."""
-
+from openprime.models.lm import LM
+from openprime.prime.learner import Learner
+from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count
+from openprime.prime.prm import ImplicitPRM
+from openprime.prime.rewards import pairwise_accuracy, response_scores, token_rewards
+from openprime.run.console import Clock
+from openprime.types import Batch, Metrics
 
 SKILL_RATE = 0.2
 """Weight of a new batch in the moving average of a PRM's skill."""
 
 
-@dataclass(frozen=True, slots=True)
-class PRMStep:
-    """Rewards of a batch, and what the update on it did."""
-
-    rewards: Tensor
-    """Token rewards [B, T], with the weights that `prm.update` asks for."""
-    fresh_scores: Tensor
-    """Response scores [B] before any update on this batch: how good the PRM is on responses new to it."""
-    loss: float
-    """Mean loss over the step's updates; nan when frozen."""
-    grad_norm: float
-    """Largest gradient norm of the step's updates, before clipping; nan when frozen."""
-    lr: float
-
-
-class PRMTrainer:
+class OnlinePRM:
     """Trains phi of r_t = beta * (log phi - log ref) from outcomes alone (PRIME section 3.2, eq. 3 and 4)."""
 
-    def __init__(self, learner: Learner, reference: PreTrainedModel | None, config: PRMConfig) -> None:
+    def __init__(self, learner: Learner, reference: LM | None, config: PRMConfig, clock: Clock) -> None:
         """`reference` None: the sampling policy's log-probabilities, which the batch carries."""
-        self.learner, self.config = learner, config
-        self.prm = ImplicitPRM(
-            learner.model,
-            reference,
-            config.beta,
-            tokens_per_microbatch=config.tokens_per_microbatch,
-            bfloat16=learner.bfloat16,
-            adapter=learner.adapter,
-        )
+        self.learner, self.config, self.clock = learner, config, clock
+        self.prm = ImplicitPRM(learner.lm, reference, config.beta)
         self.skill: float | None = None
         """Moving average of pairwise accuracy on groups new to the PRM."""
 
-    def judge(self, accuracy: float) -> None:
-        """Take note of the pairwise accuracy on a batch new to the PRM; nan, where there are no pairs, says nothing."""
-        if not math.isnan(accuracy):
-            before = accuracy if self.skill is None else self.skill
-            self.skill = before + SKILL_RATE * (accuracy - before)
+    def score_and_update(self, batch: Batch) -> tuple[Batch, Metrics]:
+        """The batch with its process rewards (eq. 3), and what the PRM's update on its outcomes (eq. 4) did.
 
-    def update(self, batch: Batch, reference: Tensor) -> tuple[list[float], list[float], float, Tensor]:
-        """Train on the batch's outcomes, one pass in minibatches of whole groups.
-
-        Returns losses and gradient norms of the optimiser steps, the last learning rate, and the token
-        rewards [B, T] that the update's own forward passes gave.
+        `config.update`: after: score, then update. before: update, then score. never: score only.
         """
-        rewards = torch.zeros_like(reference)
+        with self.clock.phase("reference"):
+            batch = self.prm.with_reference(batch)
+        with self.clock.phase("prm"):
+            if self.config.update == "after" and self._is_one_update(batch):
+                # Single forward: the only update's own forward pass saw the weights before the update.
+                rewards, metrics = self.update(batch)
+                fresh = response_scores(rewards)
+            else:
+                # One version of the PRM scores the whole batch (trap 4).
+                rewards = self.prm.token_rewards(batch)  # [B, T]
+                fresh = response_scores(rewards)  # [B]
+                metrics = self.update(batch)[1] if self.config.update != "never" else NO_UPDATE
+                if self.config.update == "before":
+                    rewards = self.prm.token_rewards(batch)
+        return replace(batch, rewards=rewards), metrics | self.judge(fresh, batch)
+
+    def update(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Train on the batch's outcomes, one pass in minibatches of whole groups (PRIME eq. 4).
+
+        Returns the token rewards [B, T] that the update's own forward passes gave, and what was done.
+        """
+        rewards = torch.zeros_like(batch.logprobs)
+        loss, pairs = partial(prm_loss, self.config.loss, beta=self.prm.beta), self.config.loss in PAIRS
         losses, norms, rate = [], [], 0.0
-        for rows in _minibatches(batch.group, self.config.minibatch):
+        for rows in minibatches_of_groups(batch.group, self.config.minibatch):
             part = batch.select(rows)
-            ref = reference[rows, : part.token_ids.shape[1]]
-            loss, count, pairs = prm_loss(self.config.loss, part, ref, self.config.beta)
-            if count == 0:  # DPO without a right and a wrong response
+            if not (
+                count := prm_loss_count(self.config.loss, part)
+            ):  # DPO without a right and a wrong response
                 continue
-            done = self.learner.update(part, loss, count, pairs)
-            fresh = token_rewards(done.logprobs, ref, part.response_mask, self.config.beta)
+            done = self.learner.update(part, loss, count, whole_groups=pairs)
+            assert part.ref_logprobs is not None
+            fresh = token_rewards(done.logprobs, part.ref_logprobs, part.response_mask, self.prm.beta)
             rewards[rows, : fresh.shape[1]] = fresh
             losses.append(done.loss)
             norms.append(done.grad_norm)
             rate = done.lr
-        return losses, norms, rate, rewards
+        mean = sum(losses) / len(losses) if losses else math.nan
+        return rewards, {"prm/loss": mean, "prm/grad_norm": max(norms, default=math.nan), "prm/lr": rate}
 
-    def step(self, batch: Batch, reference: Tensor) -> PRMStep:
-        """Score and update as `config.update` says (PRIME algorithm 1)."""
-        nothing = float("nan")
-        if self.config.update == "never":
-            rewards = self.prm.token_rewards(batch, reference)
-            return PRMStep(rewards, response_scores(rewards), nothing, nothing, 0.0)
-        if self.config.update == "after" and self._one_update(batch):
-            # Single forward: the only update's own forward pass saw the weights before the update.
-            losses, norms, rate, rewards = self.update(batch, reference)
-            fresh = response_scores(rewards)
-        else:
-            # One version of the PRM scores the whole batch (trap 4).
-            rewards = self.prm.token_rewards(batch, reference)
-            fresh = response_scores(rewards)
-            losses, norms, rate, _ = self.update(batch, reference)
-            if self.config.update == "before":
-                rewards = self.prm.token_rewards(batch, reference)
-        mean = sum(losses) / len(losses) if losses else nothing
-        return PRMStep(rewards, fresh, mean, max(norms, default=nothing), rate)
+    def judge(self, scores: Tensor, batch: Batch) -> Metrics:
+        """How good the PRM is on responses new to it, from the scores [B] that it gave them before any update."""
+        won, pairs = pairwise_accuracy(scores, batch.outcome, batch.group)
+        accuracy = float(won / pairs)  # nan where there are no pairs, which says nothing of its skill
+        if not math.isnan(accuracy):
+            before = accuracy if self.skill is None else self.skill
+            self.skill = before + SKILL_RATE * (accuracy - before)
+        return {
+            "prm/pairwise_accuracy": accuracy,
+            "prm/brier": float(((scores.sigmoid() - batch.outcome) ** 2).mean()),
+            **mean_scores(scores, batch),
+        } | ({} if self.skill is None else {"prm/skill": self.skill})
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return self.learner.state() | {"skill": self.skill}
 
-    def restore(self, state: dict) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
         self.skill = state["skill"]
         self.learner.restore(state)
 
-    def _one_update(self, batch: Batch) -> bool:
+    def _is_one_update(self, batch: Batch) -> bool:
         whole = self.config.minibatch == 0 or self.config.minibatch >= len(batch)
-        return whole and _count(self.config.loss, batch) > 0
+        return whole and prm_loss_count(self.config.loss, batch) > 0
 
 
-def prm_loss(
-    name: str,
-    batch: Batch,
-    reference: Tensor,
-    beta: float,
-    labels: Tensor | None = None,
-    reference_point: float = 0.0,
-) -> tuple[Loss, int, bool]:
-    """The loss of a batch as the learner calls it, the count that divides its sum, and whether groups stay whole.
-
-    `name` is ce, dpo, nca, kto or steps; `reference` [B, T] log ref of the response tokens. steps needs
-    `labels` [B, T] where the batch's `step_end` is True; kto its `reference_point` z0. The count is the
-    responses, pairs or labelled steps, and may be 0 for pairs.
-    """
-
-    def loss(logprobs: Tensor, micro: Batch, rows: Tensor) -> Tensor:
-        width = logprobs.shape[1]
-        rewards = token_rewards(logprobs, reference[rows, :width], micro.response_mask, beta)
-        if name == "steps":
-            assert labels is not None
-            return prm_step_loss(prefix_values(rewards), labels[rows, :width], micro.step_end)[0]
-        return outcome_loss(name, response_scores(rewards), micro.outcome, micro.group, reference_point)[0]
-
-    return loss, _count(name, batch), name in PAIRS
+NO_UPDATE: Metrics = {"prm/loss": math.nan, "prm/grad_norm": math.nan, "prm/lr": 0.0}
 
 
-def outcome_loss(
-    name: str, scores: Tensor, outcomes: Tensor, group: Tensor, reference_point: float = 0.0
-) -> tuple[Tensor, int]:
-    """Sum of a loss over responses or pairs, and their number. scores, outcomes, group [B]; whole groups for pairs."""
-    if name == "ce":
-        return prm_ce_loss(scores, outcomes), len(scores)
-    if name == "kto":
-        return prm_kto_loss(scores, outcomes, reference_point), len(scores)
-    total, pairs = (prm_dpo_loss if name == "dpo" else prm_nca_loss)(scores, outcomes, group)
-    return total, int(pairs)
+def mean_scores(scores: Tensor, batch: Batch) -> Metrics:
+    """Mean score s(y) of right and of wrong responses; scores [B]."""
+    right = batch.outcome > 0.5
+    return {"prm/score_right": float(scores[right].mean()), "prm/score_wrong": float(scores[~right].mean())}
 
 
-def fitting_beta(nats: float) -> float:
-    """The beta for responses of which the median has S = `nats` nats under the reference: REACH / S, in [.05, 1].
-
-    The log-ratio of a response, sum_t log(phi/ref), cannot exceed -log ref(y), for phi(y) <= 1. So sigmoid(beta S)
-    bounds P(right) of the median response from above, and a beta that is too small leaves the loss nothing to gain.
-    """
-    return max(PUBLISHED_BETA, min(1.0, REACH / max(nats, 1e-6)))
-
-
-def kto_reference_point(prm: ImplicitPRM, rows: Sequence[Judged], max_tokens: int) -> float:
-    """z0 of KTO: the mean score of the responses, each set beside the prompt of the next group, at least 0.
-
-    An estimate of beta KL(phi || ref) under the present PRM (arXiv 2402.01306, section 4.1). Pairs of more than
-    `max_tokens` are left out; 0 where the rows answer one prompt only.
-    """
-    prompts = {row.group: row.prompt for row in rows}
-    groups = list(prompts)
-    after = dict(zip(groups, [*groups[1:], groups[0]], strict=True))
-    moved = [replace(row, prompt=prompts[after[row.group]]) for row in rows if after[row.group] != row.group]
-    moved = [row for row in moved if len(row.prompt.token_ids) + len(row.response.token_ids) <= max_tokens]
-    if not moved:
-        return 0.0
-    batch = collate_judged(moved, 0)[0].to(compute_device(prm.model))
-    scores = response_scores(prm.token_rewards(batch, prm.reference_logprobs(batch)))
-    return max(0.0, float(scores.mean()))
-
-
-def _count(name: str, batch: Batch) -> int:
-    """What divides the summed loss of a batch."""
-    if name == "steps":
-        return int(batch.step_end.sum())
-    return outcome_loss(name, torch.zeros_like(batch.outcome), batch.outcome, batch.group)[1]
-
-
-def _minibatches(group: Tensor, size: int) -> list[Tensor]:
+def minibatches_of_groups(group: Tensor, size: int) -> list[Tensor]:
     """Rows in minibatches of about `size` responses, groups kept whole, in the batch's order; 0 is all."""
     if size == 0:
         return [torch.arange(len(group), device=group.device)]

@@ -2,36 +2,30 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from openprime.config import PromptFormat, StepSplit
 from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages, suitable
 from openprime.data.collate import collate
 from openprime.data.steps import ENDS, split_steps, steps_of_tokens, text_of_tokens, token_texts
-from openprime.models.hub import (
-    compute_device,
-    find_file,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    same_vocabulary,
-    save_model,
-)
-from openprime.models.logprobs import batch_logprobs
-from openprime.models.lora import has_adapters, merged_model, using_adapter
+from openprime.models.hub import find_file, load_model, load_tokenizer, same_vocabulary
+from openprime.models.lm import LM
+from openprime.models.placement import Placement, pick_device
 from openprime.prime.rewards import token_rewards
 from openprime.ranks import first
 from openprime.types import Batch, Group, Prompt, Response, UserError
 
 SETTINGS_FILE = "implicit_prm.json"
 PUBLISHED_BETA = 0.05
+REACH = 0.5
+"""What `fitting_beta` makes of beta S, where S is -log ref of the median response: its P(right) can reach 0.62."""
 ROWS = 256
 """Responses that are scored at a time."""
 
@@ -74,24 +68,13 @@ class ImplicitPRM:
     """r_t = beta * (log phi(y_t | x, y_<t) - log ref(y_t | x, y_<t)). PRIME eq. 3, 2412.01981 eq. 1."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        reference: PreTrainedModel | None,
-        beta: float,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        tokens_per_microbatch: int = 16384,
-        bfloat16: bool = False,
-        adapter: str = "",
+        self, lm: LM, reference: LM | None, beta: float, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
         """`reference` None: the sampling policy's log-probabilities, which a batch carries.
 
-        `adapter`: the one of the model's that makes it the PRM. The reference is read with its adapters off, so it
-        may be the PRM's model or the policy's.
+        The reference may be the PRM's own model, or the policy's, with its adapters off.
         """
-        self.model, self.reference, self.beta, self.tokenizer = model, reference, beta, tokenizer
-        self.tokens_per_microbatch, self.bfloat16, self.adapter = tokens_per_microbatch, bfloat16, adapter
-        if reference is not None and not has_adapters(reference):
-            reference.requires_grad_(False).eval()
+        self.lm, self.reference, self.beta, self.tokenizer = lm, reference, beta, tokenizer
 
     @classmethod
     def from_pretrained(
@@ -105,16 +88,17 @@ class ImplicitPRM:
         """A saved PRM and its reference, '' for the one that it was saved with, from folders or hub ids.
 
         With a reference any causal language model will do, such as the published EurusPRM; beta is then .05.
-        Raises ValueError where no reference is known, and where the two do not share a vocabulary.
+        Raises UserError where no reference is known, and where the two do not share a vocabulary.
         """
-        device = pick_device(device) if isinstance(device, str) else device
+        place = Placement(pick_device(device) if isinstance(device, str) else device, bfloat16)
         beta, reference, tokenizer = find_parts(prm, reference)
-        models = load_model(prm, device).eval(), load_model(reference, device)
-        return cls(*models, beta, tokenizer, tokens_per_microbatch, bfloat16)
+        models = (load_model(name, place.device).requires_grad_(False).eval() for name in (prm, reference))
+        lms = [LM(model, place, tokens_per_microbatch=tokens_per_microbatch) for model in models]
+        return cls(lms[0], lms[1], beta, tokenizer)
 
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
         """Write the PRM as a Hugging Face model, with beta and the name of its reference beside it."""
-        save_model(merged_model(self.model, self.adapter), tokenizer, folder)
+        self.lm.save(folder, tokenizer)
         if not first():
             return
         if reference and Path(reference).is_dir():
@@ -122,18 +106,15 @@ class ImplicitPRM:
         settings = {"beta": self.beta, "reference": reference}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def reference_logprobs(self, batch: Batch) -> Tensor:
-        """log ref of the response tokens, [B, T]."""
-        if self.reference is None:
-            return batch.logprobs
-        with using_adapter(self.reference, ""):
-            return batch_logprobs(self.reference, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
+    def with_reference(self, batch: Batch) -> Batch:
+        """The batch with log ref of its response tokens."""
+        known = batch.logprobs if self.reference is None else self.reference.logprobs(batch)
+        return replace(batch, ref_logprobs=known)
 
-    def token_rewards(self, batch: Batch, reference: Tensor) -> Tensor:
-        """Token rewards [B, T] under the present weights; `reference` from `reference_logprobs`."""
-        with using_adapter(self.model, self.adapter):
-            logprobs = batch_logprobs(self.model, batch, self.tokens_per_microbatch, bfloat16=self.bfloat16)
-        return token_rewards(logprobs, reference, batch.response_mask, self.beta)
+    def token_rewards(self, batch: Batch) -> Tensor:
+        """Token rewards [B, T] under the present weights, PRIME eq. 3; the batch comes from `with_reference`."""
+        assert batch.ref_logprobs is not None
+        return token_rewards(self.lm.logprobs(batch), batch.ref_logprobs, batch.response_mask, self.beta)
 
     def score(
         self,
@@ -188,16 +169,25 @@ class ImplicitPRM:
         for start in range(0, len(order), ROWS):
             chosen = order[start : start + ROWS]
             batch = collate([_group(prompt_ids[i], response_ids[i]) for i in chosen], frozenset(), 0)
-            batch = batch.to(compute_device(self.model))
-            reference = self.reference_logprobs(batch)
-            rewards = self.token_rewards(batch, reference)
+            batch = self.with_reference(batch.to(self.lm.device))
+            assert batch.ref_logprobs is not None
+            rewards = self.token_rewards(batch)  # [B, T]
             for row, i in enumerate(chosen):
                 mask = batch.response_mask[row]
-                found[i] = rewards[row][mask].tolist(), reference[row][mask].tolist()
+                found[i] = rewards[row][mask].tolist(), batch.ref_logprobs[row][mask].tolist()
         return [
             Score(pieces, *found[i], own, steps_of_tokens(pieces, own))
             for i, (pieces, own) in enumerate(zip(texts, steps, strict=True))
         ]
+
+
+def fitting_beta(nats: float) -> float:
+    """The beta for responses of which the median has S = `nats` nats under the reference: REACH / S, in [.05, 1].
+
+    The log-ratio of a response, sum_t log(phi/ref), cannot exceed -log ref(y), for phi(y) <= 1. So sigmoid(beta S)
+    bounds P(right) of the median response from above, and a beta that is too small leaves the loss nothing to gain.
+    """
+    return max(PUBLISHED_BETA, min(1.0, REACH / max(nats, 1e-6)))
 
 
 def find_parts(prm: str, reference: str = "") -> tuple[float, str, PreTrainedTokenizerBase]:

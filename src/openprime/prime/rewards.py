@@ -73,13 +73,18 @@ def scale_by_return(rewards: Tensor, largest_return: Tensor | float) -> Tensor:
     return rewards / (largest_return + 1e-6)
 
 
+def better_pairs(outcomes: Tensor, group: Tensor) -> Tensor:
+    """[B, B] bool, True at (i, j) where i and j answer one prompt and i has the better outcome; both [B]."""
+    return (group[:, None] == group[None, :]) & (outcomes[:, None] > outcomes[None, :])
+
+
 def pairwise_accuracy(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """How often the PRM ranks the better of two responses to one prompt higher; ties count one half.
 
     Args: scores, outcomes, group [B], whole groups. Returns (sum over pairs, number of pairs):
     sums, so that several ranks can add theirs up.
     """
-    better = (group[:, None] == group[None, :]) & (outcomes[:, None] > outcomes[None, :])  # [B, B]
-    margin = scores[:, None] - scores[None, :]
+    better = better_pairs(outcomes, group)
+    margin = scores[:, None] - scores[None, :]  # [B, B]
     won = (margin > 0).double() + 0.5 * (margin == 0)
     return (won * better).sum(), better.sum()

@@ -1,4 +1,4 @@
-"""Collect a batch of groups: sample, verify, filter, refill (PRIME algorithm 1)."""
+"""Rollouts: prompts to groups of judged responses that pass the filter (PRIME algorithm 1, lines 3 to 5)."""
 
 import math
 import random
@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from openprime.config import FilterConfig, RolloutConfig
-from openprime.prime.stream import PromptStream
-from openprime.ranks import gather, share, together
-from openprime.types import Engine, Group, Prompt, Response, Sampling, UserError, Verdict
+from openprime.data.collate import collate
+from openprime.ranks import gather, share, together, world
+from openprime.types import Batch, Engine, Group, Metrics, Prompt, Response, Sampling, UserError, Verdict
 from openprime.verifiers.pool import Pool, with_verdicts
 
 SMALLEST_PASS_RATE = 0.1
@@ -26,20 +27,23 @@ class CannotFillError(UserError):
 
 
 @dataclass(slots=True)
-class Collector:
+class Rollouts:
     """Keeps the training batch full of groups that the filter lets pass."""
 
     engine: Engine
-    stream: PromptStream
+    stream: "PromptStream"
     pool: Pool
     rollout: RolloutConfig
     filter: FilterConfig
     seed: int
+    step_ends: frozenset[int] = frozenset()
+    """Tokens that end a step of a response."""
+    pad_token: int = 0
     pass_rate: float = 1.0
     """Share of drawn groups that passed lately: how many prompts to draw."""
     rollouts: int = 0
     """Responses sampled since the start, before the filter."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     """Of the last call of `collect`."""
 
     def collect(self, step: int, check: Callable[[], None]) -> list[Group]:
@@ -53,67 +57,70 @@ class Collector:
         wanted, kept, drawn = self.rollout.prompts, [], []
         limit = int(self.filter.max_draws * wanted)
         seconds = {"rollout": 0.0, "verify": 0.0}
-        sampling = Sampling(
-            self.rollout.responses, self.rollout.max_response_tokens, self.rollout.temperature
-        )
+        k, longest = self.rollout.responses, self.rollout.max_response_tokens
+        sampling = Sampling(k, longest, self.rollout.temperature)
         draws = 0
         while len(kept) < wanted:
             together(check)
             if len(drawn) >= limit:
                 raise CannotFillError(self._why(drawn, kept))
             missing = (wanted - len(kept)) / max(self.pass_rate, SMALLEST_PASS_RATE)
-            count = min(math.ceil(missing), limit - len(drawn))
-            prompts, seed = self.stream.take(count), derive_seed(self.seed, step, draws)
+            prompts = self.stream.take(min(math.ceil(missing), limit - len(drawn)))
+            seed = derive_seed(self.seed, step, draws)
             groups = sample_and_verify(self.engine, self.pool, prompts, sampling, seed, check, seconds)
             passed = [group for group in map(self._usable, groups) if self._passes(group)]
             self.pass_rate = 0.8 * self.pass_rate + 0.2 * len(passed) / len(groups)
             drawn += groups
             kept += passed
             draws += 1
-        surplus = kept[wanted:]
-        self.stream.put_back([group.prompt for group in surplus])
-        self.rollouts += len(drawn) * self.rollout.responses
-        self.metrics = self._measure(drawn, len(kept), draws) | {f"time/{k}": v for k, v in seconds.items()}
+        self.stream.put_back([group.prompt for group in kept[wanted:]])
+        self.rollouts += len(drawn) * k
+        self.metrics = self._measure(drawn, len(kept), draws, seconds)
         return kept[:wanted]
 
-    def state(self) -> dict:
-        """What a checkpoint keeps."""
+    def batch(self, groups: list[Group]) -> Batch:
+        """The groups as one block for the trainer."""
+        return collate(groups, self.step_ends, self.pad_token)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps (trap 10)."""
         return {"stream": self.stream.state(), "pass_rate": self.pass_rate, "rollouts": self.rollouts}
 
-    def close(self) -> None:
-        """Nothing is under way between calls."""
-
-    def restore(self, state: dict) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
         self.stream.restore(state["stream"])
         self.pass_rate, self.rollouts = state["pass_rate"], state["rollouts"]
 
+    def close(self) -> None:
+        """Nothing is under way between calls."""
+
     def _usable(self, group: Group) -> Group:
         """The responses to learn from: with an outcome, and if so asked not truncated."""
         drop = self.rollout.truncated == "drop"
-        kept = (r for r in group.responses if r.outcome is not None and not (drop and r.truncated))
-        return replace(group, responses=tuple(kept))
+        kept = tuple(r for r in group.responses if r.outcome is not None and not (drop and r.truncated))
+        return group if len(kept) == len(group.responses) else replace(group, responses=kept)
 
     def _passes(self, group: Group) -> bool:
         """A group needs two outcomes to be compared, and a mean outcome within the bounds."""
         return len(group.responses) >= 2 and self.filter.low <= group.accuracy <= self.filter.high
 
-    def _measure(self, drawn: list[Group], passed: int, draws: int) -> dict[str, float]:
+    def _measure(self, drawn: list[Group], passed: int, draws: int, seconds: dict[str, float]) -> Metrics:
         responses = [r for group in drawn for r in group.responses]
         tokens = sum(len(r.token_ids) for r in responses)
         outcomes = [r.outcome for r in responses if r.outcome is not None]
-        nothing = float("nan")
         return (
             {
-                "rollout/accuracy": sum(outcomes) / len(outcomes) if outcomes else nothing,
+                "rollout/accuracy": sum(outcomes) / len(outcomes) if outcomes else math.nan,
                 "rollout/passed": passed / len(drawn),
                 "rollout/draws": draws,
                 "rollout/rollouts": self.rollouts,
                 "rollout/tokens": tokens,
+                "rollout/tokens_per_second": tokens / seconds["rollout"],
                 "rollout/response_tokens": tokens / max(1, len(responses)),
                 "rollout/truncated": sum(r.truncated for r in responses) / max(1, len(responses)),
                 "rollout/entropy": -sum(sum(r.logprobs) for r in responses) / max(1, tokens),
             }
+            | {f"time/{phase}": value for phase, value in seconds.items()}
             | verify_metrics(responses)
             | self.pool.metrics()
         )
@@ -166,10 +173,11 @@ def sample_and_verify(
     )
     ended = time.perf_counter()
     judged = together(lambda: [with_verdicts(group, verdicts[id(group)]) for group in sampled])
-    # Without the prompts, which every rank has: their tests may be large.
-    parts = gather([(group.responses, group.policy_version) for group in judged])
-    answers = [answer for part in parts for answer in part]
-    groups = [Group(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    groups = judged
+    if world() > 1:  # without the prompts, which every rank has: their tests may be large
+        parts = gather([(group.responses, group.policy_version) for group in judged])
+        answers = [answer for part in parts for answer in part]
+        groups = [Group(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
     together(lambda: pool.insist(groups))
     if seconds is not None:
         seconds["rollout"] += ended - begun
@@ -191,21 +199,42 @@ def derive_seed(*parts: int | str) -> int:
     return random.Random("-".join(map(str, parts))).getrandbits(62)
 
 
-class Ahead:
-    """A collector that works in a thread of its own, up to `steps` steps ahead of the trainer.
+def accuracy(
+    engine: Engine, pool: Pool, prompts: list[Prompt], samples: int, max_tokens: int, seed: int
+) -> Metrics:
+    """Greedy accuracy and, with `samples`, avg@k on prompts. A response without a verdict counts as wrong."""
+    if not prompts:
+        return {}
+    greedy = sample_and_verify(engine, pool, prompts, Sampling(1, max_tokens, 0.0), seed)
+    metrics = {"eval/greedy": mean_outcome(greedy)}
+    if samples:
+        sampling = Sampling(samples, max_tokens)
+        drawn = sample_and_verify(engine, pool, prompts, sampling, derive_seed(seed, "evaluate"))
+        metrics[f"eval/avg@{samples}"] = mean_outcome(drawn)
+    return metrics
 
-    In the place of a Collector. Its groups are at most `steps` versions of the policy older than those that a
-    Collector would give. What it has collected ahead is not saved: a resumed run collects it anew.
+
+def mean_outcome(groups: list[Group]) -> float:
+    """Mean outcome over all responses."""
+    outcomes = [r.outcome or 0.0 for group in groups for r in group.responses]
+    return sum(outcomes) / len(outcomes)
+
+
+class RolloutsAhead:
+    """Rollouts that are collected in a thread of their own, up to `steps` steps ahead of the trainer.
+
+    In the place of Rollouts. Groups are at most `steps` versions of the policy older than those of Rollouts would be.
+    What has been collected ahead is not saved: a resumed run collects it anew.
     """
 
-    def __init__(self, collector: Collector, steps: int, last: int) -> None:
+    def __init__(self, rollouts: Rollouts, steps: int, last: int) -> None:
         """`last`: the last step of the run."""
-        self.collector, self.steps, self.last = collector, steps, last
+        self.rollouts, self.steps, self.last = rollouts, steps, last
         self.metrics: dict[str, float] = {}
         self._thread = ThreadPoolExecutor(1)
         self._coming: deque[Future[tuple[list[Group], dict[str, float], dict]]] = deque()
         self._next = 0
-        self._state = collector.state()
+        self._state = rollouts.state()
         self._stop = False
 
     def collect(self, step: int, check: Callable[[], None]) -> list[Group]:
@@ -224,18 +253,22 @@ class Ahead:
         self.metrics |= {"rollout/staleness": sum(old) / len(old), "time/wait": time.perf_counter() - begun}
         return groups
 
+    def batch(self, groups: list[Group]) -> Batch:
+        """As `Rollouts.batch`."""
+        return self.rollouts.batch(groups)
+
     def state(self) -> dict:
         """What a checkpoint keeps: as of the step that was last handed out."""
         return self._state
 
     def restore(self, state: dict) -> None:
         """Go on from `state()`."""
-        self.collector.restore(state)
+        self.rollouts.restore(state)
         self._state = state
 
     def _collect(self, step: int) -> tuple[list[Group], dict[str, float], dict]:
-        groups = self.collector.collect(step, self._check)
-        return groups, self.collector.metrics, self.collector.state()
+        groups = self.rollouts.collect(step, self._check)
+        return groups, self.rollouts.metrics, self.rollouts.state()
 
     def close(self) -> None:
         """End what is under way."""
@@ -245,3 +278,58 @@ class Ahead:
     def _check(self) -> None:
         if self._stop:
             raise CancelledError
+
+
+class PromptStream:
+    """Epochs of the data set, each in an order that depends on (seed, epoch) alone; put-back prompts come first."""
+
+    def __init__(self, prompts: list[Prompt], seed: int) -> None:
+        if not prompts:
+            raise UserError("a stream needs at least one prompt")
+        self.prompts, self.seed = prompts, seed
+        self.epoch, self.cursor = 0, 0
+        self.returned: deque[int] = deque()
+        self._index = {prompt.id: i for i, prompt in enumerate(prompts)}
+        self._order = self._shuffled()
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next `count` prompts."""
+        taken = []
+        while len(taken) < count:
+            if self.returned:
+                taken.append(self.prompts[self.returned.popleft()])
+                continue
+            if self.cursor == len(self._order):
+                self.epoch, self.cursor = self.epoch + 1, 0
+                self._order = self._shuffled()
+            taken.append(self.prompts[self._order[self.cursor]])
+            self.cursor += 1
+        return taken
+
+    def put_back(self, prompts: list[Prompt]) -> None:
+        """Return unused prompts; they are the next to be taken, in this order."""
+        self.returned.extendleft(self._index[prompt.id] for prompt in reversed(prompts))
+
+    def state(self) -> dict:
+        """What a checkpoint keeps (trap 10)."""
+        return {
+            "epoch": self.epoch,
+            "cursor": self.cursor,
+            "returned": list(self.returned),
+            "size": len(self.prompts),
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from `state()`; the data must be the same."""
+        if state["size"] != len(self.prompts):
+            raise UserError(
+                f"the checkpoint was made with {state['size']} prompts, the data now has {len(self.prompts)}: "
+                "resume with the data that the run began with"
+            )
+        self.epoch, self.cursor, self.returned = state["epoch"], state["cursor"], deque(state["returned"])
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> list[int]:
+        order = list(range(len(self.prompts)))
+        random.Random(f"stream-{self.seed}-{self.epoch}").shuffle(order)
+        return order

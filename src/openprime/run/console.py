@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from openprime.ranks import gather, world
-from openprime.types import RunError
+from openprime.types import Metrics, RunError
 
 
 class Interrupted(RunError):
@@ -81,11 +81,18 @@ class Clock:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def take(self) -> dict[str, float]:
+    def take(self) -> Metrics:
         """The phases as metrics `time/...`, and start anew."""
         taken = {f"time/{name}": value for name, value in self.seconds.items()}
         self.seconds = {}
         return taken
+
+
+def with_step_time(metrics: Metrics) -> Metrics:
+    """Add the whole step's seconds, where they have not been measured: those of its phases, one after the other."""
+    beside = {"time/evaluate"} | ({"time/rollout", "time/verify"} if "time/wait" in metrics else set())
+    phases = [value for name, value in metrics.items() if name.startswith("time/") and name not in beside]
+    return {"time/step": sum(phases)} | metrics
 
 
 class Bar:

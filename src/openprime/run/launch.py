@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from openprime import __version__
 from openprime.config import FolderConfig, RunConfig, VerifyConfig
-from openprime.models.hub import pick_device
+from openprime.models.placement import pick_device
 from openprime.ranks import (
     LostRankError,
     first,
@@ -32,7 +32,7 @@ from openprime.ranks import (
     rank,
     world,
 )
-from openprime.run.run import flatten
+from openprime.run.folder import flatten
 from openprime.types import Prompt, UserError
 
 LONGEST_WAIT = timedelta(hours=2)

@@ -1,118 +1,186 @@
-"""A run's folder: its settings, records, checkpoints and exports."""
+"""A run: its folder, and the one owner of its cadence."""
 
-import importlib.metadata
 import importlib.util
-import json
 import math
-import platform
 import shutil
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
-import torch
-import yaml
 from rich.console import Console
 from torch.utils.tensorboard.writer import SummaryWriter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from openprime import __version__
-from openprime.config import FolderConfig, PromptFormat, RunConfig
-from openprime.models.hub import save_model
-from openprime.ranks import first, on_first, world
+from openprime.config import RunConfig
+from openprime.ranks import LostRankError, first, on_first, world
 from openprime.run.checkpoint import Background, checkpoints, load_checkpoint, save_checkpoint
-from openprime.run.console import Clock
+from openprime.run.console import Bar, Clock, Interrupted, Signals, with_step_time
+from openprime.run.folder import open_folder
 from openprime.run.jsonl import append_jsonl, keep_until
-from openprime.types import UserError
+from openprime.types import Metrics, NonFiniteError, RunError, UserError
 
-MAY_CHANGE = {
-    "resume",
-    "steps",
-    "epochs",
-    "save_every",
-    "keep",
-    "sample_every",
-    "wandb",
-    "out",
-    "sequences",
-    "parallel",
-    "engine",
-}
-"""Settings that a resumed run may change."""
-PACKAGES = ("torch", "transformers", "datasets", "math-verify")
+
+class Part(Protocol):
+    """A part of a run whose state its checkpoints keep."""
+
+    def state(self) -> dict[str, Any]:
+        """All that it takes to go on."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        ...
 
 
 class Run:
-    """One run's folder: config.yaml, versions.json, metrics.jsonl, samples.jsonl, tensorboard, checkpoints, model.
+    """A run's folder and its steps.
 
-    Of several ranks the first one speaks and writes.
+    The folder holds config.yaml, versions.json, metrics.jsonl, samples.jsonl, tensorboard, checkpoints, and what is
+    exported. A step is timed, logged, shown and saved when it is due; where it fails, the error is named, with the
+    way back, and what is whole is saved; a signal ends the run after the step. Of several ranks the first one speaks
+    and writes.
+
+        with Run(config, "sft") as run:
+            run.begin({"learner": learner})
+            for step in run.steps(total, headline):
+                with run.step(step), run.training():
+                    run.log(learn(step))
     """
 
-    def __init__(self, config: RunConfig, stage: str) -> None:
+    def __init__(self, config: RunConfig, command: str) -> None:
         """Make the folder, or open it where `config.resume` is set.
 
-        Raises ValueError when there is already a run in it and it is not to be resumed, or when it was
+        Raises UserError when there is already a run in it and it is not to be resumed, or when it was
         begun with other settings.
         """
-        self.config, self.folder = config, Path(config.out)
+        self.config, self.command, self.folder = config, command, Path(config.out)
         self.console = Console(stderr=False, quiet=not first())
-        self.clock = Clock()
+        self.clock, self.signals = Clock(), Signals()
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise UserError("wandb is asked for but not installed: pip install 'openprime[wandb]'")
-        on_first(lambda: open_folder(config, stage))
-        self.step = 0
+        on_first(lambda: open_folder(config, command))
+        self.done, self.total = 0, 0
+        """Steps done, those of an earlier start included; steps in all."""
+        self._trained: dict[str, Part] = {}
+        self._cursor: Part | None = None
+        self.step_number = 0
+        """The step under way."""
+        self._whole: int | None = None
+        """The step after which the weights are as they are; None while they change, or before the first step."""
+        self._metrics: Metrics = {}
+        self._bar: Bar | None = None
+        self._headline: Callable[[Metrics], dict[str, str]] = lambda metrics: {}
+        self._every = 1
+        self._open = ExitStack()
         self._background: Background | None = None
         self._writer: SummaryWriter | None = None
         self._wandb: Any = None
 
-    def load(self) -> dict | None:
-        """The last checkpoint's state if the run is to be resumed and has one; later records are cut off."""
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.__exit__(kind, error, trace)
+        if self._writer is not None:
+            self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def begin(self, trained: dict[str, Part], cursor: Part | None = None) -> bool:
+        """From now on signals are noted, and checkpoints keep these parts; goes on from the last one, if resumed.
+
+        `cursor` is the place in the data. Returns True where the run begins anew.
+        """
+        self._open.enter_context(self.signals)
+        self._trained, self._cursor = trained, cursor
         found = on_first(lambda: checkpoints(self.folder / "checkpoints")) if self.config.resume else []
         state = load_checkpoint(found[-1]) if found else None
-        self.step = state["step"] if state else 0
+        self.done = state["step"] if state else 0
         for name in ("metrics.jsonl", "samples.jsonl") if first() else ():
-            keep_until(self.folder / name, self.step if state else -1)
-        if state:
-            self.console.print(f"resumed at step {self.step} from {found[-1]}")
-        return state
+            keep_until(self.folder / name, self.done if state else -1)
+        if state is None:
+            return True
+        for name, part in trained.items():
+            part.restore(state[name])
+        if cursor is not None:
+            cursor.restore(state["cursor"])
+        self.note(f"resumed at step {self.done} from {found[-1]}", "")
+        return False
 
-    def save(self, step: int, state: dict, wait: bool = True) -> None:
-        """Write a checkpoint, unless this step has one; without `wait`, while training goes on if it may."""
-        folder = self.folder / "checkpoints"
-        if self._background is None and self.config.parallel.save_in_background and world() > 1:
-            self._background = Background()
-        if self._background:
-            self._background.settle()
-        if not on_first((folder / f"step-{step:06d}").is_dir):
-            save_checkpoint(folder, step, state, self.config.keep, None if wait else self._background)
+    def steps(
+        self, total: int, headline: Callable[[Metrics], dict[str, str]], lines: int = 0
+    ) -> Iterator[int]:
+        """The numbers of the steps that are left, from 1 to `total`.
 
-    def way_back(self) -> str:
-        """Where the last good weights are, in words."""
-        found = checkpoints(self.folder / "checkpoints")
-        return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
+        `headline` takes the numbers that matter from a step's metrics. Where the console is no terminal it gets a
+        line a step, or about `lines` in all.
+        """
+        self.total, self._headline = total, headline
+        self._every = max(1, total // lines) if lines else 1
+        self._bar = self._open.enter_context(Bar(self.console, self.command, total, self.done))
+        yield from range(self.done + 1, total + 1)
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases; what is not finite is left out."""
-        if not first():
-            return
-        metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        line = {"step": step, **metrics}
-        append_jsonl(self.folder / "metrics.jsonl", line)
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-        if self.config.wandb:
-            if self._wandb is None:
-                self._wandb = start_wandb(self.config.wandb, self.folder)
-            self._wandb.log(metrics, step=step)
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """One step; step 0 is what is measured before the first one.
+
+        What is logged within is written at its end. Where an error ends it, whatever is whole is saved: the run as it
+        was before the step, or after it where training is over.
+        """
+        self.step_number, self._metrics = step, {}
+        self._whole = step - 1 if step else None
+        cursor = self._cursor.state() if self._cursor is not None else {}
+        try:
+            yield
+        except NonFiniteError as error:  # weights that are not worth keeping
+            raise RunError(
+                f"step {step}: {error}. {self.way_back()} Lower the learning rate, or look at what it was trained on"
+            ) from error
+        except LostRankError:  # weights that cannot be gathered
+            raise
+        except BaseException as error:
+            # Of several ranks: not what is this rank's alone, for the others are elsewhere.
+            if self._whole is not None and (
+                world() == 1 or isinstance(error, OSError | RuntimeError | ValueError)
+            ):
+                if self._whole == step:
+                    self._write(with_step_time(self._metrics | self.clock.take()))
+                self._save(self._whole, None if self._whole == step else cursor)
+                self.note(f"saved after step {self._whole}; go on with --resume", "")
+            raise
+        self._metrics |= self.clock.take()
+        if step:
+            self._metrics = with_step_time(self._metrics)
+        self._write(self._metrics)
+        if step:
+            self._finish(step)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Weights change: where this breaks off they are neither old nor new, and are not saved."""
+        self._whole = None
+        yield
+        self._whole = self.step_number
+
+    def due(self, every: int) -> bool:
+        """True in every so many steps and in the last one; 0 is the last one only."""
+        return self.step_number == self.total or bool(every and self.step_number % every == 0)
+
+    def log(self, metrics: Metrics) -> None:
+        """Add to the metrics of the step."""
+        self._metrics |= metrics
 
     def sample(self, rows: list[dict]) -> None:
         """Append to samples.jsonl."""
         for row in rows if first() else ():
             append_jsonl(self.folder / "samples.jsonl", row)
 
-    def export(self, name: str, write: "Any") -> Path:
+    def note(self, text: str, before: str = "note: ") -> None:
+        """A line on the console, above the bar."""
+        self.console.print(before + text, highlight=False, markup=False, soft_wrap=True)
+
+    def export(self, name: str, write: Callable[[Path], object]) -> Path:
         """Write a folder of the run as a whole or not at all; `write(folder)`, called on every rank, fills it."""
         target, partial = self.folder / name, self.folder / f".partial-{name}"
 
@@ -126,76 +194,59 @@ class Run:
         on_first(put_in_place)
         return target
 
-    def export_model(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: PromptFormat
-    ) -> Path:
-        """Write a Hugging Face model into the run's folder, and beside it how it was asked."""
-        return self.export(name, lambda folder: save_model(model, tokenizer, folder, form))
+    def way_back(self) -> str:
+        """Where the last good weights are, in words."""
+        found = checkpoints(self.folder / "checkpoints")
+        return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
 
-    def close(self) -> None:
-        """Flush what is still in memory."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+    def _finish(self, step: int) -> None:
+        """Show a step, save it when that is due, and end the run where a signal has arrived."""
+        assert self._bar is not None
+        last = step == self.total
+        if self.console.is_terminal or last or step % self._every == 0:
+            self._bar.report(step, self._headline(self._metrics))
+        stopped = self.signals.agree()
+        if stopped or last or (self.config.save_every and step % self.config.save_every == 0):
+            self._save(step, wait=bool(last or stopped))
+        self.done = step
+        if stopped and not last:
+            raise Interrupted(stopped)
 
+    def _save(self, step: int, cursor: dict[str, Any] | None = None, wait: bool = True) -> None:
+        """Write a checkpoint, unless this step has one; without `wait`, while training goes on if it may.
 
-def open_folder(config: FolderConfig, stage: str) -> Path:
-    """Make a command's folder with config.yaml and versions.json, or open it where `config.resume` is set.
+        `cursor` None: the present place in the data.
+        """
+        folder = self.folder / "checkpoints"
+        if self._background is None and self.config.parallel.save_in_background and world() > 1:
+            self._background = Background()
+        if self._background:
+            self._background.settle()
+        if on_first((folder / f"step-{step:06d}").is_dir):
+            return
+        state: dict[str, Any] = {name: part.state() for name, part in self._trained.items()}
+        if self._cursor is not None:
+            state["cursor"] = self._cursor.state() if cursor is None else cursor
+        save_checkpoint(folder, step, state, self.config.keep, None if wait else self._background)
 
-    Raises ValueError as `check_folder` does.
-    """
-    check_folder(config, stage)
-    folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(config.model_dump_json())
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    (folder / "versions.json").write_text(json.dumps(versions(stage), indent=2) + "\n", encoding="utf-8")
-    return folder
-
-
-def check_folder(config: FolderConfig, stage: str) -> None:
-    """Before any work: raises ValueError when there is already a run in the folder that cannot go on.
-
-    That is one which is not to be resumed, or which was begun by another command or with other settings.
-    """
-    folder, path = Path(config.out), Path(config.out) / "config.yaml"
-    if not path.is_file():
-        return
-    if not config.resume:
-        raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    made = folder / "versions.json"
-    command = json.loads(made.read_text(encoding="utf-8"))["stage"] if made.is_file() else stage
-    now = json.loads(config.model_dump_json())
-    refuse_changes(folder, {"command": command} | before, {"command": stage} | now)
-
-
-def refuse_changes(folder: Path, before: dict, now: dict) -> None:
-    """Raises ValueError, with every changed setting, for a folder that was begun with other ones."""
-    old, new = dict(flatten(before)), dict(flatten(now))
-    changed = [
-        f"{key}: {old[key]!r} -> {value!r}"
-        for key, value in new.items()
-        if key in old and old[key] != value and key.split(".")[0] not in MAY_CHANGE
-    ]
-    if changed:
-        raise UserError(
-            f"{folder} was begun with other settings: {'; '.join(changed)}. "
-            "Resume with the same ones, or start a new run with another --out"
-        )
-
-
-def versions(stage: str) -> dict[str, str]:
-    """What the run was made with."""
-    found = {"openprime": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
-    machine = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": str(torch.get_num_threads()),
-    }
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {"stage": stage, **found, **machine, **gpu, "command": " ".join(sys.argv)}
+    def _write(self, metrics: Metrics) -> None:
+        """Append to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases; what is not finite is left out."""
+        measured = {name.removeprefix("eval/"): v for name, v in metrics.items() if name.startswith("eval/")}
+        if measured:
+            said = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+            self.note(f"step {self.step_number}: held-out accuracy, {said}", "")
+        if not first():
+            return
+        step, metrics = self.step_number, {name: float(v) for name, v in metrics.items() if math.isfinite(v)}
+        append_jsonl(self.folder / "metrics.jsonl", {"step": step, **metrics})
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.done + 1)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        if self.config.wandb:
+            if self._wandb is None:
+                self._wandb = start_wandb(self.config.wandb, self.folder)
+            self._wandb.log(metrics, step=step)
 
 
 def start_wandb(project: str, folder: Path) -> Any:
@@ -203,14 +254,3 @@ def start_wandb(project: str, folder: Path) -> Any:
     import wandb  # pyright: ignore[reportMissingImports]
 
     return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name)
-
-
-def flatten(settings: dict, prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) pairs."""
-    pairs = []
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            pairs += flatten(value, f"{prefix}{key}.")
-        else:
-            pairs.append((prefix + key, value))
-    return pairs

@@ -1,0 +1,147 @@
+"""How good an implicit PRM is on held-out judged responses."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from openprime.config import OfflinePRMConfig
+from openprime.data.records import JudgedResponse, collate_judged
+from openprime.data.steps import text_of_tokens, token_texts
+from openprime.evaluation.calibration import brier, expected_calibration_error, lowest_is_last, roc_auc
+from openprime.evaluation.voting import bootstrap_interval
+from openprime.prime.losses import outcome_loss
+from openprime.prime.prm import ImplicitPRM
+from openprime.prime.rewards import pairwise_accuracy, response_scores
+from openprime.types import Metrics
+
+SAMPLE = 256
+"""Responses that KTO's reference point is measured on."""
+ROWS = 1024
+"""Responses that are scored at a time."""
+
+
+def measure(prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRMConfig) -> Metrics:
+    """How good the PRM is on held-out responses; with step labels the same over steps and their prefix values.
+
+    pairwise_accuracy: how often the better of two of a prompt's responses (steps) has the higher score, mean
+    over the prompts that have a pair, with a 95 % bootstrap interval over prompts. auc, ece and brier: over
+    all responses (steps), right above one half. lowest_step_last: how often the lowest step reward is the
+    last step's; a large share hints at a PRM that judges the outcome instead of the steps.
+    """
+    values, labels, step_rewards = [], [], []
+    places: dict[int, list[int]] = {}
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        for row, (found, truth, steps) in zip(part, scored(prm, part, config), strict=True):
+            places.setdefault(row.group, []).extend(range(len(values), len(values) + len(found)))
+            values += found
+            labels += truth
+            step_rewards.append(steps)
+    name = "ce" if config.loss == "steps" else config.loss
+    z0 = kto_reference_point(prm, rows[:SAMPLE], config.max_tokens) if name == "kto" else 0.0
+    scores, truths = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64)
+    total, count, accuracies = 0.0, 0, []
+    for group in places.values():
+        whole = torch.zeros(len(group), dtype=torch.long)
+        loss, number = outcome_loss(name, scores[group], truths[group], whole, z0)
+        won, pairs = pairwise_accuracy(scores[group], truths[group], whole)
+        total, count = total + float(loss), count + number
+        accuracies += [float(won / pairs)] if pairs else []
+    probabilities, right = scores.sigmoid().numpy(), np.array(labels) > 0.5
+    low, high = bootstrap_interval(accuracies) if accuracies else (math.nan, math.nan)
+    found = {
+        "loss": total / count if count else math.nan,
+        "pairwise_accuracy": sum(accuracies) / len(accuracies) if accuracies else math.nan,
+        "pairwise_low": low,
+        "pairwise_high": high,
+        "auc": roc_auc(values, right),
+        "ece": expected_calibration_error(probabilities, labels),
+        "brier": brier(probabilities, labels),
+        "lowest_step_last": lowest_is_last(step_rewards),
+    }
+    return {f"held_out/{name}": value for name, value in found.items() if math.isfinite(value)}
+
+
+def scored(
+    prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRMConfig
+) -> list[tuple[list[float], list[float], list[float]]]:
+    """(scores, what they should tell, step rewards) of each row; a score a response, or a labelled step."""
+    assert prm.tokenizer is not None
+    ids = [row.response.token_ids for row in rows]
+    if config.loss == "steps":
+        texts = [text_of_tokens(prm.tokenizer, row.response.text, row.response.token_ids) for row in rows]
+        how = [row.steps for row in rows]
+    else:
+        texts, how = [token_texts(prm.tokenizer, tokens) for tokens in ids], config.step_split
+    found = []
+    for row, score in zip(
+        rows, prm.score_tokens([row.prompt.token_ids for row in rows], ids, texts, how), strict=True
+    ):
+        if config.loss == "steps":
+            found.append((list(accumulate(score.step_rewards)), list(row.labels), score.step_rewards))
+        else:
+            found.append(([score.reward], [float(row.response.outcome or 0.0)], score.step_rewards))
+    return found
+
+
+def kto_reference_point(prm: ImplicitPRM, rows: Sequence[JudgedResponse], max_tokens: int) -> float:
+    """z0 of KTO: the mean score of the responses, each set beside the prompt of the next group, at least 0.
+
+    An estimate of beta KL(phi || ref) under the present PRM (arXiv 2402.01306, section 4.1). Pairs of more than
+    `max_tokens` are left out; 0 where the rows answer one prompt only.
+    """
+    prompts = {row.group: row.prompt for row in rows}
+    groups = list(prompts)
+    after = dict(zip(groups, [*groups[1:], groups[0]], strict=True))
+    moved = [replace(row, prompt=prompts[after[row.group]]) for row in rows if after[row.group] != row.group]
+    moved = [row for row in moved if len(row.prompt.token_ids) + len(row.response.token_ids) <= max_tokens]
+    if not moved:
+        return 0.0
+    batch = prm.with_reference(collate_judged(moved, 0).to(prm.lm.device))
+    scores = response_scores(prm.token_rewards(batch))  # [B]
+    return max(0.0, float(scores.mean()))
+
+
+def said(measures: Metrics) -> str:
+    """What was measured on held-out responses, in short."""
+    shown = ("loss", "pairwise_accuracy", "auc")
+    found = [
+        f"{name.replace('_', ' ')} {measures[key]:.3f}"
+        for name in shown
+        if (key := f"held_out/{name}") in measures
+    ]
+    return f"held out: {', '.join(found)}"
+
+
+def plain(measures: Metrics) -> Metrics:
+    """Without the prefix of the metrics."""
+    return {name.removeprefix("held_out/"): value for name, value in measures.items()}
+
+
+def table(summary: dict) -> Table:
+    """What was measured on held-out prompts, for the console."""
+    what = "labelled steps" if summary["loss"] == "steps" else "responses"
+    title = f"{summary['responses']} held-out responses to {summary['prompts']} prompts; scores of {what}"
+    shown = Table(title=title, title_justify="left")
+    for column in ("", "before", "after"):
+        shown.add_column(column, justify="right" if column else "left")
+    start, end = summary["start"], summary["end"]
+    for name, about in (
+        ("loss", "loss"),
+        ("pairwise_accuracy", "pairwise accuracy (95 %)"),
+        ("auc", "AUC"),
+        ("ece", "calibration error"),
+        ("brier", "Brier score"),
+        ("lowest_step_last", "lowest step is the last"),
+    ):
+        if name in end:
+            cells = [f"{one[name]:.3f}" if name in one else "" for one in (start, end)]
+            if name == "pairwise_accuracy":
+                cells[1] += f" ({end['pairwise_low']:.3f}-{end['pairwise_high']:.3f})"
+            shown.add_row(about, *cells)
+    return shown

@@ -1,0 +1,152 @@
+"""A language model with its circumstances; the micro-batches in which it takes a batch."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from openprime.config import LoRAOptimizerConfig, OptimizerConfig, PromptFormat
+from openprime.models.hub import compute_device, save_model
+from openprime.models.logprobs import token_distributions, token_logprobs
+from openprime.models.lora import add_adapter, merged_model, merged_tensors, using_adapter
+from openprime.models.placement import Placement
+from openprime.models.sharding import load_trained
+from openprime.ranks import all_sum, deal, rank, world
+from openprime.types import Batch
+
+CPU_TOKENS = 2048
+"""Tokens of a micro-batch on a CPU: what larger ones hold leaves its cache, and they are slower."""
+GROUPS_PER_RANK = 4
+"""From so many groups a rank on, groups are dealt whole: their rows share the work on their prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class LM:
+    """A causal language model and what its log-probabilities depend on beside the tokens."""
+
+    model: PreTrainedModel
+    place: Placement = Placement()  # noqa: RUF009
+    adapter: str = ""
+    """The adapter that is on when this model computes; the model may carry others. Empty: all are off."""
+    temperature: float = 1.0
+    """Logits are divided by it."""
+    tokens_per_microbatch: int = 16384
+    """Tokens in one forward pass; bounds memory, changes no result."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return compute_device(self.model)
+
+    def active(self) -> AbstractContextManager:
+        """With this model's adapter on: around forward and backward passes."""
+        return using_adapter(self.model, self.adapter)
+
+    def forward(self, micro: Batch) -> Tensor:
+        """Log-probabilities of a micro-batch's response tokens [b, t], differentiable, within `active()`."""
+        with self.place.autocast():
+            return token_logprobs(self.model, micro.token_ids, micro.response_mask, self.temperature)
+
+    def distributions(self, micro: Batch) -> Tensor:
+        """Log-probabilities of the whole vocabulary at the N response tokens [N, V], as `forward`."""
+        with self.place.autocast():
+            return token_distributions(self.model, micro.token_ids, micro.response_mask, self.temperature)
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the response tokens [B, T], without gradient.
+
+        In micro-batches; each rank computes a part of the same batch, and all get the whole.
+        """
+        logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)  # [B, T]
+        with self.active():
+            for rows in micro_batches(batch.lengths, self.tokens_per_microbatch, batch.group):
+                part = self.forward(batch.select(rows) if len(rows) else batch.shortest())  # [b, t]
+                logprobs[rows, : part.shape[1]] = part[: len(rows)]  # in the batch's order (trap 7)
+        return all_sum(logprobs)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, weight) as in a model without adapters, its own merged in, one at a time."""
+        return merged_tensors(self.model, self.adapter)
+
+    def save(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, form: PromptFormat | None = None
+    ) -> None:
+        """Write it as a Hugging Face model, its adapter merged in; `form` is how it was asked in training."""
+        save_model(merged_model(self.model, self.adapter), tokenizer, folder, form)
+
+
+class Loader:
+    """Loads the models of a run; one whose own weights nothing trains is loaded once, whoever uses it."""
+
+    def __init__(self, place: Placement) -> None:
+        self.place = place
+        self.frozen: dict[str, PreTrainedModel] = {}
+
+    def trained(self, name: str, adapter: str, config: OptimizerConfig, temperature: float = 1.0) -> LM:
+        """A model to train: whole, or with `lora.rank` an `adapter` on a base that others may use too."""
+        if not (isinstance(config, LoRAOptimizerConfig) and config.lora.rank):
+            return LM(load_trained(name, self.place), self.place, temperature=temperature)
+        model = self.reference(name).model
+        add_adapter(model, adapter, config.lora)
+        return LM(model, self.place, adapter, temperature)
+
+    def reference(self, name: str, tokens_per_microbatch: int = 16384) -> LM:
+        """A model to read only."""
+        if name not in self.frozen:
+            self.frozen[name] = load_trained(name, self.place).requires_grad_(False).eval()
+        return LM(self.frozen[name], self.place, tokens_per_microbatch=tokens_per_microbatch)
+
+
+def micro_batches(
+    lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False
+) -> list[Tensor]:
+    """This rank's part of a batch, which is the same on every rank, as `cut` does it; alone all of it.
+
+    Every rank gets as many micro-batches, since sharded weights are gathered by all together: some may be
+    empty. Groups stay on one rank where they are `whole`, and where there are enough to share them out evenly.
+    """
+    if world() == 1:
+        return cut(lengths, tokens, group, whole)
+    many = group is not None and len(group.unique()) >= GROUPS_PER_RANK * world()
+    dealt = deal(lengths, group if whole or many else None)
+    shares = [torch.tensor(rows, dtype=torch.long, device=lengths.device) for rows in dealt]
+    cuts = [
+        [rows[micro] for micro in cut(lengths[rows], tokens, None if group is None else group[rows], whole)]
+        for rows in shares
+    ]
+    own, count = cuts[rank()], max(map(len, cuts))
+    return own + [shares[0][:0]] * (count - len(own))
+
+
+def cut(lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False) -> list[Tensor]:
+    """Rows of micro-batches of at most `tokens` tokens, longest first.
+
+    Args: lengths [B]; group [B]: rows with the same number follow one another, so that they share their prompt.
+    With `whole` they stay in one micro-batch. What is longer than the budget by itself gets a micro-batch of
+    its own. Every row is in exactly one micro-batch. On a CPU the budget is at most CPU_TOKENS.
+    """
+    if lengths.device.type == "cpu":
+        tokens = min(tokens, CPU_TOKENS)
+    sizes = lengths.tolist()
+    groups: dict[int, list[int]] = {}
+    for row, unit in enumerate(range(len(sizes)) if group is None else group.tolist()):
+        groups.setdefault(unit, []).append(row)
+    for rows in groups.values():
+        rows.sort(key=lambda row: -sizes[row])
+    ordered = sorted(groups.values(), key=lambda rows: -sizes[rows[0]])
+    units = ordered if whole else [[row] for rows in ordered for row in rows]
+    batches: list[list[int]] = []
+    held = 0
+    for rows in units:
+        size = sum(sizes[row] for row in rows)
+        if not batches or held + size > tokens:
+            batches.append([])
+            held = 0
+        batches[-1] += rows
+        held += size
+    return [torch.tensor(rows, device=lengths.device) for rows in batches]

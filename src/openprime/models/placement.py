@@ -1,0 +1,48 @@
+"""Where models are kept, and how precisely they multiply."""
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from openprime.config import DeviceConfig, RunConfig
+from openprime.types import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Device and precision of the models of a run."""
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    bfloat16: bool = False
+    """The blocks multiply in bfloat16. Weights, optimiser, logits and log-probabilities are float32 (trap 11)."""
+    cpu_offload: bool = False
+    """Sharded weights stay in the host's memory; the GPU holds the block at work."""
+
+    @classmethod
+    def of(cls, config: DeviceConfig) -> "Placement":
+        """What a command's settings ask for. Raises UserError for a device that is not there."""
+        offload = isinstance(config, RunConfig) and config.parallel.cpu_offload
+        return cls(pick_device(config.device), config.dtype == "bfloat16", offload)
+
+    def autocast(self) -> AbstractContextManager:
+        """Forward passes within it multiply as `bfloat16` says."""
+        if self.bfloat16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one; of several ranks on a machine each has its own."""
+    if name in ("auto", "cuda") and torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but PyTorch sees no CUDA device: set device=cpu or auto")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name}: no such device: set auto, cpu or cuda") from error

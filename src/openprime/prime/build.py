@@ -1,0 +1,78 @@
+"""From a configuration to the parts of a run: everything that can be wrong is found before any long work."""
+
+import importlib
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from openprime.config import ALGORITHMS, RLConfig
+from openprime.data.collate import tokens_containing
+from openprime.data.readers import read_prompts
+from openprime.engines.make import make_engine
+from openprime.models.hub import pad_token
+from openprime.models.lm import Loader
+from openprime.models.placement import Placement
+from openprime.prime.learner import Learner
+from openprime.prime.methods import Method
+from openprime.prime.rollouts import PromptStream, Rollouts, RolloutsAhead
+from openprime.ranks import world
+from openprime.run.launch import same_prompts
+from openprime.run.run import Run
+from openprime.types import Engine, Prompt, UserError
+from openprime.verifiers.pool import Pool
+
+
+def build(
+    config: RLConfig, pool: Pool, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Run, Learner, Method, Engine, Rollouts | RolloutsAhead, list[Prompt]]:
+    """(run, policy, method, engine, rollouts, held-out prompts): pi = phi = ref = the SFT model."""
+    notes = config.check()
+    if config.rollout.max_staleness and world() > 1:
+        raise UserError(
+            "rollout.max_staleness: not under torchrun, where ranks collect together; set it to 0"
+        )
+    method_of = find_method(config.algorithm)
+    place = Placement.of(config)
+    pool.prepare(d.verifier for d in (config.data, config.eval_data) if d.source and not d.verifier_field)
+    data = read_prompts(config.data, tokenizer)
+    prompts = pool.admit(data.prompts, notes.append)
+    held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
+    held_out = pool.admit(held_out, notes.append) if held_out else []
+    same_prompts(prompts + held_out)
+    if data.dropped_long:
+        limit = config.data.max_prompt_tokens
+        notes.append(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
+    if pool.sandbox:
+        notes.append(f"programs run in the sandbox: {pool.sandbox}")
+
+    torch.manual_seed(config.seed)
+    models, rollout, settings = Loader(place), config.rollout, config.policy
+    minibatches = -(-rollout.prompts * rollout.responses // settings.minibatch)
+    updates = config.steps * settings.epochs * minibatches
+    policy = Learner(models.trained(config.model, "policy", settings, rollout.temperature), settings, updates)
+    run = Run(config, "rl")
+    for note in notes:
+        run.note(note)
+    method = method_of.build(config, models, tokenizer, run.clock)
+    longest = config.data.max_prompt_tokens + rollout.max_response_tokens
+    engine = make_engine(config, tokenizer, rollout.sequences, longest, policy.lm)
+    rollouts = Rollouts(
+        engine,
+        PromptStream(prompts, config.seed),
+        pool,
+        rollout,
+        config.filter,
+        config.seed,
+        tokens_containing(tokenizer, config.step_delimiter) if config.step_delimiter else frozenset(),
+        pad_token(tokenizer),
+    )
+    ahead = (
+        RolloutsAhead(rollouts, rollout.max_staleness, config.steps) if rollout.max_staleness else rollouts
+    )
+    return run, policy, method, engine, ahead, held_out
+
+
+def find_method(name: str) -> type[Method]:
+    """The class that ALGORITHMS names."""
+    module, _, found = ALGORITHMS[name][1].partition(":")
+    return getattr(importlib.import_module(module), found)

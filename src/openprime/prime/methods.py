@@ -1,0 +1,214 @@
+"""The methods that learn from a batch of judged rollouts: PRIME, and outcome rewards alone.
+
+A method is one class with the calls of `Method`; `ALGORITHMS` in config/commands.py names it and its settings.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from openprime.config import OutcomeConfig, PolicyConfig, PrimeConfig
+from openprime.models.hub import load_tokenizer, same_vocabulary
+from openprime.models.lm import Loader
+from openprime.prime.advantages import skill_gate, with_advantages
+from openprime.prime.learner import Learner, minibatches
+from openprime.prime.losses import importance_weights, policy_loss, token_weights
+from openprime.prime.online import OnlinePRM
+from openprime.prime.prm import is_prm, read_settings
+from openprime.prime.rollouts import derive_seed
+from openprime.ranks import all_sum
+from openprime.run.console import Clock
+from openprime.types import Batch, Metrics
+
+Write = Callable[[Path], None]
+"""Writes a model into an empty folder; every rank calls it."""
+
+
+class Method(Protocol):
+    """What turns a batch of judged rollouts into better weights of the policy."""
+
+    @classmethod
+    def build(cls, config: Any, models: Loader, tokenizer: PreTrainedTokenizerBase, clock: Clock) -> Self:
+        """The method that the settings ask for, before its first step."""
+        ...
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """Learn from a batch. Returns it with the columns that were computed, `rewards` among them, and metrics."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the policy."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        ...
+
+    def models(self) -> dict[str, Write]:
+        """What a run leaves beside the policy: the name of each folder, and what fills it."""
+        ...
+
+
+class OutcomeOnly:
+    """Outcome rewards alone: PRIME eq. 5 without its process term, then eq. 6. The baseline without a PRM."""
+
+    def __init__(self, config: OutcomeConfig | PrimeConfig, clock: Clock) -> None:
+        self.config, self.clock, self.steps = config, clock, 0
+
+    @classmethod
+    def build(cls, config: Any, models: Loader, tokenizer: PreTrainedTokenizerBase, clock: Clock) -> Self:
+        """As `Method.build`."""
+        return cls(config, clock)
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """One policy update on the batch's outcomes."""
+        return self.improve(policy, replace(batch, rewards=torch.zeros_like(batch.logprobs)))
+
+    def improve(self, policy: Learner, batch: Batch, *weights: float) -> tuple[Batch, Metrics]:
+        """Advantages with the `weights` of process and outcome (eq. 5), then clipped policy updates (eq. 6)."""
+        self.steps += 1
+        batch, spread = with_advantages(batch, self.config.advantage, *weights)
+        with self.clock.phase("policy"):
+            batch, mismatch = with_old_policy(policy, batch, self.config.policy.importance_clip)
+            generator = minibatch_generator(self.config.seed, self.steps)
+            metrics = update_policy(policy, batch, self.config.policy, generator)
+        return batch, spread | metrics | mismatch
+
+    def state(self) -> dict[str, Any]:
+        """The steps taken, which seed the minibatches."""
+        return {"steps": self.steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.steps = state["steps"]
+
+    def models(self) -> dict[str, Write]:
+        """None beside the policy."""
+        return {}
+
+
+class Prime(OutcomeOnly):
+    """PRIME: a process reward model that starts as the policy and learns from outcomes beside it."""
+
+    def __init__(self, config: PrimeConfig, clock: Clock, prm: OnlinePRM, save: Write) -> None:
+        """`save` writes the PRM."""
+        super().__init__(config, clock)
+        self.advantage, self.prm, self.save = config.advantage, prm, save
+
+    @classmethod
+    def build(
+        cls, config: PrimeConfig, models: Loader, tokenizer: PreTrainedTokenizerBase, clock: Clock
+    ) -> Self:
+        """The PRM starts as a copy of `prm.model`, else of the policy; its reference stays there."""
+        name = config.prm.model or config.model
+        if config.prm.model:
+            same_vocabulary(load_tokenizer(name), name, tokenizer, config.model)
+        responses = config.rollout.prompts * config.rollout.responses
+        updates = -(-responses // (config.prm.minibatch or responses))
+        learner = Learner(models.trained(name, "prm", config.prm), config.prm, config.steps * updates)
+        known = reference_name(config)
+        frozen = models.reference(known, config.prm.tokens_per_microbatch) if known else None
+        prm = OnlinePRM(learner, frozen, config.prm, clock)
+        return cls(config, clock, prm, lambda folder: prm.prm.save_pretrained(folder, tokenizer, known))
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """One PRM update and one policy update: algorithm 1, lines 6 to 12."""
+        batch, learnt = self.prm.score_and_update(
+            batch
+        )  # r_t = beta log(phi / ref), eq. 3; then phi by eq. 4
+        how = self.advantage
+        gate = skill_gate(learnt.get("prm/skill", 0.0)) if how.skill_gate else 1.0
+        batch, improved = self.improve(policy, batch, how.process_weight * gate, how.outcome_weight)
+        return batch, learnt | improved
+
+    def state(self) -> dict[str, Any]:
+        """The PRM's weights, optimiser and skill, and the steps taken."""
+        return self.prm.state() | super().state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        super().restore(state)
+        self.prm.restore(state)
+
+    def models(self) -> dict[str, Write]:
+        """The PRM, with the name of its reference."""
+        return {"prm": self.save}
+
+
+def reference_name(config: PrimeConfig) -> str:
+    """The frozen reference: that of a PRM trained before, else where the PRM starts; '' for the sampling policy.
+
+    Of a frozen PRM without one of its own it is the policy's start.
+    """
+    if config.prm.reference == "policy":
+        return ""
+    saved = read_settings(config.prm.model)[1] if config.prm.model and is_prm(config.prm.model) else ""
+    if saved:
+        return saved
+    return config.model if config.prm.update == "never" else (config.prm.model or config.model)
+
+
+def minibatch_generator(seed: int, step: int) -> torch.Generator:
+    """The random order of a step's minibatches."""
+    return torch.Generator().manual_seed(derive_seed(seed, "minibatches", step))
+
+
+def with_old_policy(policy: Learner, batch: Batch, ceiling: float) -> tuple[Batch, Metrics]:
+    """The batch with the old policy of the clipped loss, and the importance weights of its tokens (trap 12).
+
+    `ceiling` 0: the sampler is the old policy. Else the policy itself before its update is, and tokens are weighted
+    by min(p_trainer / p_sampler, ceiling); then metrics say how far the two are apart.
+    """
+    if not ceiling:
+        return replace(batch, old_logprobs=batch.logprobs), {}
+    own, mask = policy.lm.logprobs(batch), batch.response_mask  # [B, T]
+    weights = importance_weights(own, batch.logprobs, mask, ceiling)  # [B, T]
+    truncated = (own - batch.logprobs)[mask] > math.log(ceiling)
+    return replace(batch, old_logprobs=own, importance=weights), mismatch(own, batch) | {
+        "policy/importance_mean": float(weights[mask].mean()),
+        "policy/importance_truncated": float(truncated.float().mean()),
+    }
+
+
+def mismatch(logprobs: Tensor, batch: Batch) -> Metrics:
+    """How far the trainer's log-probabilities [B, T] of sampled tokens are from the sampler's, in nats (trap 12)."""
+    gap = (logprobs - batch.logprobs)[batch.response_mask].abs()
+    return {"policy/mismatch_mean": float(gap.mean()), "policy/mismatch_max": float(gap.max())}
+
+
+def update_policy(policy: Learner, batch: Batch, config: PolicyConfig, generator: torch.Generator) -> Metrics:
+    """Clipped policy updates on minibatches of responses, PRIME eq. 6."""
+    sums = torch.zeros(3, dtype=torch.float64)
+
+    def loss(logprobs: Tensor, micro: Batch) -> Tensor:
+        old, advantages, weights = micro.old_logprobs, micro.advantages, micro.weights  # [b, t]
+        assert old is not None
+        assert advantages is not None
+        assert weights is not None
+        if micro.importance is not None:  # as good as weighting the loss, for these weights are positive
+            advantages = advantages * micro.importance
+        found = policy_loss(logprobs, old, advantages, weights, config.clip_low, config.clip_high)
+        sums.add_(torch.stack([found.clipped, found.kl, weights.sum()]).double().cpu())
+        return found.loss
+
+    updates = []
+    gap: Metrics = {}
+    for _ in range(config.epochs):
+        for part in minibatches(batch, config.minibatch, generator):
+            weights, count = token_weights(part.response_mask, config.reduction)
+            updates.append(policy.update(replace(part, weights=weights), loss, count))
+            gap = gap or mismatch(updates[0].logprobs, part)  # before any update
+    all_sum(sums)
+    return {
+        "policy/loss": sum(update.loss for update in updates) / len(updates),
+        "policy/grad_norm": sum(update.grad_norm for update in updates) / len(updates),
+        "policy/clip_fraction": float(sums[0] / sums[2]),
+        "policy/kl": float(sums[1] / sums[2]),
+        "policy/lr": updates[-1].lr,
+    } | gap
