@@ -44,9 +44,7 @@ def one_by_one(model, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *SCALED])
-def test_every_architecture_gives_packed_rows_the_values_and_gradients_of_single_ones(
-    name: str, ids: Tensor, mask: Tensor
-):
+def test_pack__gives_values_and_gradients_of_single_rows(name: str, ids: Tensor, mask: Tensor):
     weights = torch.randn(mask.shape, generator=torch.Generator().manual_seed(2)) * mask
     ours, theirs = make(name), make(name)
     assert packs(ours)
@@ -59,27 +57,23 @@ def test_every_architecture_gives_packed_rows_the_values_and_gradients_of_single
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-4 * largest, msg=key)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2, capped logits"])
-def test_architectures_that_do_not_pack_give_the_same_from_padded_rows(
-    name: str, ids: Tensor, mask: Tensor, monkeypatch: pytest.MonkeyPatch
-):
-    packed = token_logprobs(make(name), ids, mask)
-    monkeypatch.setattr(logprobs, "packs", lambda model: False)
-    torch.testing.assert_close(token_logprobs(make(name), ids, mask), packed, rtol=1e-4, atol=1e-4)
-
-
-def test_an_architecture_packs_only_if_the_tests_above_try_it():
+def test_packs__only_architectures_that_the_test_above_tries():
     assert {make(name).config.model_type for name in (*PLAIN, *SCALED)} == PACKS
 
 
-def test_another_attention_is_left_as_it_is():
-    model = make("llama")
+@pytest.mark.parametrize("name", ["llama", "gemma2, capped logits"])
+def test_packs__a_model_with_another_attention_keeps_it_and_reads_padded_rows(
+    name: str, ids: Tensor, mask: Tensor
+):
+    packed = token_logprobs(make(name), ids, mask)
+    model = make(name)
     model.set_attn_implementation("eager")
     assert not packs(model)
+    torch.testing.assert_close(token_logprobs(model, ids, mask), packed, rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation == "eager"
 
 
-def test_a_saved_model_does_not_name_our_attention(tmp_path):
+def test_packs__a_saved_model_does_not_name_our_attention(tmp_path):
     model = make("llama")
     assert packs(model)
     assert model.config._attn_implementation == NAME
@@ -87,9 +81,7 @@ def test_a_saved_model_does_not_name_our_attention(tmp_path):
     assert NAME not in (tmp_path / "config.json").read_text()
 
 
-def test_the_model_sees_a_shared_prompt_once_and_neither_padding_nor_last_tokens(
-    ids: Tensor, mask: Tensor, monkeypatch: pytest.MonkeyPatch
-):
+def test_pack__a_shared_prompt_is_read_once_and_neither_padding_nor_last_tokens(ids: Tensor, mask: Tensor):
     model, seen = make("qwen2"), []
     model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
     logprobs.has_plain_head(model)  # looks at four tokens
@@ -98,7 +90,7 @@ def test_the_model_sees_a_shared_prompt_once_and_neither_padding_nor_last_tokens
     assert seen == [(1, (3 + 1 + 2) + sum(n - 1 for n in RESPONSES))]
 
 
-def test_masks_with_holes_and_rows_without_a_response():
+def test_pack__masks_with_holes_and_rows_without_a_response():
     ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 9, 9, 9, 9], [1, 2, 3, 4, 9, 9]])
     mask = torch.tensor([[0, 0, 1, 0, 1, 0], [0] * 6, [0, 0, 0, 1, 0, 0]]).bool()
     model = make("qwen3")
@@ -107,27 +99,26 @@ def test_masks_with_holes_and_rows_without_a_response():
     )
 
 
-def rows_of(data) -> tuple[Tensor, Tensor]:
+@st.composite
+def rows(draw) -> tuple[Tensor, Tensor]:
     """Up to six rows over three tokens, so that prompts often coincide."""
-    width = data.draw(st.integers(2, 12), "width")
-    count = data.draw(st.integers(1, 6), "rows")
-    ids = data.draw(
-        st.lists(st.lists(st.integers(0, 2), min_size=width, max_size=width), min_size=count, max_size=count)
-    )
-    wanted = data.draw(
-        st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=count, max_size=count)
-    )
-    mask = torch.tensor(wanted)
+    width, count = draw(st.integers(2, 12)), draw(st.integers(1, 6))
+
+    def block(values: st.SearchStrategy) -> Tensor:
+        row = st.lists(values, min_size=width, max_size=width)
+        return torch.tensor(draw(st.lists(row, min_size=count, max_size=count)))
+
+    ids, mask = block(st.integers(0, 2)), block(st.booleans())
     mask[:, 0] = False
     mask[0, 1] = True  # one at least
-    return torch.tensor(ids), mask
+    return ids, mask
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.data())
-def test_packing_keeps_every_token_that_counts_with_all_that_it_sees(data):
+@given(rows())
+def test_pack__keeps_every_token_that_counts_with_all_that_it_sees(batch: tuple[Tensor, Tensor]):
     """Against the definition: which tokens come before a True, where, and what stands to their left."""
-    ids, mask = rows_of(data)
+    ids, mask = batch
     found = pack(ids, mask)
     tokens, positions = found.token_ids[0].tolist(), found.positions[0].tolist()
     contexts: dict[int, tuple[int, ...]] = {}  # of each place: the tokens up to it
