@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from openprime.config import ServerEngineConfig
 from openprime.engines.server import ServerEngine
 from openprime.types import Prompt, Sampling
 from support.fake_server import END, Fake
@@ -17,7 +18,8 @@ server = Fake()
 urls: list[str] = [""] * ranks
 distributed.all_gather_object(urls, server.url)
 folder = Path(sys.argv[1])
-engine = ServerEngine(tuple(urls), "model", TOKENIZER, frozenset({END}), 8, 512, folder)
+config = ServerEngineConfig(urls=tuple(urls))
+engine = ServerEngine(config, "model", TOKENIZER, frozenset({END}), 8, 512, folder)
 for version in (1, 2):
     gathered = []
 

@@ -1,4 +1,4 @@
-"""vLLM servers: what is asked of them, and what happens when they die, hang, or come back with other weights."""
+"""vLLM servers: requests, weights, and servers that die, hang, or come back with other weights."""
 
 import os
 import subprocess
@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openprime.engines import common as responses
+from openprime.config import ServerEngineConfig
+from openprime.engines import common
 from openprime.engines import server as module
 from openprime.engines.common import prompt_seed
 from openprime.engines.server import ServerEngine
-from openprime.types import EngineError, Group, Prompt, Sampling
+from openprime.types import EngineError, Group, Prompt, Sampling, UserError
 from support.fake_server import END, Fake
 from support.vllm_models import TOKENIZER, prompts_of
 
@@ -42,12 +43,11 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK", 0.05)
 
 
-def engine_of(folder: Path, *servers: Fake, timeout: float = 10.0, sequences: int = 12) -> ServerEngine:
-    urls = tuple(server.url for server in servers)
+def engine_of(folder: Path, *servers: Fake, timeout: float = 10.0) -> ServerEngine:
+    config = ServerEngineConfig(urls=tuple(server.url for server in servers), timeout=timeout)
     (folder / "model").mkdir(exist_ok=True)
-    return ServerEngine(
-        urls, str(folder / "model"), TOKENIZER, frozenset({END}), sequences, 512, folder / "weights", timeout
-    )
+    name, weights = str(folder / "model"), folder / "weights"
+    return ServerEngine(config, name, TOKENIZER, frozenset({END}), 12, 512, weights)
 
 
 def numbered(count: int) -> list[Prompt]:
@@ -66,7 +66,7 @@ def assert_right(groups: list[Group], prompts: list[Prompt], seed: int, version:
         assert not any(r.truncated for r in group.responses)
 
 
-def test_a_request_says_all_that_a_models_own_settings_would_fill_in(fake: Servers, tmp_path: Path):
+def test_generate__a_request_says_all_that_a_models_own_settings_would_fill_in(fake: Servers, tmp_path: Path):
     server = fake()
     engine = engine_of(tmp_path, server)
     engine.generate(numbered(1), SAMPLING, 9)
@@ -88,7 +88,7 @@ def test_a_request_says_all_that_a_models_own_settings_would_fill_in(fake: Serve
     }
 
 
-def test_prompts_are_spread_over_servers_and_groups_handed_over_as_they_end(fake: Servers, tmp_path: Path):
+def test_generate__spreads_prompts_and_hands_groups_over_as_they_end(fake: Servers, tmp_path: Path):
     servers = [fake(seconds=0.03), fake(seconds=0.03)]
     engine, prompts = engine_of(tmp_path, *servers), numbered(30)
     seen: list[Group] = []
@@ -102,7 +102,7 @@ def test_prompts_are_spread_over_servers_and_groups_handed_over_as_they_end(fake
     assert min(counts) >= 8
 
 
-def test_new_weights_are_taken_before_anything_is_sampled_from_them(fake: Servers, tmp_path: Path):
+def test_load__new_weights_are_taken_before_anything_is_sampled(fake: Servers, tmp_path: Path):
     servers = [fake(), fake()]
     engine, prompts = engine_of(tmp_path, *servers), numbered(8)
     engine.generate(prompts, SAMPLING, 1)
@@ -121,8 +121,8 @@ def test_new_weights_are_taken_before_anything_is_sampled_from_them(fake: Server
     assert len(list((tmp_path / "weights").iterdir())) <= 2  # old ones are deleted
 
 
-def test_weights_are_cut_into_files(fake: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(responses, "SHARD", 100)
+def test_load__cuts_weights_into_files(fake: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(common, "SHARD", 100)
     engine = engine_of(tmp_path, fake())
     weights = {f"w{i}": torch.randn(7) for i in range(9)}  # 28 bytes each
     engine.load(weights.items(), 1)
@@ -132,7 +132,7 @@ def test_weights_are_cut_into_files(fake: Servers, tmp_path: Path, monkeypatch: 
     assert all(torch.equal(together[name], weights[name]) for name in weights)
 
 
-def test_a_server_that_dies_in_mid_run_loses_nothing(
+def test_generate__a_server_that_dies_in_mid_run_loses_nothing(
     fake: Servers, tmp_path: Path, capfd: pytest.CaptureFixture
 ):
     servers = [fake(seconds=0.05), fake(seconds=0.05)]
@@ -152,7 +152,7 @@ def test_a_server_that_dies_in_mid_run_loses_nothing(
     assert again == groups
 
 
-def test_a_server_that_comes_back_is_given_the_weights_again(fake: Servers, tmp_path: Path):
+def test_generate__a_server_that_comes_back_is_given_the_weights_again(fake: Servers, tmp_path: Path):
     servers = [fake(seconds=0.02), fake(seconds=0.02)]
     engine, prompts = engine_of(tmp_path, *servers), numbered(60)
     engine.load([("w", torch.ones(1))], 5)
@@ -174,7 +174,7 @@ def test_a_server_that_comes_back_is_given_the_weights_again(fake: Servers, tmp_
     assert servers[0].taken == [engine.source.path] * 2
 
 
-def test_a_response_from_other_weights_is_thrown_away(fake: Servers, tmp_path: Path):
+def test_generate__a_response_from_other_weights_is_thrown_away(fake: Servers, tmp_path: Path):
     """A server that was started anew between two requests, so fast that no request failed."""
     server = fake()
     engine, prompts = engine_of(tmp_path, server), numbered(6)
@@ -185,26 +185,23 @@ def test_a_response_from_other_weights_is_thrown_away(fake: Servers, tmp_path: P
     assert server.version == engine.source.tag
 
 
-def test_a_server_that_hangs_is_left_for_another(fake: Servers, tmp_path: Path):
-    servers = [fake(hangs=True), fake()]
-    engine, prompts = engine_of(tmp_path, *servers, timeout=0.5), numbered(20)
+@pytest.mark.parametrize(("fault", "timeout"), [({"hangs": True}, 0.5), ({"reason": "abort"}, 10.0)])
+def test_generate__a_server_that_hangs_or_cuts_responses_short_is_left_for_another(
+    fake: Servers, tmp_path: Path, fault: dict, timeout: float
+):
+    servers = [fake(**fault), fake()]
+    engine, prompts = engine_of(tmp_path, *servers, timeout=timeout), numbered(20)
     assert_right(engine.generate(prompts, SAMPLING, 1), prompts, 1, 0)
     assert servers[0].asked
 
 
-def test_a_response_that_a_dying_server_cut_short_is_no_response(fake: Servers, tmp_path: Path):
-    servers = [fake(reason="abort"), fake()]
-    engine, prompts = engine_of(tmp_path, *servers), numbered(20)
-    assert_right(engine.generate(prompts, SAMPLING, 1), prompts, 1, 0)
-
-
-def test_a_prompt_that_no_server_survives_is_given_up(fake: Servers, tmp_path: Path):
+def test_generate__a_prompt_that_no_server_survives_is_given_up(fake: Servers, tmp_path: Path):
     engine = engine_of(tmp_path, fake(reason="abort"), fake(reason="abort"))
     with pytest.raises(EngineError, match="3 times over one prompt"):
         engine.generate(numbered(4), SAMPLING, 1)
 
 
-def test_without_any_server_it_waits_and_then_gives_up(fake: Servers, tmp_path: Path):
+def test_generate__without_any_server_it_waits_and_then_gives_up(fake: Servers, tmp_path: Path):
     server = fake()
     engine, prompts = engine_of(tmp_path, server, timeout=3.0), numbered(6)
     server.stop()
@@ -220,7 +217,7 @@ def test_without_any_server_it_waits_and_then_gives_up(fake: Servers, tmp_path: 
     server.start()
 
 
-def test_an_interrupt_ends_what_is_under_way(fake: Servers, tmp_path: Path):
+def test_generate__an_interrupt_ends_what_is_under_way(fake: Servers, tmp_path: Path):
     server = fake(hangs=True)
     engine = engine_of(tmp_path, server, timeout=25)
     asked = iter(range(3))
@@ -237,7 +234,7 @@ def test_an_interrupt_ends_what_is_under_way(fake: Servers, tmp_path: Path):
     assert_right(engine.generate(numbered(8), SAMPLING, 1), numbered(8), 1, 0)
 
 
-def test_a_long_prompt_leaves_less_room_for_the_response(fake: Servers, tmp_path: Path):
+def test_generate__a_long_prompt_leaves_less_room_for_the_response(fake: Servers, tmp_path: Path):
     server = fake()
     engine = engine_of(tmp_path, server)
     engine.generate(prompts_of([500]), SAMPLING, 1)
@@ -252,25 +249,25 @@ def test_a_long_prompt_leaves_less_room_for_the_response(fake: Servers, tmp_path
         ({"max_model_len": 100}, "--max-model-len 512"),
     ],
 )
-def test_a_server_that_was_started_otherwise_is_refused(
+def test_server_engine__a_server_that_was_started_otherwise_is_refused(
     fake: Servers, tmp_path: Path, options: dict, message: str
 ):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         engine_of(tmp_path, fake(), fake(**options))
 
 
-def test_no_server_at_all_is_said_at_the_start(fake: Servers, tmp_path: Path):
+def test_server_engine__no_server_at_all_is_an_error_at_the_start(fake: Servers, tmp_path: Path):
     first, second = fake(), fake()
     second.stop()
     engine_of(tmp_path, first, second)  # one is enough
     first.stop()
-    with pytest.raises(ValueError, match=r"no server answers.*VLLM_SERVER_DEV_MODE=1 vllm serve"):
+    with pytest.raises(UserError, match=r"no server answers.*VLLM_SERVER_DEV_MODE=1 vllm serve"):
         engine_of(tmp_path, first, second)
     for server in (first, second):
         server.start()
 
 
-def test_every_rank_has_servers_of_its_own_and_the_first_one_writes(tmp_path: Path):
+def test_server_engine__every_rank_has_servers_of_its_own_and_the_first_one_writes(tmp_path: Path):
     script = Path(__file__).parents[1] / "support" / "server_ranks.py"
     done = subprocess.run(
         [
