@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openprime.config import LoRAConfig
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.lora import add_adapter, merged_model, trained_parameters
+from openprime.models.placement import Placement
 from openprime.models.tiny import build_tokenizer
 from openprime.types import Group, Prompt, Sampling
 from support.tiny_zoo import VOCABULARY, make
@@ -40,19 +41,20 @@ def adapted():
 
 def sampled(model, tokens: int = 12, bfloat16: bool = False) -> list[Group]:
     tokenizer = build_tokenizer(["a b\n"] * 9, 300)
-    engine = TransformersEngine(model, tokenizer, frozenset({VOCABULARY}), bfloat16=bfloat16)
+    engine = TransformersEngine(model, Placement(bfloat16=bfloat16), tokenizer, frozenset({VOCABULARY}))
     return engine.generate(PROMPTS, Sampling(2, tokens, 1.0), seed=1)
 
 
-def test_samples_are_those_of_the_merged_model():
+def test_generate__samples_are_those_of_the_merged_model():
     model = adapted()
-    ours, theirs = sampled(model), sampled(merged_model(model, "policy"))
-    assert [r.token_ids for g in ours for r in g.responses] == [
-        r.token_ids for g in theirs for r in g.responses
-    ]
+    ours, theirs = (
+        [response.token_ids for group in sampled(one) for response in group.responses]
+        for one in (model, merged_model(model, "policy"))
+    )
+    assert ours == theirs
 
 
-def test_frozen_weights_are_cast_once_whatever_the_tokens():
+def test_generate__frozen_weights_are_cast_once_whatever_the_tokens():
     model = adapted()
     before = [p.requires_grad for p in model.parameters()]
     counts = []

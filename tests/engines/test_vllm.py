@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from openprime.config import PrimeConfig, VLLMEngineConfig
 from openprime.engines.make import make_engine
 from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, deadline, start_vllm
-from openprime.models.hub import end_tokens, load_model, named_end_tokens
-from openprime.types import EngineError, Group, NonFiniteError, Sampling
+from openprime.models.placement import Placement
+from openprime.types import EngineError, Group, NonFiniteError, Sampling, UserError
 from support.vllm_models import LENGTHS, TOKENIZER, assert_logprobs, build, ends_of, prompts_of, saved
 
 needs_vllm = pytest.mark.skipif(
@@ -25,28 +26,26 @@ needs_vllm = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """Models A and B of one shape, and an engine that was started with A."""
     a, b = build(request.param, 0), build(request.param, 1)
     name = saved(a, tmp_path_factory.mktemp("vllm") / "a")
-    engine = VLLMEngine(lambda: start(name), TOKENIZER, ends_of(a), timeout=60)
-    return a, b, engine
+    start = partial(start_vllm, name, Placement(), VLLMEngineConfig(), sequences=16, longest=400)
+    return a, b, VLLMEngine(start, TOKENIZER, ends_of(a), timeout=60)
 
 
-def start(name: str):
-    return start_vllm(name, torch.device("cpu"), bfloat16=False, sequences=16, longest=400)
-
-
-def transformers_engine(model: PreTrainedModel) -> TransformersEngine:
-    return TransformersEngine(model, TOKENIZER, ends_of(model))
+@pytest.fixture
+def pair(started):
+    """The same, with the weights of A."""
+    a, _, engine = started
+    engine.load(a.named_parameters(), 0)
+    return started
 
 
 def assert_greedy_equal(engine: VLLMEngine, model: PreTrainedModel) -> None:
     prompts, sampling = prompts_of(LENGTHS), Sampling(1, 24, 0.0)
-    got, expected = (
-        engine.generate(prompts, sampling, 0),
-        transformers_engine(model).generate(prompts, sampling, 0),
-    )
+    reference = TransformersEngine(model, Placement(), TOKENIZER, ends_of(model))
+    got, expected = (one.generate(prompts, sampling, 0) for one in (engine, reference))
     lengths = set()
     for ours, theirs in zip(got, expected, strict=True):
         (r,), (s,) = ours.responses, theirs.responses
@@ -62,15 +61,15 @@ def assert_greedy_equal(engine: VLLMEngine, model: PreTrainedModel) -> None:
 class TestRealVLLM:
     """On one engine each, tied and untied."""
 
-    def test_greedy_decoding_equals_the_transformers_engine(self, pair):
+    def test_generate__greedy_decoding_equals_the_transformers_engine(self, pair):
         a, _, engine = pair
-        engine.load(a.named_parameters(), 0)
         assert_greedy_equal(engine, a)
 
     @pytest.mark.parametrize("temperature", [1.0, 0.6])
-    def test_log_probabilities_are_those_of_the_sampling_distribution(self, pair, temperature: float):
+    def test_generate__log_probabilities_are_those_of_the_sampling_distribution(
+        self, pair, temperature: float
+    ):
         a, _, engine = pair
-        engine.load(a.named_parameters(), 0)
         groups = engine.generate(prompts_of(LENGTHS), Sampling(4, 24, temperature), 5)
         assert all(len(group.responses) == 4 for group in groups)
         assert len({r.token_ids for group in groups for r in group.responses}) > 20
@@ -82,9 +81,8 @@ class TestRealVLLM:
                 assert len(r.token_ids) == 24 if r.truncated else len(r.token_ids) <= 24
                 assert r.text == TOKENIZER.decode(list(r.token_ids), skip_special_tokens=True)
 
-    def test_the_same_seed_gives_the_same_samples_and_another_one_others(self, pair):
-        a, _, engine = pair
-        engine.load(a.named_parameters(), 0)
+    def test_generate__the_same_seed_gives_the_same_samples_and_another_one_others(self, pair):
+        *_, engine = pair
         prompts, sampling = prompts_of([7, 7, 30]), Sampling(3, 20)
         first, again, other = (engine.generate(prompts, sampling, seed) for seed in (2**61 + 3, 2**61 + 3, 3))
         assert first == again
@@ -92,10 +90,9 @@ class TestRealVLLM:
         rows = [r.token_ids for group in first for r in group.responses]
         assert len(set(rows)) == len(rows)
 
-    def test_frequencies_are_those_of_the_model(self, pair):
+    def test_generate__frequencies_are_those_of_the_model(self, pair):
         """The first token of many responses, without top-k or a penalty that the model's folder asks for."""
         a, _, engine = pair
-        engine.load(a.named_parameters(), 0)
         (prompt,) = prompts_of([6])
         (group,) = engine.generate([prompt], Sampling(4000, 1, 2.0), 1)
         with torch.no_grad():
@@ -109,7 +106,7 @@ class TestRealVLLM:
         chi_square = float(((counts - expected) ** 2 / expected).sum())
         assert chi_square < degrees + 5 * (2 * degrees) ** 0.5  # five standard deviations
 
-    def test_weights_a_b_a(self, pair):
+    def test_load__weights_a_b_a(self, pair):
         """Prompts of several cache blocks: neither the head's packed copy nor cached prefixes of A may be left."""
         a, b, engine = pair
         engine.load(a.named_parameters(), 1)
@@ -125,9 +122,8 @@ class TestRealVLLM:
         after = engine.generate(prompts_of(LENGTHS), sampling, 3)
         assert [g.responses for g in after] == [g.responses for g in before]
 
-    def test_groups_are_handed_over_as_they_end(self, pair):
-        a, _, engine = pair
-        engine.load(a.named_parameters(), 0)
+    def test_generate__hands_groups_over_as_they_end(self, pair):
+        *_, engine = pair
         seen: list[Group] = []
         left: list[int] = []
         groups = engine.generate(
@@ -136,9 +132,8 @@ class TestRealVLLM:
         assert sorted(map(id, seen)) == sorted(map(id, groups))
         assert len(set(left)) > 5  # not all at the end
 
-    def test_an_interrupted_call_leaves_nothing_behind(self, pair):
-        a, _, engine = pair
-        engine.load(a.named_parameters(), 0)
+    def test_generate__an_interrupt_leaves_nothing_behind(self, pair):
+        *_, engine = pair
         expected = engine.generate(prompts_of([5, 9]), Sampling(2, 20), 1)
 
         def stop() -> None:
@@ -149,9 +144,9 @@ class TestRealVLLM:
         assert engine.llm.llm_engine.get_num_unfinished_requests() == 0
         assert engine.generate(prompts_of([5, 9]), Sampling(2, 20), 1) == expected
 
-    @pytest.mark.parametrize("pair", [True], indirect=True, ids=["tied"])
+    @pytest.mark.parametrize("started", [True], indirect=True, ids=["tied"])
     @pytest.mark.parametrize("fault", ["dies", "hangs"])
-    def test_an_engine_that_fails_is_started_anew_with_the_present_weights(
+    def test_generate__an_engine_that_fails_is_started_anew_with_the_present_weights(
         self, pair, fault: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     ):
         _, b, engine = pair
@@ -180,8 +175,8 @@ class TestRealVLLM:
         assert len(seen) == len(prompts)  # none twice, none lost
         assert "starting it anew" in capfd.readouterr().out
 
-    @pytest.mark.parametrize("pair", [True], indirect=True, ids=["tied"])
-    def test_an_engine_that_fails_again_is_given_up(self, pair, monkeypatch: pytest.MonkeyPatch):
+    @pytest.mark.parametrize("started", [True], indirect=True, ids=["tied"])
+    def test_generate__an_engine_that_fails_again_is_given_up(self, pair, monkeypatch: pytest.MonkeyPatch):
         a, _, engine = pair
 
         def fail() -> None:
@@ -202,7 +197,7 @@ class TestRealVLLM:
         engine.load(a.named_parameters(), 0)
         assert_greedy_equal(engine, a)
 
-    def test_weights_that_are_not_finite_are_refused(self, pair):
+    def test_generate__weights_that_are_not_finite_are_refused(self, pair):
         """The last one: what is not finite stays in vLLM's cache."""
         _, b, engine = pair
         engine.load(((n, p.detach() * float("nan")) for n, p in b.named_parameters()), 1)
@@ -211,25 +206,14 @@ class TestRealVLLM:
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
-def test_without_vllm_it_is_said_what_to_install(tmp_path: Path):
+def test_make_engine__without_vllm_the_error_names_the_package(tmp_path: Path):
     name = saved(build(True, 0), tmp_path / "model")
-    with pytest.raises(ValueError, match=r"openprime\[vllm\].*openprime\[vllm-cpu\]"):
-        make_engine(VLLMEngineConfig(), PrimeConfig(), name, TOKENIZER, 8, 100)
+    config = PrimeConfig(model=name, engine=VLLMEngineConfig())
+    with pytest.raises(UserError, match=r"openprime\[vllm\].*openprime\[vllm-cpu\]"):
+        make_engine(config, TOKENIZER, 8, 100)
 
 
-@pytest.mark.parametrize("file", [True, False], ids=["generation_config.json", "config.json alone"])
-def test_end_tokens_of_a_model_that_is_loaded_elsewhere(tmp_path: Path, file: bool):
-    model = build(True, 0)
-    model.generation_config.eos_token_id = [7, 11]  # pyright: ignore
-    name = saved(model, tmp_path)
-    if not file:
-        (tmp_path / "generation_config.json").unlink()
-    expected = end_tokens(load_model(name), TOKENIZER)
-    assert named_end_tokens(name, TOKENIZER) == expected
-    assert expected == frozenset({TOKENIZER.eos_token_id} | ({7, 11} if file else set()))
-
-
-def test_a_call_that_hangs_in_native_code_ends_the_process_with_a_traceback():
+def test_deadline__a_call_that_hangs_in_native_code_ends_the_process_with_a_traceback():
     """Which holds the interpreter, so that nothing within it can end it."""
     code = (
         "import ctypes\n"
@@ -244,7 +228,7 @@ def test_a_call_that_hangs_in_native_code_ends_the_process_with_a_traceback():
     assert "in <module>" in done.stderr
 
 
-def test_a_deadline_leaves_the_alarm_of_others_as_it_was():
+def test_deadline__leaves_the_alarm_of_others_as_it_was():
     heard: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
     timer = signal.setitimer(signal.ITIMER_REAL, 0.3)
