@@ -150,8 +150,7 @@ def steps(folder: Path, args: argparse.Namespace) -> dict:
 
     from openprime.data.collate import collate
     from openprime.models.hub import pad_token
-    from openprime.models.logprobs import CPU_TOKENS
-    from openprime.plan.memory import Layout, memory_of, parts_of, work_of
+    from openprime.plan.memory import Machine, memory_of, parts_of, work_of
     from openprime.plan.shape import read_shape
     from openprime.prime.loop import compute_advantages, prepare, process_rewards, update_policy
     from openprime.verifiers.pool import Pool
@@ -177,8 +176,7 @@ def steps(folder: Path, args: argparse.Namespace) -> dict:
     tokens = int(batch.response_mask.sum())
     assert tokens == rows * shape.new_tokens, "a response ended early"
     model = read_shape(config.model)
-    layout = Layout(pass_rate=1.0, token_limit=CPU_TOKENS if args.device == "cpu" else 0)
-    plan = memory_of(config, layout, model, model).phases
+    plan = memory_of(config, Machine(pass_rate=1.0), model, model).phases
     found = meter.medians()
     prompt = (int(batch.lengths.sum()) - tokens) / rows
     without = config.model_copy(

@@ -93,9 +93,8 @@ def run(folder: Path, way: str, args: argparse.Namespace) -> dict:
 
 def planned(folder: Path, way: str, args: argparse.Namespace) -> float:
     """GiB that the plan says."""
-    from openprime.config import RLConfig
-    from openprime.models.logprobs import CPU_TOKENS
-    from openprime.plan.memory import GiB, Layout, memory_of
+    from openprime.config import PrimeConfig
+    from openprime.plan.memory import GiB, Machine, memory_of
     from openprime.plan.shape import read_shape
 
     values: dict = {}
@@ -107,8 +106,7 @@ def planned(folder: Path, way: str, args: argparse.Namespace) -> float:
             inner = inner.setdefault(parent, {})
         inner[name] = value
     shape = read_shape(str(CONFIG))
-    layout = Layout(token_limit=CPU_TOKENS, pass_rate=1.0)
-    return memory_of(RLConfig.model_validate(values), layout, shape, shape).peak / GiB
+    return memory_of(PrimeConfig.model_validate(values), Machine(pass_rate=1.0), shape, shape).peak / GiB
 
 
 def main() -> None:

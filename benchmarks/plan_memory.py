@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -125,20 +126,18 @@ def make_files(folder: Path, case: Case) -> None:
     write_rows(folder / "prompts.jsonl", [{"prompt": text, "answer": "1"} for text in prompts])
     tokenizer.add_special_tokens({"eos_token": "<never>"})
     tokenizer.save_pretrained(folder / "model")
-    text = (folder / "model" / "generation_config.json").read_text()
-    (folder / "model" / "generation_config.json").write_text(text)
 
 
-def settings(folder: Path, case: Case, out: str) -> "RLConfig":  # noqa: F821
+def settings(folder: Path, case: Case, out: str) -> "PrimeConfig":  # noqa: F821
     """The run of a case."""
-    from openprime.config import RLConfig
+    from openprime.config import PrimeConfig
 
     optimizer = {
         "tokens_per_microbatch": case.tokens,
         "gradient_checkpointing": case.recompute,
         "lora": {"rank": case.lora},
     }
-    return RLConfig.model_validate(
+    return PrimeConfig.model_validate(
         {
             "model": str(folder / "model"),
             "out": str(folder / out),
@@ -166,50 +165,31 @@ def settings(folder: Path, case: Case, out: str) -> "RLConfig":  # noqa: F821
 
 def run_steps(config, steps: int) -> list[dict[str, int]]:
     """Peak of the resident set in each phase of each step, in bytes."""
-    import torch
-
-    from openprime.data.collate import collate
-    from openprime.models.hub import pad_token
-    from openprime.prime.loop import compute_advantages, prepare, process_rewards, update_policy
-    from openprime.run.console import Clock
+    from openprime.models.hub import load_tokenizer
+    from openprime.prime.build import build
     from openprime.verifiers.pool import Pool
 
     found = []
     with Pool(config.verify) as pool:
-        parts = prepare(config, pool)
+        run, policy, method, _, rollouts, _ = build(config, pool, load_tokenizer(config.model))
         for step in range(steps):
-            peaks = {}
-
-            class Watch(Clock):
-                def phase(self, name: str, peaks=peaks):
-                    forget_peak()
-                    return watched(name, peaks)
-
-            parts.run.clock = Watch()
-            forget_peak()
-            groups = parts.collector.collect(step, lambda: None)
-            peaks["sampling"] = resident()[1]
-            batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer))
+            peaks: dict[str, int] = {}
+            run.clock.phase = lambda name, peaks=peaks: watched(name, peaks)
+            with watched("sampling", peaks):
+                groups = rollouts.collect(step, lambda: None)
+            batch = rollouts.batch(groups)
             assert (batch.lengths == PROMPT + config.rollout.max_response_tokens).all()
-            rewards, _ = process_rewards(parts.prm, batch, parts.run)
-            advantages, _ = compute_advantages(batch, rewards, config.advantage)
-            forget_peak()
-            update_policy(parts.policy, batch, advantages, config.policy, torch.Generator())
-            peaks["policy"] = resident()[1]
+            method.step(policy, batch)
             found.append(peaks)
     return found
 
 
+@contextmanager
 def watched(name: str, peaks: dict[str, int]):
     """A block whose peak goes into `peaks`."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def block():
-        yield
-        peaks[name] = resident()[1]
-
-    return block()
+    forget_peak()
+    yield
+    peaks[name] = resident()[1]
 
 
 def work(name: str, folder: Path) -> None:
@@ -237,14 +217,12 @@ def work(name: str, folder: Path) -> None:
 
 def planned(name: str, folder: Path) -> dict[str, float]:
     """Bytes that the plan says, by phase."""
-    from openprime.models.logprobs import CPU_TOKENS
-    from openprime.plan.memory import Layout, memory_of
+    from openprime.plan.memory import Machine, memory_of
     from openprime.plan.shape import read_shape
 
     config = settings(folder / "large", CASES[name], "run")
     shape = read_shape(config.model)
-    budget = memory_of(config, Layout(token_limit=CPU_TOKENS, pass_rate=1.0), shape, shape)
-    return budget.phases
+    return memory_of(config, Machine(pass_rate=1.0), shape, shape).phases
 
 
 def main() -> None:

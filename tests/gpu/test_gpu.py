@@ -8,11 +8,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from openprime.cli import main
-from openprime.config import LoRAConfig, OptimizerConfig, SFTConfig
+from openprime.config import LoRAConfig, LoRAOptimizerConfig, OptimizerConfig, SFTConfig
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.lora import add_adapter
 from openprime.models.tiny import build_tokenizer
-from openprime.plan.memory import Layout, memory_of
+from openprime.plan.memory import Machine, memory_of
 from openprime.plan.shape import read_shape
 from openprime.prime.learner import Learner
 from openprime.prime.losses import sft_loss
@@ -123,7 +123,7 @@ def test_peak_memory_is_the_planned_one(bfloat16: bool, recompute: bool, tmp_pat
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     model.to("cuda")  # pyright: ignore[reportArgumentType]
-    optimizer = OptimizerConfig(tokens_per_microbatch=8192, gradient_checkpointing=recompute)
+    optimizer = LoRAOptimizerConfig(tokens_per_microbatch=8192, gradient_checkpointing=recompute)
     learner, batch = Learner(model, optimizer, 9, bfloat16), batch_of(32, 512, "cuda")
     full = torch.full_like(batch.lengths, 512)
     whole = Batch(
@@ -139,7 +139,7 @@ def test_peak_memory_is_the_planned_one(bfloat16: bool, recompute: bool, tmp_pat
     config = SFTConfig(
         batch=32, max_tokens=512, optimizer=optimizer, dtype="bfloat16" if bfloat16 else "float32"
     )
-    assert memory_of(config, Layout(), shape, shape).peak == pytest.approx(measured, rel=0.15)
+    assert memory_of(config, Machine(), shape, shape).peak == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.parametrize("rank", [0, 8])

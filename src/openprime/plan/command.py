@@ -2,35 +2,34 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from openprime.config import (
-    EngineConfig,
     OfflinePRMConfig,
     PlanConfig,
+    PrimeConfig,
     RLConfig,
     SFTConfig,
-    explain,
+    build,
     find_config,
     merge,
     read_config,
+    read_tags,
 )
 from openprime.models.hub import find_file
-from openprime.models.logprobs import CPU_TOKENS
 from openprime.plan.memory import (
     PARTS,
-    Budget,
     GiB,
-    Layout,
+    Machine,
     TrainingConfig,
     cache_per_token,
+    longest_of,
     memory_of,
     parts_of,
     work_of,
@@ -40,12 +39,7 @@ from openprime.types import UserError
 
 RESERVE = 3.0
 """GiB of a GPU for the CUDA context, NCCL and what the allocator cannot use."""
-MOST_GPUS = 512
-"""That are advised."""
 SCHEMAS: dict[str, type[TrainingConfig]] = {"sft": SFTConfig, "rl": RLConfig, "prm": OfflinePRMConfig}
-Fits = Callable[[TrainingConfig, Layout], bool]
-Change = tuple[str, TrainingConfig, Layout]
-"""(what to change, in words; the run with the change)."""
 
 
 def plan(config: PlanConfig) -> None:
@@ -61,18 +55,25 @@ def plan(config: PlanConfig) -> None:
 def make_plan(config: PlanConfig) -> dict[str, Any]:
     """The plan as plain values: GiB, tokens, FLOPs, hours, and what was assumed.
 
-    Raises ValueError for a configuration or a model that cannot be read.
+    Raises UserError for a configuration or a model that cannot be read.
     """
     run = read_run(config)
-    shape = read_shape(config.architecture or located(run.model))
-    prm = shape
-    if isinstance(run, RLConfig) and run.prm.model not in ("", run.model):
+    shape = prm = read_shape(config.architecture or located(run.model))
+    if isinstance(run, PrimeConfig) and run.prm.model not in ("", run.model):
         prm = read_shape(config.prm_architecture or located(run.prm.model))
-    layout = layout_of(config, run)
-    budget = memory_of(run, layout, shape, prm, config.gpus_per_node)
+    machine = machine_of(config)
+    budget = memory_of(run, machine, shape, prm)
     limit = config.gpu_memory - (RESERVE if run.device != "cpu" else 0.0)
-    fits: Fits = lambda run, layout: memory_of(run, layout, shape, prm).peak <= limit * GiB  # noqa: E731
-    models = parts_of(run, shape, prm)
+
+    def fits(settings: list[str]) -> bool:
+        """Whether the run fits with these changes."""
+        words = " ".join(settings).split()
+        gpus = int(words[words.index("--gpus") + 1]) if "--gpus" in words else config.gpus
+        changed = changed_run(run, tuple(word for word in words if "=" in word))
+        there = machine_of(config.model_copy(update={"gpus": gpus}))
+        return memory_of(changed, there, shape, prm).peak <= limit * GiB
+
+    fit = budget.peak <= limit * GiB
     return {
         "configuration": config.config,
         "gpus": config.gpus,
@@ -80,14 +81,17 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         "usable": limit,
         "models": {
             part.role: {"parameters": part.shape.parameters, "trained": part.trainable, "own": part.held}
-            for part in models
+            for part in parts_of(run, shape, prm)
         },
-        "phases": in_gib(budget),
+        "phases": {
+            phase: {part: parts[part] / GiB for part in PARTS if parts.get(part)}
+            for phase, parts in budget.phases.items()
+        },
         "peak": budget.peak / GiB,
-        "fits": budget.peak <= limit * GiB,
-        "changes": [] if budget.peak <= limit * GiB else advise(run, layout, fits),
+        "fits": fit,
+        "changes": [] if fit else advise(changes(run, config.gpus), fits),
         "host": {name: size / GiB for name, size in budget.host.items() if size},
-        "notes": notes(run, layout, shape, limit),
+        "notes": notes(run, machine, shape) if isinstance(run, RLConfig) else [],
         **estimate(config, run, shape, prm),
     }
 
@@ -98,12 +102,13 @@ def read_run(config: PlanConfig) -> TrainingConfig:
     stage = path.resolve().parent.name if config.stage == "auto" else config.stage
     if stage not in SCHEMAS:
         raise UserError(f"{path}: of which command? Its folder is not named sft, rl or prm: give --stage")
-    return changed_run(read_config(SCHEMAS[stage], path), config.set)
+    tags = read_tags([f"--{setting}" for setting in config.set])
+    return changed_run(read_config(SCHEMAS[stage], path, tags), config.set)
 
 
 def changed_run(run: TrainingConfig, settings: tuple[str, ...]) -> TrainingConfig:
     """A configuration with `key=value` settings over it."""
-    values: dict[str, Any] = run.model_dump()
+    values = run.model_dump()
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -112,10 +117,7 @@ def changed_run(run: TrainingConfig, settings: tuple[str, ...]) -> TrainingConfi
         for name in reversed(key.split(".")):
             value = {name: value}
         values = merge(values, value)
-    try:
-        return type(run).model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, type(run), "--set")) from error
+    return build(RLConfig if isinstance(run, RLConfig) else type(run), values, where="--set")
 
 
 def located(model: str) -> str:
@@ -128,104 +130,77 @@ def located(model: str) -> str:
     return model
 
 
-def layout_of(config: PlanConfig, run: TrainingConfig) -> Layout:
-    """Where the run runs."""
-    engine = run.engine if isinstance(run, RLConfig) else EngineConfig()
-    return Layout(
-        ranks=config.gpus,
-        memory=config.gpu_memory * GiB,
-        cpu_offload=run.parallel.cpu_offload,
-        engine=engine.kind,
-        engine_share=engine.gpu_memory,
-        tensor_parallel=engine.tensor_parallel,
-        pass_rate=config.pass_rate,
-        token_limit=CPU_TOKENS if run.device == "cpu" else 0,
-    )
+def machine_of(config: PlanConfig) -> Machine:
+    """Where the run is to run."""
+    return Machine(config.gpus, config.gpu_memory * GiB, config.gpus_per_node, config.pass_rate)
 
 
-def in_gib(budget: Budget) -> dict[str, dict[str, float]]:
-    """Phase -> part -> GiB on a GPU, what is nothing left out."""
-    return {
-        phase: {part: parts[part] / GiB for part in PARTS if parts.get(part)}
-        for phase, parts in budget.phases.items()
-    }
-
-
-def advise(run: TrainingConfig, layout: Layout, fits: Fits) -> list[list[str]]:
+def advise(settings: list[str], fits: Callable[[list[str]], bool]) -> list[list[str]]:
     """What would make a run fit: single changes, or else the first of them together until it does."""
-    single = [[what] for what, changed, where in changes(run, layout) if fits(changed, where)]
-    if single:
+    if single := [[setting] for setting in settings if fits([setting])]:
         return single
     together: dict[str, str] = {}
-    while following := next(changes(run, layout), None):
-        what, run, layout = following
-        together[what.replace("=", " ").split(" ")[0]] = what  # of a setting that is changed twice the last
-        if not layout.cpu_offload:
+    for setting in settings:
+        together[setting.split("=")[0].split()[0]] = setting  # of a setting that is changed twice the last
+        if "lora.rank" in setting:  # adapters stay on the GPU
             together.pop("parallel.cpu_offload", None)
-        if fits(run, layout):
+        if fits(list(together.values())):
             return [list(together.values())]
     return [["nothing that can be set: take a smaller model"]]
 
 
-def changes(run: TrainingConfig, layout: Layout) -> Iterator[Change]:
-    """Changes that take less memory, those first that cost least."""
-    is_rl = isinstance(run, RLConfig)
-    sections = ("policy", "prm") if is_rl else ("optimizer",)
-    longest = run.data.max_prompt_tokens + run.rollout.max_response_tokens if is_rl else run.max_tokens
+def changes(run: TrainingConfig, gpus: int) -> list[str]:
+    """Changes that take less memory, those first that cost least: settings for --set, or --gpus."""
+    names = [name for name in ("policy", "prm", "optimizer") if hasattr(run, name)]
+    sections = [getattr(run, name) for name in names]
+    longest = longest_of(run) if isinstance(run, RLConfig) else run.max_tokens
+    found = []
 
-    def with_all(name: str, value: object) -> Change:
-        settings = tuple(f"{section}.{name}={value}" for section in sections)
-        return " ".join(settings), changed_run(run, settings), layout
+    def of_all(key: str, value: object) -> None:
+        found.append(" ".join(f"{name}.{key}={value}" for name in names))
 
-    values = run.model_dump()
-    if not all(values[section]["gradient_checkpointing"] for section in sections):
-        yield with_all("gradient_checkpointing", "true")
-    most = max(values[section]["tokens_per_microbatch"] for section in sections)
-    if most > longest:
-        yield with_all("tokens_per_microbatch", longest)
-    if is_rl and layout.engine == "transformers" and run.rollout.sequences > 8:
-        setting = f"rollout.sequences={max(8, run.rollout.sequences // 8)}"
-        yield setting, changed_run(run, (setting,)), layout
-    if layout.engine == "vllm" and layout.engine_share > 0.3:
-        yield "engine.gpu_memory=0.3", run, replace(layout, engine_share=0.3)
-    ranks = [values[section]["lora"]["rank"] for section in sections]
-    if layout.ranks > 1 and not layout.cpu_offload and not any(ranks):  # adapters stay on the GPU
-        yield "parallel.cpu_offload=true", run, replace(layout, cpu_offload=True)
-    if not all(ranks):
-        what, adapted, _ = with_all("lora.rank", 32)
-        yield what, adapted, replace(layout, cpu_offload=False)
-    for times in (2, 4, 8):
-        if times * layout.ranks <= MOST_GPUS:
-            yield f"--gpus {times * layout.ranks}", run, replace(layout, ranks=times * layout.ranks)
+    if not all(section.gradient_checkpointing for section in sections):
+        of_all("gradient_checkpointing", "true")
+    if max(section.tokens_per_microbatch for section in sections) > longest:
+        of_all("tokens_per_microbatch", longest)
+    if isinstance(run, RLConfig) and run.engine.kind == "transformers" and run.rollout.sequences > 8:
+        found.append(f"rollout.sequences={max(8, run.rollout.sequences // 8)}")
+    if isinstance(run, RLConfig) and run.engine.kind == "vllm" and run.engine.gpu_memory > 0.3:
+        found.append("engine.gpu_memory=0.3")
+    ranks = [section.lora.rank for section in sections if hasattr(section, "lora")]
+    if gpus > 1 and not run.parallel.cpu_offload and not any(ranks):
+        found.append("parallel.cpu_offload=true")
+    if ranks and not all(ranks):
+        of_all("lora.rank", 32)
+        if run.parallel.cpu_offload:
+            found[-1] += " parallel.cpu_offload=false"
+    return found + [f"--gpus {times * gpus}" for times in (2, 4, 8)]
 
 
-def notes(run: TrainingConfig, layout: Layout, shape: Shape, limit: float) -> list[str]:
+def notes(run: RLConfig, machine: Machine, shape: Shape) -> list[str]:
     """What the numbers do not say by themselves."""
-    said = []
-    if isinstance(run, RLConfig) and layout.engine == "vllm":
-        size = 2 if run.dtype == "bfloat16" else 4
-        room = (
-            layout.engine_share * layout.memory - size * shape.parameters / layout.tensor_parallel - 2 * GiB
-        )
-        longest = run.data.max_prompt_tokens + run.rollout.max_response_tokens
-        each = longest * cache_per_token(shape, run.dtype == "bfloat16", "vllm") / layout.tensor_parallel
+    said, engine, bfloat16 = [], run.engine, run.dtype == "bfloat16"
+    if engine.kind == "vllm":
+        weights = (2 if bfloat16 else 4) * shape.parameters / engine.tensor_parallel
+        room = engine.gpu_memory * machine.memory - weights - 2 * GiB
+        longest = longest_of(run)
+        each = longest * cache_per_token(shape, bfloat16, "vllm") / engine.tensor_parallel
         if room < each:
             said.append(
-                f"vLLM's {layout.engine_share:.0%} of a GPU does not hold the model and one sequence of {longest} "
+                f"vLLM's {engine.gpu_memory:.0%} of a GPU does not hold the model and one sequence of {longest} "
                 "tokens: raise engine.gpu_memory or engine.tensor_parallel"
             )
         else:
             said.append(
                 f"vLLM's cache holds {int(room / each)} sequences of {longest} tokens a GPU at a time"
             )
-    if isinstance(run, RLConfig) and layout.engine == "transformers" and layout.ranks > 1:
+    if engine.kind == "transformers" and machine.ranks > 1:
         said.append(
             "engine.kind=transformers keeps a whole copy of the policy on every GPU; vllm samples much faster"
         )
-    if layout.ranks > 1 and isinstance(run, RLConfig):
-        rows = run.rollout.prompts * run.rollout.responses
-        if rows < layout.ranks:
-            said.append(f"{rows} responses a step for {layout.ranks} GPUs: some have nothing to train on")
+    rows = run.rollout.prompts * run.rollout.responses
+    if rows < machine.ranks:
+        said.append(f"{rows} responses a step for {machine.ranks} GPUs: some have nothing to train on")
     return said
 
 
@@ -237,9 +212,8 @@ def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) 
     else:
         prompt_limit = min(run.data.max_prompt_tokens, run.max_tokens // 2)
         response_limit = run.max_tokens - prompt_limit
-        rows = config.rows or run.data.limit
         held_out = run.held_out if isinstance(run, OfflinePRMConfig) else 0.0
-        steps = math.ceil(rows * (1 - held_out) * run.epochs / run.batch)
+        steps = math.ceil((config.rows or run.data.limit) * (1 - held_out) * run.epochs / run.batch)
     prompt = config.prompt_tokens or prompt_limit / 2
     response = config.response_tokens or response_limit / 2
     work = work_of(run, parts_of(run, shape, prm), prompt, response, config.pass_rate)
@@ -266,14 +240,7 @@ def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) 
     elif not steps:
         assumed.append("the number of steps is not known: give --rows")
     return {
-        "step": {
-            "sampled_tokens": work.sampled_tokens,
-            "trained_tokens": work.trained_tokens,
-            "sampling_flops": work.sampling_flops,
-            "training_flops": work.training_flops,
-            "sampling_seconds": sampling,
-            "training_seconds": training,
-        },
+        "step": asdict(work) | {"sampling_seconds": sampling, "training_seconds": training},
         "steps": steps,
         "hours": hours,
         "gpu_hours": hours * config.gpus,
@@ -300,26 +267,17 @@ def show(found: dict[str, Any], console: Console) -> None:
         table.add_row(phase, *cells, f"{sum(sizes.values()):.2f}")
     console.print(table)
     room = f"{found['peak']:.1f} of {found['usable']:.1f} GiB ({found['gpu_memory']:g} less what CUDA takes)"
-    if found["fits"]:
-        say(f"fits: {room}")
-    else:
-        say(f"does NOT fit: {room}. What would make it fit:")
-        for group in found["changes"]:
-            say("  - " + "; ".join(group))
+    say(f"fits: {room}" if found["fits"] else f"does NOT fit: {room}. What would make it fit:")
+    for group in found["changes"]:
+        say("  - " + "; ".join(group))
     host = ", ".join(f"{name} {size:,.0f}" for name, size in found["host"].items())
     say(f"memory of a node: {sum(found['host'].values()):,.0f} GiB ({host})")
     step = found["step"]
-    if step["sampled_tokens"]:
-        say(
-            f"a step: {step['sampled_tokens']:,.0f} tokens sampled, {step['trained_tokens']:,.0f} trained on; "
-            f"{step['sampling_flops']:.2e} and {step['training_flops']:.2e} FLOPs; "
-            f"{step['sampling_seconds']:,.0f} and {step['training_seconds']:,.0f} s"
-        )
-    else:
-        say(
-            f"a step: {step['trained_tokens']:,.0f} tokens; {step['training_flops']:.2e} FLOPs; "
-            f"{step['training_seconds']:,.1f} s"
-        )
+    for what, tokens in (("sampled", step["sampled_tokens"]), ("trained on", step["trained_tokens"])):
+        kind = "sampling" if what == "sampled" else "training"
+        if tokens:
+            work = f"{step[f'{kind}_flops']:.2e} FLOPs; {step[f'{kind}_seconds']:,.1f} s"
+            say(f"a step: {tokens:,.0f} tokens {what}; {work}")
     if found["steps"]:
         say(
             f"{found['steps']:,} steps: {found['hours'] / 24:.1f} days, {found['gpu_hours']:,.0f} GPU hours, "
