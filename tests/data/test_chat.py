@@ -21,7 +21,7 @@ def texts(prompts, tokenizer, **settings):
     return [tokenizer.decode(row) for row in ids]
 
 
-def test_ids_are_those_of_the_chat_template(tokenizer):
+def test_encode_prompts__ids_are_those_of_the_chat_template(tokenizer):
     prompts = ["plain", CHAT, SYSTEM]
     ids = encode_prompts(prompts, ["a", "b", "c"], DataConfig(), tokenizer)
     for made, chat in zip(ids, [[{"role": "user", "content": "plain"}], CHAT, SYSTEM], strict=True):
@@ -32,21 +32,14 @@ def test_ids_are_those_of_the_chat_template(tokenizer):
         assert all(type(i) is int for i in made)
 
 
-def test_the_template_begins_the_answer_and_adds_nothing_else(tokenizer):
-    assert texts(["q", CHAT], tokenizer) == [
-        "<|user|>q<|end|><|assistant|>",
-        "<|user|>one<|end|><|assistant|>two<|end|><|user|>three<|end|><|assistant|>",
-    ]
-
-
-def test_a_template_with_its_own_beginning_gets_no_second(tokenizer):
+def test_encode_prompts__a_template_with_its_own_beginning_gets_no_second(tokenizer):
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     (ids,) = encode_prompts(["q"], ["row:0"], DataConfig(), tokenizer)
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id
 
 
-def test_system_goes_first_where_there_is_none(tokenizer):
+def test_encode_prompts__a_system_message_goes_first_where_there_is_none(tokenizer):
     assert texts(["q", CHAT[:1], SYSTEM], tokenizer, system="be kind") == [
         "<|system|>be kind<|end|><|user|>q<|end|><|assistant|>",
         "<|system|>be kind<|end|><|user|>one<|end|><|assistant|>",
@@ -54,7 +47,7 @@ def test_system_goes_first_where_there_is_none(tokenizer):
     ]
 
 
-def test_suffix_goes_behind_the_last_user_message(tokenizer):
+def test_encode_prompts__a_suffix_goes_behind_the_last_user_message(tokenizer):
     answered = CHAT[:2]
     assert texts(["q", CHAT, answered], tokenizer, suffix=" Box it.") == [
         "<|user|>q Box it.<|end|><|assistant|>",
@@ -66,7 +59,7 @@ def test_suffix_goes_behind_the_last_user_message(tokenizer):
         texts([SYSTEM[:1]], tokenizer, suffix="x")
 
 
-def test_without_template_the_text_is_as_it_is(tokenizer):
+def test_encode_prompts__without_a_template_the_text_is_as_it_is(tokenizer):
     settings = {"chat_template": "none"}
     assert texts(["q", CHAT], tokenizer, **settings) == ["<s>q", "<s>one\ntwo\nthree"]
     assert texts(["q", SYSTEM], tokenizer, system="be kind", suffix="!", **settings) == [
@@ -75,21 +68,21 @@ def test_without_template_the_text_is_as_it_is(tokenizer):
     ]
 
 
-def test_plain_text_with_its_own_beginning_gets_no_second(tokenizer):
+def test_encode_prompts__plain_text_with_its_own_beginning_gets_no_second(tokenizer):
     prompts = ["<s>q", "r", "<s>t", "u<s>"]
     assert texts(prompts, tokenizer, chat_template="none") == ["<s>q", "<s>r", "<s>t", "<s>u<s>"]
     tokenizer.bos_token = None
     assert texts(["q"], tokenizer, chat_template="none") == ["<s>q"]  # the post-processor still adds it
 
 
-def test_auto_without_a_template_says_what_to_do(tokenizer):
+def test_encode_prompts__auto_without_a_template_says_what_to_do(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"data\.chat_template: none.*tokenizer has one"):
         texts(["q"], tokenizer)
     assert texts(["q"], tokenizer, chat_template="none") == ["<s>q"]
 
 
-def test_a_template_that_refuses_a_prompt_is_named_with_the_row(tokenizer):
+def test_encode_prompts__a_template_that_refuses_a_prompt_is_named_with_the_row(tokenizer):
     clown = [{"role": "clown", "content": "q"}]
     with pytest.raises(
         ValueError, match="row:1: the tokenizer's chat template refuses this prompt: no clowns"
@@ -97,7 +90,7 @@ def test_a_template_that_refuses_a_prompt_is_named_with_the_row(tokenizer):
         texts(["q", clown, CHAT], tokenizer)
 
 
-def test_responses_end_and_never_begin(tokenizer):
+def test_encode_responses__end_and_never_begin(tokenizer):
     ids = encode_responses(["two", "é"], tokenizer)
     assert [tokenizer.decode(row) for row in ids] == ["two<|end|>", "é<|end|>"]
     assert ids[0] == [*tokenizer("two", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
@@ -113,7 +106,7 @@ CODE = (
 )
 
 
-def test_the_texts_are_those_of_the_eurus_2_model_cards():
+def test_suffixes__are_those_of_the_eurus_2_model_cards():
     """Word for word, from huggingface.co/PRIME-RL/Eurus-2-7B-SFT and Eurus-2-7B-PRIME."""
     assert PUBLISHED == (
         "\nWhen tackling complex reasoning tasks, you have access to the following actions. Use them as needed to "
@@ -148,31 +141,25 @@ def system(text: str) -> dict[str, str]:
         ({"template": "eurus-actions", "suffix": "!"}, "code", [system(PUBLISHED), user("q!")]),
     ],
 )
-def test_the_template_by_verifier_and_what_goes_over_it(tokenizer, settings, verifier, expected):
+def test_complete__the_template_by_verifier_and_what_goes_over_it(tokenizer, settings, verifier, expected):
     form = DataConfig(**settings)
     assert complete("q", "row:0", form, verifier) == expected
-    (ids,) = encode_prompts(["q"], ["row:0"], form, tokenizer, [verifier])
-    assert ids == tokenizer.apply_chat_template(
+    first, last = encode_prompts(["r", "q"], ["a", "b"], form, tokenizer, ["my_module:score", verifier])
+    assert last == tokenizer.apply_chat_template(
         expected, add_generation_prompt=True, tokenize=True, return_dict=False
     )
+    assert MATH not in tokenizer.decode(first)
+    assert CODE not in tokenizer.decode(first)
 
 
-def test_rows_of_a_mixture_have_each_their_own_template(tokenizer):
-    ids = encode_prompts(["q", "r"], ["a", "b"], DataConfig(template="eurus"), tokenizer, ["code", "math"])
-    assert [tokenizer.decode(row) for row in ids] == [
-        f"<|user|>q{CODE}<|end|><|assistant|>",
-        f"<|user|>r{MATH}<|end|><|assistant|>",
-    ]
-
-
-def test_a_system_message_of_the_row_stays_in_front_of_the_template():
+def test_complete__a_system_message_of_the_row_stays_in_front():
     form = DataConfig(template="eurus-actions")
     assert complete(SYSTEM, "row:0", form, "math") == [system("own"), user("q" + MATH)]
     with pytest.raises(ValueError, match=r"row:0: the suffix .*data\.template"):
         complete(SYSTEM[:1], "row:0", form, "math")
 
 
-def test_a_prompt_without_a_token_is_refused(tokenizer):
+def test_encode_prompts__a_prompt_without_a_token_is_refused(tokenizer):
     """No token would stand before the response, so its first one would have no probability."""
     tokenizer.backend_tokenizer.post_processor = None
     empty = [{"role": "user", "content": ""}]
@@ -181,7 +168,7 @@ def test_a_prompt_without_a_token_is_refused(tokenizer):
     assert texts([empty], tokenizer) == ["<|user|><|end|><|assistant|>"]
 
 
-def test_suitable_leaves_the_template_out_where_there_is_none(tokenizer):
+def test_suitable__leaves_the_template_out_where_there_is_none(tokenizer):
     form = DataConfig(template="eurus", limit=3)
     assert suitable(form, tokenizer) is form
     tokenizer.chat_template = None

@@ -21,20 +21,20 @@ def response(ids: tuple[int, ...], outcome: float | None = 1.0, text: str = "") 
 
 @pytest.fixture
 def groups() -> list[Group]:
-    """Three prompts; the second has lost a response, the third all of them, the fourth is whole."""
+    """Four prompts; the second has lost a response, the third all of them. Token 5 ends a step, in a prompt none."""
     return [
-        Group(prompt(10, 11), (response((20, 5, 21)), response((22,), 0.0)), 0),
+        Group(prompt(10, 5), (response((20, 5, 21)), response((22,), 0.0)), 0),
         Group(prompt(12), (response((23, 24), None), response((5, 25, 5, 26, 2), 0.25)), 0),
         Group(prompt(13), (response((27,), None),), 0),
         Group(prompt(14, 15, 16), (response((28, 2), 0.5),), 0),
     ]
 
 
-def test_a_batch_by_hand(groups: list[Group]):
+def test_collate__by_hand(groups: list[Group]):
     batch = collate(groups, frozenset({5, 26}), 9)
     assert batch.token_ids.tolist() == [
-        [10, 11, 20, 5, 21, 9],
-        [10, 11, 22, 9, 9, 9],
+        [10, 5, 20, 5, 21, 9],
+        [10, 5, 22, 9, 9, 9],
         [12, 5, 25, 5, 26, 2],
         [14, 15, 16, 28, 2, 9],
     ]
@@ -65,35 +65,13 @@ def test_a_batch_by_hand(groups: list[Group]):
     assert batch.outcome.tolist() == [1.0, 0.0, 0.25, 0.5]
     assert batch.group.tolist() == [0, 0, 1, 3]
     assert len(batch) == 4
+    there = [name for name in Batch.__slots__ if getattr(batch, name) is not None]
+    assert there == ["token_ids", "response_mask", "lengths", "outcome", "group", "logprobs", "step_end"]
+    assert {batch.token_ids.dtype, batch.lengths.dtype, batch.group.dtype} == {torch.int64}
+    assert {batch.outcome.dtype, batch.logprobs.dtype} == {torch.float32}
 
 
-def test_the_types_are_those_that_the_batch_promises(groups: list[Group]):
-    batch = collate(groups, frozenset(), 9)
-    kinds = {name: getattr(batch, name).dtype for name in Batch.__slots__}
-    assert kinds == {
-        "token_ids": torch.int64,
-        "response_mask": torch.bool,
-        "lengths": torch.int64,
-        "outcome": torch.float32,
-        "group": torch.int64,
-        "logprobs": torch.float32,
-        "step_end": torch.bool,
-    }
-    assert not bool(batch.step_end.any())
-
-
-def test_an_outcome_of_zero_is_an_outcome():
-    batch = collate([Group(prompt(1), (response((2,), 0.0), response((3,), None)), 0)], frozenset(), 0)
-    assert batch.token_ids.tolist() == [[1, 2]]
-    assert batch.outcome.tolist() == [0.0]
-
-
-def test_a_step_end_in_the_prompt_is_none():
-    batch = collate([Group(prompt(5, 5), (response((6, 5)),), 0)], frozenset({5}), 0)
-    assert batch.step_end.tolist() == [[False, False, False, True]]
-
-
-def test_trap_13_token_ids_are_carried_whatever_the_text_says():
+def test_collate__trap_13_token_ids_are_carried_whatever_the_text_says():
     """Two ways to write the same text, and a text that says something else altogether."""
     p = Prompt("p", (7, 8), "another prompt", "4", {"prompt": "and another"})
     answers = (
@@ -109,21 +87,21 @@ def test_trap_13_token_ids_are_carried_whatever_the_text_says():
     ]
 
 
-def test_trap_14_an_end_token_that_is_also_the_padding_token_counts_in_the_response_alone():
+def test_collate__trap_14_an_end_token_that_is_also_padding_counts_in_the_response_alone():
     batch = collate([Group(prompt(1), (response((4, 2)), response((4, 6, 6, 2))), 0)], frozenset(), 2)
     assert batch.token_ids.tolist() == [[1, 4, 2, 2, 2], [1, 4, 6, 6, 2]]
     assert batch.response_mask.sum(-1).tolist() == [2, 4]
     assert batch.logprobs[0].tolist()[3:] == [0, 0]
 
 
-def test_groups_without_any_verdict_make_no_batch():
+def test_collate__groups_without_any_verdict_make_no_batch():
     with pytest.raises(ValueError):
         collate([Group(prompt(1), (response((2,), None),), 0)], frozenset(), 0)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data())
-def test_selecting_rows_keeps_each_row_whole(data: st.DataObject):
+def test_select__keeps_each_row_whole(data: st.DataObject):
     sizes = data.draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=6))
     groups = [
         Group(prompt(*range(10, 10 + p)), (response(tuple(range(20 + i, 20 + i + r)), i / 10),), 0)
@@ -144,12 +122,13 @@ def test_selecting_rows_keeps_each_row_whole(data: st.DataObject):
         assert int(chosen.group[place]) == rows[place]
 
 
-def test_a_batch_moves_as_a_whole(groups: list[Group]):
+def test_batch__moves_as_a_whole(groups: list[Group]):
     moved = collate(groups, frozenset(), 9).to("meta")
-    assert {getattr(moved, name).device.type for name in Batch.__slots__} == {"meta"}
+    columns = [getattr(moved, name) for name in Batch.__slots__]
+    assert {column.device.type for column in columns if column is not None} == {"meta"}
 
 
-def test_demonstrations_are_groups_of_one():
+def test_collate_demonstrations__are_groups_of_one():
     batch = collate_demonstrations([Demonstration((1, 2), (3, 4, 0)), Demonstration((5,), (6,))], 9)
     assert batch.token_ids.tolist() == [[1, 2, 3, 4, 0], [5, 6, 9, 9, 9]]
     assert batch.response_mask.int().tolist() == [[0, 0, 1, 1, 1], [0, 1, 0, 0, 0]]
@@ -157,7 +136,7 @@ def test_demonstrations_are_groups_of_one():
     assert not bool(batch.logprobs.any())
 
 
-def test_tokens_that_contain_a_text_are_found_by_what_they_decode_to(tokenizer):
+def test_tokens_containing__are_found_by_what_they_decode_to(tokenizer):
     vocabulary = {i: tokenizer.decode([i]) for i in range(len(tokenizer))}
     found = tokens_containing(tokenizer, "e")
     assert found == {i for i, text in vocabulary.items() if "e" in text}

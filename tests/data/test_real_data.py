@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(
         ("amc-2022-2023.jsonl", 83, "142"),
     ],
 )
-def test_prompts_of_benchmarks(tokenizer, name, rows, first):
+def test_read_prompts__of_benchmarks(tokenizer, name, rows, first):
     found = read_prompts(DataConfig(source=str(FOLDER / name), max_prompt_tokens=10_000), tokenizer)
     assert (len(found.prompts), found.rows, found.prompts[0].answer) == (rows, rows, first)
     assert all(prompt.answer and not prompt.answer.endswith(".0") for prompt in found.prompts)
 
 
-def test_gsm8k_as_prompts_and_demonstrations(tokenizer):
+def test_read_demonstrations__gsm8k_as_prompts_and_demonstrations(tokenizer):
     config = DataConfig(
         source=str(FOLDER / "gsm8k-test.jsonl"), response_field="answer", max_prompt_tokens=4000
     )
@@ -70,7 +70,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", JUDGED)
-def test_all_references_are_right(evaluated, name):
+def test_evaluate__all_references_are_right(evaluated, name):
     """Of every item that can be judged; and a wrong response to none."""
     _, items, left_out, _ = JUDGED[name]
     result = json.loads((evaluated / "results.json").read_text())["benchmarks"][name]

@@ -109,7 +109,7 @@ def test_read_responses__every_shape_of_a_row(row: dict, expected: list[tuple]):
         ({"responses": ["a", 4]}, "here, responses[1]: expected text, found 4"),
         ({"responses": ["a", {"outcome": 1}]}, "here, responses[1].text: expected text, found None"),
         ({"steps": "ab"}, "here, steps: expected a list with at least one entry, found 'ab'"),
-        ({"steps": ["a", None]}, "here, steps: expected text, found None"),
+        ({"steps": ["a", None]}, "here, steps[1]: expected text, found None"),
     ],
 )
 def test_read_responses__what_cannot_be_read(row: dict, message: str):
@@ -119,8 +119,11 @@ def test_read_responses__what_cannot_be_read(row: dict, message: str):
 
 
 def test_in_steps__a_blank_line_stands_between_them():
-    assert in_steps(["one"]).text == "one"
-    assert in_steps(["a\n", "b"]).text == "".join(in_steps(["a\n", "b"]).steps) == "a\n\n\nb"
+    assert in_steps(["one"], "here").text == "one"
+    two = in_steps(["a\n", "b"], "here")
+    assert two.text == "".join(two.steps) == "a\n\n\nb"
+    with pytest.raises(UserError, match=r"here\[1\]: expected text that is not empty, found ' '"):
+        in_steps(["a", " "], "here", blank=False)
 
 
 @pytest.mark.parametrize(
@@ -335,17 +338,18 @@ def test_collate_judged__a_step_is_labelled_at_its_last_token(read, tokenizer, t
     assert list(row.ends) == expected
     assert ids[-1] == END
 
-    batch, labels = collate_judged([row, row], 0)
+    batch = collate_judged([row, row], 0)
+    assert batch.labels is not None
     start = len(row.prompt.token_ids)
     for b in (0, 1):
         assert batch.step_end[b].nonzero()[:, 0].tolist() == [start + end for end in expected]
-        assert labels[b][batch.step_end[b]].tolist() == [0.25 * k for k in range(len(texts))]
-        assert float(labels[b][~batch.step_end[b]].abs().sum()) == 0
+        assert batch.labels[b][batch.step_end[b]].tolist() == [0.25 * k for k in range(len(texts))]
+        assert float(batch.labels[b][~batch.step_end[b]].abs().sum()) == 0
 
 
 def test_collate_judged__keeps_prompts_responses_and_groups(read):
     rows = read(flat("one", "a"), flat("a longer two", "bcd", 0.5), flat("one", "efghij", 0)).rows
-    batch, _ = collate_judged(rows, 0)
+    batch = collate_judged(rows, 0)
     assert batch.group.tolist() == [0, 0, 1]
     assert batch.outcome.tolist() == [1.0, 0.0, 0.5]
     for b, row in enumerate(rows):
@@ -363,9 +367,9 @@ def test_collate_judged__keeps_prompts_responses_and_groups(read):
     [
         (
             [{"prompt": "a", "response": "b", "good": 1}],
-            ("no row has an outcome", "good", "data.outcome_field"),
+            ("no row has a field outcome or correct or label", "good", "data.outcome_field"),
         ),
-        ([flat("a", "b", None)], ("no row has an outcome", "there are: prompt, response, outcome")),
+        ([flat("a", "b", None)], ("no row has a field outcome or", "there are: prompt, response, outcome")),
         (
             [flat("a"), flat("a", "b", "yes")],
             ("judged.jsonl:1: its outcome (outcome)", "from 0 to 1", "'yes'"),
@@ -418,10 +422,13 @@ def test_read_judged__token_ids_that_cannot_be_read(read, generated, ids: object
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (flat("a"), ("loss=steps needs steps and their labels", "labels or label", "data.labels_field")),
+        (flat("a"), ("no row has a field labels or label", "data.labels_field")),
         ({"prompt": "a", "label": 1}, ("no row has a field steps", "data.steps_field")),
-        (steps(3), ("judged.jsonl:0, label: 3 is not the index of the first wrong of 3 steps",)),
-        (steps(-2), ("judged.jsonl:0, label: -2 is not the index",)),
+        (
+            steps(3),
+            ("judged.jsonl:0, label: expected", "of the first wrong one (0 to 2, -1 for none), found 3"),
+        ),
+        (steps(-2), ("judged.jsonl:0, label: expected a label for each of 3 steps", "found -2")),
         (steps(True), ("judged.jsonl:0, label: expected a label for each of 3 steps", "True")),
         (steps(1.0), ("expected a label for each of 3 steps", "1.0")),
         (steps("1"), ("expected a label for each of 3 steps", "'1'")),
@@ -430,7 +437,7 @@ def test_read_judged__token_ids_that_cannot_be_read(read, generated, ids: object
         (steps([1, "good", 1]), ("the label of step 1", "'good'")),
         (steps([1, None, 1]), ("judged.jsonl:0, label: step 1 has no label",)),
         (steps([1, -1, True]), ("the data has labels of -1, so that True is neither",)),
-        (steps(1, "a", " ", "c"), ("judged.jsonl:0, step 1: expected text that is not empty",)),
+        (steps(1, "a", " ", "c"), ("judged.jsonl:0, steps[1]: expected text that is not empty",)),
         ({"prompt": "a", "steps": "abc", "label": 1}, ("judged.jsonl:0, steps: expected a list", "'abc'")),
         (
             {"prompt": "a", "steps": [], "label": -1},

@@ -70,7 +70,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("how", ENDS)
 @given(text=TEXTS)
-def test_steps_are_the_text_and_none_is_blank(how, text):
+def test_split_steps__are_the_text_and_none_is_blank(how, text):
     steps = split_steps(text, how)
     assert "".join(steps) == text
     assert len(steps) == 1 or all(step.strip() for step in steps)
@@ -93,7 +93,7 @@ def test_steps_are_the_text_and_none_is_blank(how, text):
         *((how, [" \n\n\n"]) for how in ENDS),
     ],
 )  # fmt: skip
-def test_where_a_step_ends(how, steps):
+def test_split_steps__where_a_step_ends(how, steps):
     assert split_steps("".join(steps), how) == steps
 
 
@@ -102,25 +102,17 @@ def test_where_a_step_ends(how, steps):
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 @given(text=TEXTS)
-def test_the_texts_of_tokens_are_the_decoded_response(tokenizer, text):
+def test_token_texts__joined_are_the_decoded_response_or_the_text(tokenizer, text):
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    texts = token_texts(tokenizer, ids)
-    assert len(texts) == len(ids)
-    assert "".join(texts) == tokenizer.decode(ids, skip_special_tokens=True)
-    assert texts[-1] == "" or "\ufffd" in texts[-1]  # the end-of-sequence token
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
-@given(text=TEXTS)
-def test_the_texts_of_a_texts_tokens_are_the_text(tokenizer, text):
-    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    texts = text_of_tokens(tokenizer, text, ids)
-    assert len(texts) == len(ids)
-    assert "".join(texts) == text
+    decoded, given_text = token_texts(tokenizer, ids), text_of_tokens(tokenizer, text, ids)
+    assert len(decoded) == len(given_text) == len(ids)
+    assert "".join(decoded) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert decoded[-1] == "" or "\ufffd" in decoded[-1]  # the end-of-sequence token
+    assert "".join(given_text) == text
 
 
 @given(data=st.data())
-def test_any_sampled_tokens_have_texts(data):
+def test_token_texts__any_sampled_tokens_have_texts(data):
     """A model may sample half a character, and special tokens in the middle."""
     for name in ("byte level", "metaspace", "bytes, not fast"):
         tokenizer = TOKENIZERS[name]
@@ -130,7 +122,7 @@ def test_any_sampled_tokens_have_texts(data):
         assert "".join(texts) == tokenizer.decode(ids, skip_special_tokens=True), name
 
 
-def test_a_character_goes_to_the_token_that_completes_it():
+def test_token_texts__a_character_goes_to_the_token_that_completes_it():
     tokenizer = TOKENIZERS["byte level"]
     text = "a\n😄b"
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -141,7 +133,7 @@ def test_a_character_goes_to_the_token_that_completes_it():
     assert shared >= 1
 
 
-def test_a_space_at_the_beginning_of_a_token_stays():
+def test_token_texts__a_space_at_the_beginning_of_a_token_stays():
     tokenizer = TOKENIZERS["metaspace"]
     ids = [*tokenizer("two two three", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     assert tokenizer.decode(ids[1:2]) == "two"  # alone it is another text
@@ -154,7 +146,7 @@ def test_a_space_at_the_beginning_of_a_token_stays():
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 @given(text=TEXTS)
-def test_a_tokens_step_is_the_one_that_its_first_character_is_in(tokenizer, how, text):
+def test_steps_of_tokens__a_token_is_where_its_first_character_is(tokenizer, how, text):
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     texts = text_of_tokens(tokenizer, text, ids)
     steps = split_steps(text, how)
@@ -170,7 +162,7 @@ def test_a_tokens_step_is_the_one_that_its_first_character_is_in(tokenizer, how,
         place += len(piece)
 
 
-def test_tokens_without_a_text_go_with_the_text_behind_them():
+def test_steps_of_tokens__tokens_without_a_text_go_with_the_text_behind_them():
     assert steps_of_tokens(["a", "\n", "", "", "😀", "", "b", ""], ["a\n", "😀b"]) == [0, 0, 1, 1, 1, 1, 1, 1]
     assert steps_of_tokens(["", "a\nb", "c"], ["a\n", "bc"]) == [0, 0, 1]
     assert steps_of_tokens([""], [""]) == [0]

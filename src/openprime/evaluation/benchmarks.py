@@ -28,8 +28,9 @@ from openprime.data.readers import (
     load_rows,
     read_prompts,
     read_questions,
+    row_names,
 )
-from openprime.data.records import read_list, read_rows
+from openprime.data.records import in_steps, read_list, read_rows
 from openprime.models.hub import read_format
 from openprime.types import Prompt, UserError
 from openprime.verifiers.math import Answers, extract_answer
@@ -145,12 +146,9 @@ def read_solutions(data: DataConfig) -> list[Prompt]:
             f"{data.source}: no row has a field {' nor '.join(missing)}; there are: {', '.join(rows[0])}"
         )
     items = []
-    for i, row in enumerate(rows):
-        name = f"{Path(data.source).name}:{i}"
-        steps, label = row.get("steps"), row.get("label")
-        if not isinstance(steps, list) or not steps or not all(isinstance(s, str) for s in steps):
-            raise UserError(f"{name}: steps must be a list of texts, at least one, found {steps!r:.80}")
-        if type(label) is not int or not -1 <= label < len(steps):
+    for name, row in zip(row_names(data, len(rows)), rows, strict=True):
+        count, label = len(in_steps(row.get("steps"), f"{name}, steps").steps), row.get("label")
+        if type(label) is not int or not -1 <= label < count:
             raise UserError(f"{name}: label must be the index of a step or -1, found {label!r}")
         items.append(Prompt(name, (), read_messages(row.get(field), name), None, row))
     return items
