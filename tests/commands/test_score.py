@@ -98,7 +98,7 @@ def test_score__a_line_may_have_several_responses(folder: Path, prm: ImplicitPRM
     assert [set(row) for row in found] == [set(row) for row in rows]
 
 
-def test_score__trap_13_token_ids_of_the_prms_vocabulary_are_taken(
+def test_trap_13__token_ids_of_the_prms_vocabulary_are_taken(
     folder: Path, prm: ImplicitPRM, tmp_path: Path
 ):
     """Sampled tokens are not always those that their text is encoded to (trap 13)."""

@@ -71,7 +71,7 @@ def test_collate__by_hand(groups: list[Group]):
     assert {batch.outcome.dtype, batch.logprobs.dtype} == {torch.float32}
 
 
-def test_collate__trap_13_token_ids_are_carried_whatever_the_text_says():
+def test_trap_13__token_ids_are_carried_whatever_the_text_says():
     """Two ways to write the same text, and a text that says something else altogether."""
     p = Prompt("p", (7, 8), "another prompt", "4", {"prompt": "and another"})
     answers = (
@@ -87,7 +87,7 @@ def test_collate__trap_13_token_ids_are_carried_whatever_the_text_says():
     ]
 
 
-def test_collate__trap_14_an_end_token_that_is_also_padding_counts_in_the_response_alone():
+def test_trap_14__an_end_token_that_is_also_padding_counts_in_the_response_alone():
     batch = collate([Group(prompt(1), (response((4, 2)), response((4, 6, 6, 2))), 0)], frozenset(), 2)
     assert batch.token_ids.tolist() == [[1, 4, 2, 2, 2], [1, 4, 6, 6, 2]]
     assert batch.response_mask.sum(-1).tolist() == [2, 4]

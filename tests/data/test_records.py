@@ -158,7 +158,7 @@ def test_read_rows__a_file_is_there_and_has_rows(tmp_path: Path):
 # The file of `openprime generate`
 
 
-def test_read_judged__trap_13_sampled_token_ids_are_taken_as_they_are(read, generated, tokenizer):
+def test_trap_13__sampled_token_ids_are_taken_as_they_are(read, generated, tokenizer):
     """The ids spell the text another way than the tokenizer would."""
     whole = tokenizer("the", add_special_tokens=False)["input_ids"]
     apart = tuple(tokenizer.convert_tokens_to_ids(list("the")))
