@@ -1,16 +1,45 @@
-"""Devices by their names."""
+"""Devices by their names; what a command's settings ask for."""
 
 import pytest
 import torch
 
-from openprime.models.placement import pick_device
+from openprime.config import PrimeConfig, ScoreConfig
+from openprime.models.placement import Placement, pick_device
 from openprime.types import UserError
 
 
-def test_pick_device__by_name(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch):
+    """(is it there) -> as PyTorch sees it."""
+    return lambda there: monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+
+
+def test_pick_device__by_name(cuda, monkeypatch: pytest.MonkeyPatch):
+    cuda(False)
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="no CUDA device"):
         pick_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="device=gpu: no such device: set auto, cpu or cuda"):
+        pick_device("gpu")
+    cuda(True)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 3)  # each rank has its own
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_placement_of__settings(cuda):
+    cuda(True)
+    config = PrimeConfig.model_validate({"dtype": "bfloat16", "parallel": {"cpu_offload": True}})
+    assert Placement.of(config) == Placement(torch.device("cuda"), bfloat16=True, cpu_offload=True)
+    assert (
+        Placement.of(ScoreConfig(device="cpu")) == Placement() == Placement(torch.device("cpu"), False, False)
+    )
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_placement_autocast__products_have_its_precision(bfloat16: bool):
+    matrix = torch.ones(2, 2)
+    with Placement(bfloat16=bfloat16).autocast():
+        assert (matrix @ matrix).dtype == (torch.bfloat16 if bfloat16 else torch.float32)

@@ -12,7 +12,7 @@ from support import tiny_zoo
 
 
 @pytest.mark.slow
-def test_models_in_shares_are_the_whole_models(tmp_path: Path):
+def test_load_trained__models_in_shares_are_the_whole_models(tmp_path: Path):
     zoo, tokenizer = tmp_path / "zoo", tmp_path / "tokenizer"
     names = tiny_zoo.PLAIN + tiny_zoo.SCALED
     for i, name in enumerate(names):

@@ -11,18 +11,19 @@ from torch.distributed.tensor import DTensor
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import load_model, load_tokenizer, named_tensors, save_model
 from openprime.models.logprobs import token_logprobs
+from openprime.models.placement import Placement
 from openprime.models.sharding import load_trained, sampling_model
 from openprime.ranks import all_sum, rank, world
 from openprime.types import Prompt, Sampling
 from support import tiny_zoo
 
-CPU = torch.device("cpu")
+PLACE = Placement()
 
 
 def check(name: str, folder: Path, tokenizer) -> None:
     """One architecture: what is loaded, computed, differentiated, sampled and saved."""
     whole = load_model(str(folder / "whole")).eval()
-    parts = load_trained(str(folder / "whole"), CPU, False, False).eval()
+    parts = load_trained(str(folder / "whole"), PLACE).eval()
     assert isinstance(parts, FSDPModule)
     expected = dict(whole.named_parameters())
     assert list(expected) == [key for key, _ in parts.named_parameters()]
@@ -49,8 +50,8 @@ def check(name: str, folder: Path, tokenizer) -> None:
             parameter.grad.full_tensor() * world(), expected[key].grad, rtol=1e-3, atol=1e-4, msg=key
         )
     # A copy to sample from, before and after other weights come in.
-    copy = sampling_model(parts, CPU, False)
-    engines = [TransformersEngine(model, tokenizer, frozenset({1})) for model in (copy, whole)]
+    copy = sampling_model(parts, PLACE)
+    engines = [TransformersEngine(model, PLACE, tokenizer, frozenset({1})) for model in (copy, whole)]
     prompts = [Prompt(str(i), tuple(ids[i].tolist()), "", None) for i in range(2)]
     for factor in (1.0, 0.5):
         with torch.no_grad():
