@@ -19,7 +19,7 @@ def swapped(section: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", RL)
-def test_two_steps_of_rl(name: str, model: Path, tmp_path: Path):
+def test_recipes__two_steps_of_rl(name: str, model: Path, tmp_path: Path):
     if name == "lora-24gb":
         pytest.importorskip("peft")
     args = ["rl", f"configs/rl/{name}.yaml", "--model", str(model), "--out", str(tmp_path / "run")]
@@ -43,14 +43,14 @@ def test_two_steps_of_rl(name: str, model: Path, tmp_path: Path):
         assert (tmp_path / "run" / part / "model.safetensors").is_file()
 
 
-def test_two_steps_of_sft(model: Path, tmp_path: Path):
+def test_recipes__two_steps_of_sft(model: Path, tmp_path: Path):
     args = ["sft", "configs/sft/eurus-2-7b.yaml", "--model", str(model), "--out", str(tmp_path / "run")]
     args += [*swapped("data"), "--data.template", "none", "--batch", "20", "--epochs", "1"]
     assert main(args) == 0
     assert [row["step"] for row in records(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
 
 
-def test_two_steps_of_an_offline_prm(model: Path, tmp_path: Path):
+def test_recipes__two_steps_of_an_offline_prm(model: Path, tmp_path: Path):
     talks = [(f"say {i // 2}", f"{'yes' if i % 2 else 'no'} {i}") for i in range(200)]
     rows = [
         {"response": [{"role": r, "content": c} for r, c in zip(("user", "assistant"), talk, strict=True)]}
@@ -64,7 +64,7 @@ def test_two_steps_of_an_offline_prm(model: Path, tmp_path: Path):
     assert max(row["step"] for row in records(tmp_path / "run" / "metrics.jsonl")) == 2
 
 
-def test_the_published_numbers():
+def test_recipes__the_published_numbers():
     """arXiv 2502.01456 and the model cards."""
     for name in RL[:2]:
         config = read_config(PrimeConfig, find_config(f"configs/rl/{name}.yaml"))

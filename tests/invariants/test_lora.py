@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from openprime.cli import main
-from openprime.models import lora
+from openprime.models import lm
 from openprime.models.hub import load_tokenizer, save_model
 from openprime.models.tiny import build_model
 from openprime.prime.prm import ImplicitPRM, read_settings
@@ -23,13 +23,13 @@ BOTH = ("--policy.lora.rank", "4", "--prm.lora.rank", "4", "--policy.lr", "1e-3"
 
 def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the models loaded from here on."""
-    loaded, real = [], lora.load_trained
+    loaded, real = [], lm.load_trained
 
     def load(name: str, *args):
         loaded.append(Path(name).name)
         return real(name, *args)
 
-    monkeypatch.setattr(lora, "load_trained", load)
+    monkeypatch.setattr(lm, "load_trained", load)
     return loaded
 
 
@@ -40,7 +40,7 @@ def changed(run: Path, start: Path) -> set[str]:
     return {name for name in ours if not torch.equal(ours[name], theirs[name])}
 
 
-def test_one_base_in_memory_gives_the_run_of_separate_models(
+def test_lora__one_base_in_memory_gives_the_run_of_separate_models(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The same model under three names is loaded three times: policy, PRM, and reference of an earlier PRM."""
@@ -57,7 +57,7 @@ def test_one_base_in_memory_gives_the_run_of_separate_models(
     assert records(one / "metrics.jsonl")[2]["advantage/process_std"] > 0
 
 
-def test_the_sampler_is_the_policys_adapter_and_the_prm_and_its_reference_are_not(
+def test_lora__the_sampler_is_the_policys_adapter_and_the_prm_and_its_reference_are_not(
     model: Path, tmp_path: Path
 ):
     rows = records(rl(model, tmp_path / "run", *BOTH, "--steps", "3") / "metrics.jsonl")
@@ -66,7 +66,7 @@ def test_the_sampler_is_the_policys_adapter_and_the_prm_and_its_reference_are_no
     assert rows[2]["prm/score_right"] != 0
 
 
-def test_exports_are_whole_models_with_the_adapters_merged(model: Path, tmp_path: Path):
+def test_lora__exports_are_whole_models_with_the_adapters_merged(model: Path, tmp_path: Path):
     run = rl(model, tmp_path / "run", *BOTH)
     matrices = {name for name in load_file(model / "model.safetensors") if "_proj.weight" in name}
     assert changed(run / "model", model) == changed(run / "prm", model) == matrices
@@ -81,7 +81,7 @@ def test_exports_are_whole_models_with_the_adapters_merged(model: Path, tmp_path
     assert main([*read, "--samples", "2", "--max-response-tokens", "8", "--out", str(tmp_path / "e")]) == 0
 
 
-def test_checkpoints_hold_only_what_is_trained_and_resuming_is_exact(model: Path, tmp_path: Path):
+def test_lora__checkpoints_hold_only_what_is_trained_and_resuming_is_exact(model: Path, tmp_path: Path):
     flags = (*BOTH, "--save-every", "1", "--keep", "9")
     whole = rl(model, tmp_path / "whole", *flags, "--steps", "4")
     part = rl(model, tmp_path / "part", *flags, "--steps", "2")
@@ -92,14 +92,14 @@ def test_checkpoints_hold_only_what_is_trained_and_resuming_is_exact(model: Path
             whole / name / "model.safetensors"
         ).read_bytes()
     state = torch.load(checkpoints(whole / "checkpoints")[-1] / "state.pt", weights_only=True)
-    for name in ("policy", "prm"):
-        held = state[name]["model"]
+    for part, name in (("policy", "policy"), ("method", "prm")):
+        held = state[part]["model"]
         assert held
         assert all(f".lora_A.{name}." in key or f".lora_B.{name}." in key for key in held)
 
 
 @pytest.mark.parametrize("which", ["policy", "prm"])
-def test_one_of_the_two_may_be_trained_whole(
+def test_lora__one_of_the_two_may_be_trained_whole(
     which: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The reference is the base of whichever has an adapter: two models in memory, not three."""
@@ -111,25 +111,25 @@ def test_one_of_the_two_may_be_trained_whole(
     assert "model.embed_tokens.weight" in changed(run / whole, model)
 
 
-def test_gradient_checkpointing_changes_no_number(model: Path, tmp_path: Path):
+def test_lora__gradient_checkpointing_changes_no_number(model: Path, tmp_path: Path):
     flags = (*BOTH, "--policy.gradient-checkpointing", "--prm.gradient-checkpointing")
     runs = rl(model, tmp_path / "plain", *BOTH), rl(model, tmp_path / "recomputed", *flags)
     for ours, theirs in zip(*map(metrics, runs), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
-def test_recomputing_in_one_of_two_on_one_base_is_refused(model: Path, tmp_path: Path, capsys):
+def test_lora__recomputing_in_one_of_two_on_one_base_is_refused(model: Path, tmp_path: Path, capsys):
     assert main(rl_args(model, tmp_path / "run", *BOTH, "--prm.gradient-checkpointing")) == 2
     assert "prm.gradient_checkpointing to the same" in capsys.readouterr().err
 
 
-def test_adapters_on_weights_in_the_hosts_memory_are_refused(model: Path, tmp_path: Path, capsys):
+def test_lora__adapters_on_weights_in_the_hosts_memory_are_refused(model: Path, tmp_path: Path, capsys):
     assert main(rl_args(model, tmp_path / "run", *BOTH, "--parallel.cpu-offload")) == 2
     assert "parallel.cpu_offload is for models that are trained whole" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("adapters", [(), BOTH])
-def test_a_prm_smaller_than_the_policy(model: Path, tmp_path: Path, adapters: tuple[str, ...]):
+def test_lora__a_prm_smaller_than_the_policy(model: Path, tmp_path: Path, adapters: tuple[str, ...]):
     """Same tokenizer, half as wide; it is its own reference and is read again by the other commands."""
     tokenizer = load_tokenizer(str(model))
     small = tmp_path / "small"
@@ -146,7 +146,7 @@ def test_a_prm_smaller_than_the_policy(model: Path, tmp_path: Path, adapters: tu
     assert score[0].reward != 0
 
 
-def test_sft_trains_an_adapter_and_leaves_a_whole_model(model: Path, tmp_path: Path, capsys):
+def test_lora__sft_trains_an_adapter_and_leaves_a_whole_model(model: Path, tmp_path: Path, capsys):
     out = tmp_path / "sft"
     args = ["sft", "configs/sft/tiny.yaml", *CLOCK, "--data.limit", "40", "--eval-data.limit", "2"]
     args += ["--eval.max-response-tokens", "8", "--eval.samples", "0", "--epochs", "1", "--out", str(out)]
@@ -161,7 +161,7 @@ def test_sft_trains_an_adapter_and_leaves_a_whole_model(model: Path, tmp_path: P
     assert "a new model has nothing to adapt" in capsys.readouterr().err
 
 
-def test_an_offline_prm_is_an_adapter_on_its_own_reference(
+def test_lora__an_offline_prm_is_an_adapter_on_its_own_reference(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     rows = [
@@ -180,7 +180,7 @@ def test_an_offline_prm_is_an_adapter_on_its_own_reference(
     assert all("_proj.weight" in name for name in changed(tmp_path / "prm" / "prm", model))
 
 
-def test_without_the_library_the_command_says_what_to_install(
+def test_lora__without_the_library_the_command_says_what_to_install(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     real = importlib.util.find_spec

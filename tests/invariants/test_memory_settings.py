@@ -72,14 +72,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("loss", "setting"), CASES)
-def test_memory_settings_change_no_result(
+def test_memory_settings__memory_settings_change_no_result(
     model: Path, tmp_path: Path, plain: Callable, loss: str, setting: str
 ):
     run = rl(model, tmp_path / "run", *STEPS, *LOSSES[loss], *SETTINGS[setting])
     assert_close(run, plain(loss))
 
 
-def test_the_comparison_can_fail(model: Path, tmp_path: Path, plain: Callable):
+def test_memory_settings__the_comparison_can_fail(model: Path, tmp_path: Path, plain: Callable):
     """A thousandth of the learning rate is more than noise."""
     run = rl(model, tmp_path / "run", *STEPS, "--policy.lr", "1.001e-3")
     with pytest.raises(AssertionError, match="step "):

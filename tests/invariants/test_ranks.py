@@ -32,7 +32,7 @@ KINDS = {
         *("--advantage.whiten", "True", "--advantage.scaling", "return", "--rollout.prompts", "3"),
         *("--policy.tokens-per-microbatch", "60", "--policy.gradient-checkpointing"),
     ),
-    "control": ("--algorithm", "outcome", "--policy.epochs", "2", "--policy.minibatch", "5"),
+    "outcome": ("--algorithm", "outcome", "--policy.epochs", "2", "--policy.minibatch", "5"),
     "lora": (
         *("--policy.lora.rank", "4", "--prm.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),
         *("--policy.gradient-checkpointing", "--prm.gradient-checkpointing"),
@@ -42,17 +42,17 @@ SCRIPT = """
 import os, sys
 import torch
 from openprime.cli import main
-from openprime.prime import loop as rl
+from openprime.prime import methods
 
-real, calls = rl.compute_advantages, []
+real, calls = methods.with_advantages, []
 
-def kept(batch, rewards, config):
-    advantages, spread = real(batch, rewards, config)
-    calls.append((batch.token_ids, advantages))
+def kept(*args):
+    batch, spread = real(*args)
+    calls.append((batch.token_ids, batch.advantages))
     torch.save(calls, os.path.join(os.environ["KEPT"], "rank-" + os.environ.get("RANK", "0")))
-    return advantages, spread
+    return batch, spread
 
-rl.compute_advantages = kept
+methods.with_advantages = kept
 sys.exit(main(sys.argv[1:]))
 """
 """The command, which leaves the advantages of every step in a folder, as every rank had them."""
@@ -172,7 +172,7 @@ def back_to(step: int, run: Path, out: Path) -> Path:
 # As one process does
 
 
-def test_two_ranks_do_what_one_process_does_and_one_goes_on_from_them(
+def test_ranks__two_ranks_do_what_one_process_does_and_one_goes_on_from_them(
     model: Path, tmp_path: Path, run: Callable
 ):
     one, two = run(1), run(2)
@@ -187,7 +187,7 @@ def test_two_ranks_do_what_one_process_does_and_one_goes_on_from_them(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_trap_02_any_number_of_ranks_does_what_one_process_does(
+def test_trap_02__any_number_of_ranks_does_what_one_process_does(
     model: Path, run: Callable, ranks: int, kind: str
 ):
     assert moved(run(1, kind), model) > 1e-4
@@ -196,7 +196,7 @@ def test_trap_02_any_number_of_ranks_does_what_one_process_does(
 
 
 @pytest.mark.slow
-def test_bfloat16_on_two_ranks_is_near(model: Path, tmp_path: Path):
+def test_ranks__bfloat16_on_two_ranks_is_near(model: Path, tmp_path: Path):
     """The weights of blocks are rounded before the matrix products instead of in them."""
     flags = (*FLAGS, "--dtype", "bfloat16", "--steps", "1", "--filter.low", "0", "--filter.high", "1")
     one = rl(model, tmp_path / "one", *flags)
@@ -210,7 +210,7 @@ def test_bfloat16_on_two_ranks_is_near(model: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_fine_tuning_on_two_ranks_is_that_of_one_process(tmp_path: Path):
+def test_ranks__fine_tuning_on_two_ranks_is_that_of_one_process(tmp_path: Path):
     flags = ("--epochs", "0.1", "--optimizer.lr", "1e-3", "--save-every", "2", "--eval.every", "2")
     for ranks, name in ((1, "one"), (2, "two")):
         on_ranks(ranks, [*SFT, *flags, "--out", str(tmp_path / name)])
@@ -221,7 +221,7 @@ def test_fine_tuning_on_two_ranks_is_that_of_one_process(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_an_offline_prm_on_two_ranks_is_that_of_one_process(model: Path, tmp_path: Path):
+def test_ranks__an_offline_prm_on_two_ranks_is_that_of_one_process(model: Path, tmp_path: Path):
     rows = [
         {"prompt": f"Start {w}\n+one = ?", "response": f"step\n{w * i}", "outcome": float(i % 2)}
         for w in ("two", "three", "four", "five")
@@ -245,7 +245,7 @@ def test_an_offline_prm_on_two_ranks_is_that_of_one_process(model: Path, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_trap_10_a_checkpoint_of_two_ranks_goes_on_at_any_number(
+def test_trap_10__a_checkpoint_of_two_ranks_goes_on_at_any_number(
     model: Path, tmp_path: Path, run: Callable, ranks: int
 ):
     resumed = back_to(1, run(2), tmp_path / "run")
@@ -261,7 +261,7 @@ def test_trap_10_a_checkpoint_of_two_ranks_goes_on_at_any_number(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)])
-def test_adapters_go_on_at_another_number_of_ranks(
+def test_ranks__adapters_go_on_at_another_number_of_ranks(
     model: Path, tmp_path: Path, run: Callable, before: int, after: int
 ):
     resumed = back_to(1, run(before, "lora"), tmp_path / "run")
@@ -270,7 +270,7 @@ def test_adapters_go_on_at_another_number_of_ranks(
 
 
 @pytest.mark.slow
-def test_checkpoints_in_the_background_are_the_same(model: Path, tmp_path: Path, run: Callable):
+def test_ranks__checkpoints_in_the_background_are_the_same(model: Path, tmp_path: Path, run: Callable):
     """Each is written while the next step trains; what is resumed from it ends bit for bit as without."""
     args = rl_args(model, tmp_path / "run", *FLAGS, "--parallel.save-in-background")
     on_ranks(2, args)
@@ -283,7 +283,7 @@ def test_checkpoints_in_the_background_are_the_same(model: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_one_process_goes_on_at_two_ranks(model: Path, tmp_path: Path, run: Callable):
+def test_ranks__a_checkpoint_of_one_process_goes_on_at_two_ranks(model: Path, tmp_path: Path, run: Callable):
     resumed = back_to(2, run(1), tmp_path / "run")
     on_ranks(2, rl_args(model, resumed, *FLAGS, "--resume"))
     assert_equal_to_rounding(resumed, run(1))
@@ -316,7 +316,7 @@ def steps_saved(out: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_dies_or_hangs_ends_the_run_with_a_checkpoint(
+def test_ranks__a_rank_that_dies_or_hangs_ends_the_run_with_a_checkpoint(
     model: Path, tmp_path: Path, number: signal.Signals
 ):
     out = tmp_path / "run"
@@ -334,7 +334,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_run_with_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_torchrun_starts_lost_ranks_again_and_they_resume(model: Path, tmp_path: Path, run: Callable):
+def test_ranks__torchrun_starts_lost_ranks_again_and_they_resume(model: Path, tmp_path: Path, run: Callable):
     out = tmp_path / "run"
     args = rl_args(model, out, *FLAGS, "--steps", "8", "--save-every", "2")
     process = start(2, args, "--max-restarts", "2")
@@ -351,7 +351,7 @@ def test_torchrun_starts_lost_ranks_again_and_they_resume(model: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(model: Path, tmp_path: Path):
+def test_ranks__a_signal_to_one_rank_stops_all_at_the_same_step(model: Path, tmp_path: Path):
     out = tmp_path / "run"
     process = begun(model, out)
     os.kill(process_of(1, process), signal.SIGTERM)
@@ -385,7 +385,7 @@ def by_hand(model: Path, port: int, *places: tuple[Path, tuple[str, ...]]) -> li
 
 
 @pytest.mark.slow
-def test_ranks_with_different_settings_are_refused(model: Path, tmp_path: Path, free_port: int):
+def test_ranks__ranks_with_different_settings_are_refused(model: Path, tmp_path: Path, free_port: int):
     places = [(tmp_path, ()), (tmp_path, ("--prm.beta", "0.25", "--seed", "3"))]
     for rank, (status, said) in enumerate(by_hand(model, free_port, *places)):
         assert status == 2
@@ -396,7 +396,7 @@ def test_ranks_with_different_settings_are_refused(model: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_not_shared_is_refused(model: Path, tmp_path: Path, free_port: int):
+def test_ranks__a_folder_that_is_not_shared_is_refused(model: Path, tmp_path: Path, free_port: int):
     places = [tmp_path / "machine0", tmp_path / "machine1"]
     for place in places:
         place.mkdir()
@@ -418,7 +418,9 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def test_other_commands_are_for_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_ranks__other_commands_are_for_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert main(["evaluate", "x"]) == 2

@@ -13,7 +13,7 @@ import pytest
 
 from openprime.cli import main
 from openprime.engines.transformers import TransformersEngine
-from openprime.prime.rollouts import Collector
+from openprime.prime.rollouts import Rollouts
 from openprime.run import checkpoint
 from openprime.run.run import Run
 from support.tiny_runs import (
@@ -67,10 +67,10 @@ KINDS = {
         *("--filter.low", "0", "--filter.high", "1"),
     ),
     "skill gate": ("--advantage.skill-gate", "--prm.lr", "1e-2"),
-    "control": ("--algorithm", "outcome"),
+    "outcome": ("--algorithm", "outcome"),
     "epoch after epoch": ("--data.limit", "3", "--filter.low", "0", "--filter.high", "1"),
 }
-SLOW_KINDS = ("control", "epoch after epoch")
+SLOW_KINDS = ("outcome", "epoch after epoch")
 
 
 class Killed(BaseException):
@@ -125,7 +125,7 @@ def killing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
 
 def models(kind: str) -> tuple[str, ...]:
     """The folders with models that a run leaves."""
-    return {"control": ("model",), "distill": ("model", "prm", "reference")}.get(kind, ("model", "prm"))
+    return {"outcome": ("model",), "distill": ("model", "prm", "reference")}.get(kind, ("model", "prm"))
 
 
 # Killed in this process, at moments chosen with care
@@ -137,13 +137,13 @@ def some_slow(names: Iterable[str], slow: Iterable[str]) -> list:
 
 
 @pytest.mark.parametrize("kind", some_slow(KINDS, SLOW_KINDS))
-def test_trap_10_a_killed_run_goes_on_exactly(
+def test_trap_10__a_killed_run_goes_on_exactly(
     model: Path, tmp_path: Path, uninterrupted: Callable, killing: Callable, monkeypatch, kind: str
 ):
     """Killed when step 3 is logged but not saved: the data cursor, the prompts put back, the pass rate, the
     PRM's optimiser and the schedules all come from the checkpoint of step 2."""
     whole = uninterrupted(kind)
-    killing(Run, "log", 4, after=True)  # the fourth record, after that of step 0
+    killing(Run, "_write", 4, after=True)  # the fourth record, after that of step 0
     with pytest.raises(Killed):
         main(rl_args(model, tmp_path / "run", *STEPS, *KINDS[kind]))
     monkeypatch.undo()
@@ -152,28 +152,28 @@ def test_trap_10_a_killed_run_goes_on_exactly(
     assert_same_run(tmp_path / "run", whole, *models(kind))
 
 
-def test_the_kinds_have_something_to_lose(uninterrupted: Callable):
+def test_resume__the_kinds_have_something_to_lose(uninterrupted: Callable):
     """Else the test above could pass with a state that is missing."""
     state = checkpoint.load_checkpoint(uninterrupted("surplus") / "checkpoints" / "step-000002")
-    assert state["collector"]["stream"]["returned"]
-    assert 0 < state["collector"]["pass_rate"] < 1
-    assert state["collector"]["rollouts"] > 2 * 5 * 4
+    assert state["cursor"]["stream"]["returned"]
+    assert 0 < state["cursor"]["pass_rate"] < 1
+    assert state["cursor"]["rollouts"] > 2 * 5 * 4
     state = checkpoint.load_checkpoint(uninterrupted("prime") / "checkpoints" / "step-000002")
-    assert state["prm"]["optimizer"]["state"]
-    assert state["prm"]["updates"] == 2
+    assert state["method"]["optimizer"]["state"]
+    assert state["method"]["updates"] == 2
     assert state["policy"]["updates"] == 4
-    assert state["collector"]["stream"]["cursor"] > 0
+    assert state["cursor"]["stream"]["cursor"] > 0
 
 
 MOMENTS: dict[str, tuple[object, str, int, bool]] = {
-    "before the first record": (Run, "log", 1, False),
-    "before anything was trained": (Collector, "collect", 1, False),
-    "before the first checkpoint": (Run, "log", 3, False),
+    "before the first record": (Run, "_write", 1, False),
+    "before anything was trained": (Rollouts, "collect", 1, False),
+    "before the first checkpoint": (Run, "_write", 3, False),
     "in the first save": (checkpoint.os, "fsync", 1, False),
     "in a later save": (checkpoint.os, "fsync", 3, False),
     "saved, old ones not yet deleted": (checkpoint, "checkpoints", 2, False),
-    "between sampling and training": (Collector, "collect", 3, True),
-    "after the last save, before the export": (Run, "export_model", 1, False),
+    "between sampling and training": (Rollouts, "collect", 3, True),
+    "after the last save, before the export": (Run, "export", 1, False),
     "half-way through the export": (Run, "export", 2, False),
 }
 
@@ -188,7 +188,7 @@ SLOW_MOMENTS = (
 
 
 @pytest.mark.parametrize("moment", some_slow(MOMENTS, SLOW_MOMENTS))
-def test_a_run_goes_on_from_wherever_it_was_killed(
+def test_resume__a_run_goes_on_from_wherever_it_was_killed(
     model: Path, tmp_path: Path, uninterrupted: Callable, killing: Callable, monkeypatch, moment: str
 ):
     whole = uninterrupted("prime")
@@ -200,11 +200,11 @@ def test_a_run_goes_on_from_wherever_it_was_killed(
     assert_same_run(tmp_path / "run", whole, "model", "prm")
 
 
-def test_a_record_cut_in_half_is_made_again(
+def test_resume__a_record_cut_in_half_is_made_again(
     model: Path, tmp_path: Path, uninterrupted: Callable, killing: Callable, monkeypatch
 ):
     whole, run = uninterrupted("prime"), tmp_path / "run"
-    killing(Run, "log", 4, after=True)
+    killing(Run, "_write", 4, after=True)
     with pytest.raises(Killed):
         main(rl_args(model, run, *STEPS))
     monkeypatch.undo()
@@ -217,10 +217,12 @@ def test_a_record_cut_in_half_is_made_again(
 
 
 @pytest.mark.slow
-def test_killed_twice(model: Path, tmp_path: Path, uninterrupted: Callable, killing: Callable, monkeypatch):
+def test_resume__killed_twice(
+    model: Path, tmp_path: Path, uninterrupted: Callable, killing: Callable, monkeypatch
+):
     whole, run = uninterrupted("prime"), tmp_path / "run"
     for call, flags in ((4, ()), (1, ("--resume",))):  # after step 3, twice
-        killing(Run, "log", call, after=True)
+        killing(Run, "_write", call, after=True)
         with pytest.raises(Killed):
             main(rl_args(model, run, *STEPS, *flags))
         monkeypatch.undo()
@@ -228,14 +230,16 @@ def test_killed_twice(model: Path, tmp_path: Path, uninterrupted: Callable, kill
     assert_same_run(run, whole, "model", "prm")
 
 
-def test_a_finished_run_that_is_resumed_stays_as_it_is(model: Path, tmp_path: Path, uninterrupted: Callable):
+def test_resume__a_finished_run_that_is_resumed_stays_as_it_is(
+    model: Path, tmp_path: Path, uninterrupted: Callable
+):
     run = tmp_path / "run"
     shutil.copytree(uninterrupted("prime"), run)
     rl(model, run, *STEPS, "--resume")
     assert_same_run(run, uninterrupted("prime"), "model", "prm")
 
 
-def test_more_steps_go_on_where_the_last_ended(model: Path, tmp_path: Path, uninterrupted: Callable):
+def test_resume__more_steps_go_on_where_the_last_ended(model: Path, tmp_path: Path, uninterrupted: Callable):
     """With a constant rate the number of steps changes nothing but the evaluation at the end."""
     run = rl(model, tmp_path / "run", *STEPS, "--steps", "3")
     rl(model, run, *STEPS, "--resume")
@@ -246,7 +250,7 @@ def test_more_steps_go_on_where_the_last_ended(model: Path, tmp_path: Path, unin
         assert weights(run / name) == weights(uninterrupted("prime") / name)
 
 
-def test_how_often_one_saves_changes_nothing(model: Path, tmp_path: Path, uninterrupted: Callable):
+def test_resume__how_often_one_saves_changes_nothing(model: Path, tmp_path: Path, uninterrupted: Callable):
     run = rl(model, tmp_path / "run", *STEPS, "--save-every", "1", "--keep", "1")
     assert_same_run(run, uninterrupted("prime"), "model", "prm")
 
@@ -257,14 +261,14 @@ def test_how_often_one_saves_changes_nothing(model: Path, tmp_path: Path, uninte
 @pytest.mark.parametrize(
     ("number", "owner", "name", "call", "saved"),
     [
-        (signal.SIGTERM, Run, "log", 1, 0),  # before the first step
-        (signal.SIGTERM, Run, "log", 4, 3),  # the step that is under way is finished and saved
-        (signal.SIGINT, Run, "log", 4, 3),
+        (signal.SIGTERM, Run, "_write", 1, 0),  # before the first step
+        (signal.SIGTERM, Run, "_write", 4, 3),  # the step that is under way is finished and saved
+        (signal.SIGINT, Run, "_write", 4, 3),
         (signal.SIGTERM, TransformersEngine, "_decode", 4, None),  # sampling
         (signal.SIGINT, TransformersEngine, "_decode", 4, None),
     ],
 )
-def test_a_signal_saves_and_the_run_goes_on_exactly(
+def test_resume__a_signal_saves_and_the_run_goes_on_exactly(
     model: Path,
     tmp_path: Path,
     uninterrupted: Callable,
@@ -329,7 +333,7 @@ def kill_and_resume(model: Path, out: Path, rewards: Path, seconds: float) -> No
     assert main([*slow_args(model, out), "--resume"]) == 0
 
 
-def test_trap_10_kill_9_at_any_moment_and_resume(model: Path, tmp_path: Path, rewards: Path, long_run: Path):
+def test_trap_10__kill_9_at_any_moment_and_resume(model: Path, tmp_path: Path, rewards: Path, long_run: Path):
     seconds = random.uniform(0, 0.4)
     print(f"killed {seconds:.3f} s after the first checkpoint")
     kill_and_resume(model, tmp_path / "run", rewards, seconds)
@@ -337,14 +341,14 @@ def test_trap_10_kill_9_at_any_moment_and_resume(model: Path, tmp_path: Path, re
 
 
 @pytest.mark.slow
-def test_trap_10_kill_9_at_many_moments(model: Path, tmp_path: Path, rewards: Path, long_run: Path):
+def test_trap_10__kill_9_at_many_moments(model: Path, tmp_path: Path, rewards: Path, long_run: Path):
     for i in range(12):
         kill_and_resume(model, tmp_path / f"run{i}", rewards, 0.04 * i)
         assert_same_run(tmp_path / f"run{i}", long_run, "model", "prm")
 
 
 @pytest.mark.slow
-def test_an_interrupt_from_outside_is_status_130_and_resume_is_exact(
+def test_resume__an_interrupt_from_outside_is_status_130_and_resume_is_exact(
     model: Path, tmp_path: Path, rewards: Path, long_run: Path
 ):
     out = tmp_path / "run"
@@ -379,13 +383,13 @@ def fine_tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after"),
     [
-        (Run, "log", 2, True),
-        (Run, "log", 10, True),
+        (Run, "_write", 2, True),
+        (Run, "_write", 10, True),
         (checkpoint.os, "fsync", 3, False),
-        (Run, "export_model", 1, False),
+        (Run, "export", 1, False),
     ],
 )
-def test_trap_10_fine_tuning_goes_on_exactly(
+def test_trap_10__fine_tuning_goes_on_exactly(
     tmp_path: Path, fine_tuned: Path, killing: Callable, monkeypatch, owner, name: str, call: int, after: bool
 ):
     args = [*SFT, *SFT_FLAGS, "--out", str(tmp_path / "run")]
@@ -398,10 +402,10 @@ def test_trap_10_fine_tuning_goes_on_exactly(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_fine_tuning_with_a_checkpoint(
+def test_resume__a_signal_stops_fine_tuning_with_a_checkpoint(
     tmp_path: Path, fine_tuned: Path, monkeypatch, capsys: pytest.CaptureFixture, number: signal.Signals
 ):
-    args, count, real = [*SFT, *SFT_FLAGS, "--out", str(tmp_path / "run")], [0], Run.log
+    args, count, real = [*SFT, *SFT_FLAGS, "--out", str(tmp_path / "run")], [0], Run._write
 
     def log(*arguments: object) -> None:
         count[0] += 1
@@ -409,7 +413,7 @@ def test_a_signal_stops_fine_tuning_with_a_checkpoint(
             os.kill(os.getpid(), number)
         real(*arguments)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(Run, "log", log)
+    monkeypatch.setattr(Run, "_write", log)
     assert main(args) == 128 + number
     monkeypatch.undo()
     assert "Traceback" not in capsys.readouterr().err
@@ -419,27 +423,27 @@ def test_a_signal_stops_fine_tuning_with_a_checkpoint(
 
 
 @pytest.mark.parametrize("stage", ["rl", "sft"])
-def test_who_stops_a_run_is_told_how_to_go_on(
+def test_resume__a_stopped_run_says_how_to_go_on(
     model: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture, stage: str
 ):
     args = [*SFT, *SFT_FLAGS, "--out", str(tmp_path / "run")]
     if stage == "rl":
         args = rl_args(model, tmp_path / "run", *STEPS)
-    real = Run.log
+    real = Run._write
 
-    def log(self: Run, step: int, values: dict[str, float]) -> None:
-        if step == 1:
+    def write(self: Run, values: dict[str, float]) -> None:
+        if self.step_number == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        real(self, step, values)
+        real(self, values)
 
-    monkeypatch.setattr(Run, "log", log)
+    monkeypatch.setattr(Run, "_write", write)
     capsys.readouterr()
     assert main(args) == 143
     said = capsys.readouterr()
     assert "--resume" in said.out + said.err
 
 
-def test_the_same_seed_fine_tunes_the_same_model(tmp_path: Path, fine_tuned: Path):
+def test_resume__the_same_seed_fine_tunes_the_same_model(tmp_path: Path, fine_tuned: Path):
     for name, seed in (("same", "0"), ("other", "1")):
         assert main([*SFT, *SFT_FLAGS, "--out", str(tmp_path / name), "--seed", seed]) == 0
     assert_same_run(tmp_path / "same", fine_tuned, "model")
@@ -458,7 +462,7 @@ def test_the_same_seed_fine_tunes_the_same_model(tmp_path: Path, fine_tuned: Pat
         (("--data.limit", "50"), "data.limit: 100 -> 50"),
     ],
 )
-def test_resuming_with_other_settings_is_refused_and_names_them(
+def test_resume__resuming_with_other_settings_is_refused_and_names_them(
     model: Path,
     tmp_path: Path,
     uninterrupted: Callable,
@@ -475,7 +479,7 @@ def test_resuming_with_other_settings_is_refused_and_names_them(
     assert_same_run(run, uninterrupted("prime"), "model", "prm")
 
 
-def test_a_folder_in_use_is_refused_without_resume(
+def test_resume__a_folder_in_use_is_refused_without_resume(
     model: Path, tmp_path: Path, uninterrupted: Callable, capsys: pytest.CaptureFixture
 ):
     run = tmp_path / "run"
@@ -485,7 +489,9 @@ def test_a_folder_in_use_is_refused_without_resume(
     assert_same_run(run, uninterrupted("prime"), "model", "prm")
 
 
-def test_resuming_with_other_data_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_resume__resuming_with_other_data_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     """The file has the same name and another number of rows."""
 
     def write(rows: int) -> None:

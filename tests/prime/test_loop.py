@@ -13,9 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openprime.cli import main
-from openprime.models import lora
-from openprime.prime import loop as stage
-from openprime.prime.online import PRMTrainer
+from openprime.models import lm
 from openprime.prime.prm import read_settings
 from support.tiny_runs import metrics, records, rl, rl_args, weights
 
@@ -95,7 +93,7 @@ def generates(folder: Path) -> None:
 # What a run leaves
 
 
-def test_metrics_have_their_names_and_are_finite(prime: Path):
+def test_train__metrics_have_their_names_and_are_finite(prime: Path):
     rows = records(prime / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert set(rows[0]) == {"step", "rollout/rollouts", "eval/greedy", "time/evaluate"}
@@ -114,19 +112,19 @@ def test_metrics_have_their_names_and_are_finite(prime: Path):
     assert counts[1] >= 8
 
 
-def test_trap_12_the_sampler_and_the_trainer_agree(prime: Path):
+def test_trap_12__the_sampler_and_the_trainer_agree(prime: Path):
     """Both see the same weights: what differs is the order of additions in float32."""
     for row in records(prime / "metrics.jsonl")[1:]:
         assert 0 <= row["policy/mismatch_mean"] <= row["policy/mismatch_max"] < 1e-4
 
 
-def test_trap_12_they_agree_at_another_temperature(train: Callable[..., Path]):
+def test_trap_12__they_agree_at_another_temperature(train: Callable[..., Path]):
     run = train("--rollout.temperature", "0.7")
     for row in records(run / "metrics.jsonl")[1:]:
         assert row["policy/mismatch_max"] < 1e-4
 
 
-def test_the_first_scores_of_a_prm_that_is_its_reference_are_zero(prime: Path):
+def test_train__the_first_scores_of_a_prm_that_is_its_reference_are_zero(prime: Path):
     first, *later = records(prime / "metrics.jsonl")[1:]
     assert (first["prm/score_right"], first["prm/score_wrong"]) == (0, 0)
     assert first["prm/pairwise_accuracy"] == 0.5
@@ -137,7 +135,7 @@ def test_the_first_scores_of_a_prm_that_is_its_reference_are_zero(prime: Path):
     assert all(row["advantage/process_std"] > 0 for row in later)
 
 
-def test_samples_carry_a_reward_for_every_token(prime: Path):
+def test_train__samples_carry_a_reward_for_every_token(prime: Path):
     rows = records(prime / "samples.jsonl")
     assert {row["step"] for row in rows} == {2, 4}
     assert len(rows) == 2 * 2 * 4  # two groups of four at each
@@ -152,14 +150,14 @@ def test_samples_carry_a_reward_for_every_token(prime: Path):
         assert right == bool(row["outcome"])
 
 
-def test_a_run_can_be_read_again(prime: Path):
+def test_train__a_run_can_be_read_again(prime: Path):
     for name in ("config.yaml", "versions.json", "model/config.json", "prm/implicit_prm.json"):
         assert (prime / name).is_file()
     assert [p.name for p in sorted((prime / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
     assert not list(prime.glob(".partial*"))
 
 
-def test_models_are_written_for_transformers(prime: Path, model: Path):
+def test_train__models_are_written_for_transformers(prime: Path, model: Path):
     for name in ("model", "prm"):
         generates(prime / name)
         assert weights(prime / name) != weights(model)
@@ -167,19 +165,17 @@ def test_models_are_written_for_transformers(prime: Path, model: Path):
     assert read_settings(str(prime / "prm")) == (0.3, str(model))
 
 
-def test_the_outcome_only_control_loads_no_prm(
+def test_train__the_outcome_only_baseline_loads_no_prm(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     loaded = []
-    real = lora.load_trained
+    real = lm.load_trained
 
     def load(name: str, *args: object):
         loaded.append(name)
         return real(name, *args)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(lora, "load_trained", load)
-    monkeypatch.setattr(stage, "make_prm", None)
-    monkeypatch.setattr(PRMTrainer, "__init__", None)
+    monkeypatch.setattr(lm, "load_trained", load)
     run = rl(model, tmp_path / "run", "--algorithm", "outcome")
     assert loaded == [str(model)]
     assert not (run / "prm").exists()
@@ -192,9 +188,9 @@ def test_the_outcome_only_control_loads_no_prm(
     assert "note: algorithm=outcome has no prm: left out of" in capsys.readouterr().err
 
 
-def test_prime_and_its_control_begin_alike(prime: Path, train: Callable[..., Path]):
+def test_train__prime_and_outcome_only_begin_alike(prime: Path, train: Callable[..., Path]):
     """The first step samples the same responses; the PRM gives nothing yet, so the update is the same too."""
-    ours, theirs = metrics(prime)[1], metrics(train(*WAYS["rloo control"]))[1]
+    ours, theirs = metrics(prime)[1], metrics(train(*WAYS["rloo outcome"]))[1]
     for name in ROLLOUT - {"rollout/tokens_per_second"} | {
         "policy/loss",
         "policy/grad_norm",
@@ -206,7 +202,9 @@ def test_prime_and_its_control_begin_alike(prime: Path, train: Callable[..., Pat
 # The same seed and another one
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_does_not(model: Path, tmp_path: Path, prime: Path):
+def test_train__the_same_seed_gives_the_same_run_and_another_seed_does_not(
+    model: Path, tmp_path: Path, prime: Path
+):
     flags = ("--steps", "4", "--save-every", "2", "--sample-every", "2", "--eval.every", "3")
     again = rl(model, tmp_path / "again", *flags)
     assert list(map(repr, metrics(again))) == list(map(repr, metrics(prime)))
@@ -230,11 +228,11 @@ def trained_prm(prime: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 WAYS = {
-    "rloo control": ("--algorithm", "outcome"),
+    "rloo outcome": ("--algorithm", "outcome"),
     "grpo": ("--advantage.estimator", "grpo"),
-    "grpo control": ("--advantage.estimator", "grpo", "--algorithm", "outcome"),
+    "grpo outcome": ("--advantage.estimator", "grpo", "--algorithm", "outcome"),
     "reinforce": ("--advantage.estimator", "reinforce"),
-    "reinforce control": ("--advantage.estimator", "reinforce", "--algorithm", "outcome"),
+    "reinforce outcome": ("--advantage.estimator", "reinforce", "--algorithm", "outcome"),
     "process alone": ("--advantage.outcome-weight", "0"),
     "update before": ("--prm.update", "before"),
     "reference policy": ("--prm.reference", "policy"),
@@ -259,11 +257,11 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_train_runs_and_leaves_models(model: Path, train: Callable[..., Path], way: str):
+def test_train__every_way_to_train_runs_and_leaves_models(model: Path, train: Callable[..., Path], way: str):
     run = train(*WAYS[way])
     rows = records(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
-    has_prm = "control" not in way
+    has_prm = "outcome" not in way
     assert (run / "prm").exists() == has_prm
     for row in rows[1:]:
         assert set(row) >= POLICY | ROLLOUT
@@ -285,13 +283,14 @@ def test_every_way_to_train_runs_and_leaves_models(model: Path, train: Callable[
         assert rows[2]["rollout/response_tokens"] < 14
 
 
-def test_the_skill_gate_keeps_a_prm_out_that_ranks_at_chance(train: Callable[..., Path]):
-    flags = ("--steps", "4", "--prm.lr", "1e-2", "--policy.lr", "1e-4")
+def test_train__the_skill_gate_keeps_a_prm_out_that_ranks_at_chance(train: Callable[..., Path]):
+    flags = ("--steps", "4", "--policy.lr", "1e-4")
+    outcome = metrics(train("--algorithm", "outcome", *flags))[1:]
+    flags += ("--prm.lr", "1e-2")
     gated = metrics(train("--advantage.skill-gate", *flags))[1:]
-    control = metrics(train("--algorithm", "outcome", *flags))[1:]
     # At first the PRM is its reference: a step of outcomes alone.
     assert gated[0]["prm/pairwise_accuracy"] == 0.5
-    assert gated[0]["policy/grad_norm"] == control[0]["policy/grad_norm"]
+    assert gated[0]["policy/grad_norm"] == outcome[0]["policy/grad_norm"]
     skill = 0.5
     for row in gated:
         skill += 0.2 * (row["prm/pairwise_accuracy"] - skill)
@@ -303,10 +302,10 @@ def test_the_skill_gate_keeps_a_prm_out_that_ranks_at_chance(train: Callable[...
     assert gated[-1]["policy/grad_norm"] != ungated[-1]["policy/grad_norm"]
 
 
-def test_ways_that_should_differ_do(train: Callable[..., Path]):
+def test_train__ways_that_should_differ_do(train: Callable[..., Path]):
     """Settings reach the mathematics: at the second step no two of these train alike."""
     ways = (
-        *("grpo", "grpo control", "rloo control", "reinforce", "reinforce control", "process alone"),
+        *("grpo", "grpo outcome", "rloo outcome", "reinforce", "reinforce outcome", "process alone"),
         *("update before", "dpo", "ce in minibatches", "step rewards", "response rewards", "released"),
         *("by sequence", "two epochs, clip higher", "discounts", "bfloat16"),
     )
@@ -315,7 +314,7 @@ def test_ways_that_should_differ_do(train: Callable[..., Path]):
     assert len(set(seen.values())) == len(seen), seen
 
 
-def test_a_frozen_prm_scores_and_stays_as_it_is(train: Callable[..., Path], trained_prm: Path):
+def test_train__a_frozen_prm_scores_and_stays_as_it_is(train: Callable[..., Path], trained_prm: Path):
     run = train("--prm.update", "never", "--prm.model", str(trained_prm))
     for row in records(run / "metrics.jsonl")[1:]:
         assert row["advantage/process_std"] > 0
@@ -323,7 +322,7 @@ def test_a_frozen_prm_scores_and_stays_as_it_is(train: Callable[..., Path], trai
     assert weights(run / "prm") == weights(trained_prm)
 
 
-def test_a_frozen_prm_is_saved_with_the_reference_that_it_was_scored_against(
+def test_train__a_frozen_prm_is_saved_with_the_reference_that_it_was_scored_against(
     model: Path, train: Callable[..., Path], trained_prm: Path
 ):
     """Its own weights as its reference would make every reward 0 in `openprime evaluate`."""
@@ -331,7 +330,9 @@ def test_a_frozen_prm_is_saved_with_the_reference_that_it_was_scored_against(
     assert read_settings(str(run / "prm")) == (0.3, str(model))
 
 
-def test_a_prm_that_trains_on_keeps_its_reference(model: Path, train: Callable[..., Path], trained_prm: Path):
+def test_train__a_prm_that_trains_on_keeps_its_reference(
+    model: Path, train: Callable[..., Path], trained_prm: Path
+):
     """With its own weights as reference all that it knows would count for nothing: every first reward would be 0."""
     run = train("--prm.model", str(trained_prm))
     first = records(run / "metrics.jsonl")[1]
@@ -341,7 +342,9 @@ def test_a_prm_that_trains_on_keeps_its_reference(model: Path, train: Callable[.
     assert weights(run / "prm") != weights(trained_prm)
 
 
-def test_another_model_as_prm_starts_at_itself(train: Callable[..., Path], trained_prm: Path, tmp_path: Path):
+def test_train__another_model_as_prm_starts_at_itself(
+    train: Callable[..., Path], trained_prm: Path, tmp_path: Path
+):
     plain = tmp_path / "plain"
     shutil.copytree(trained_prm, plain)
     (plain / "implicit_prm.json").unlink()
@@ -350,12 +353,14 @@ def test_another_model_as_prm_starts_at_itself(train: Callable[..., Path], train
     assert read_settings(str(run / "prm"))[1] == str(plain)
 
 
-def test_a_policy_reference_is_saved_as_none(train: Callable[..., Path]):
+def test_train__a_policy_reference_is_saved_as_none(train: Callable[..., Path]):
     run = train("--prm.reference", "policy")
     assert read_settings(str(run / "prm")) == (0.3, "")
 
 
-def test_a_prm_of_another_vocabulary_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_train__a_prm_of_another_vocabulary_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     other = tmp_path / "other"
     shutil.copytree(model, other)
     settings = json.loads((other / "tokenizer.json").read_text())
@@ -367,7 +372,7 @@ def test_a_prm_of_another_vocabulary_is_refused(model: Path, tmp_path: Path, cap
     assert f"the vocabulary of {other}" in capsys.readouterr().err
 
 
-def test_before_means_that_scores_come_after_the_update(train: Callable[..., Path]):
+def test_train__before_means_that_scores_come_after_the_update(train: Callable[..., Path]):
     """At the first step the PRM is its reference: only an update before scoring gives a process reward."""
     after, before = (metrics(train(*flags))[1] for flags in ((), WAYS["update before"]))
     assert after["advantage/process_std"] == 0
@@ -376,14 +381,14 @@ def test_before_means_that_scores_come_after_the_update(train: Callable[..., Pat
         assert before[name] == pytest.approx(after[name], rel=1e-5, abs=1e-7)  # measured before any update
 
 
-def test_the_policy_reference_is_the_sampler(train: Callable[..., Path]):
+def test_train__the_policy_reference_is_the_sampler(train: Callable[..., Path]):
     """At the first step policy, PRM and frozen reference are one model, so the two references agree."""
     frozen, policy = (metrics(train(*flags))[1] for flags in ((), WAYS["reference policy"]))
     assert policy["prm/loss"] == pytest.approx(frozen["prm/loss"], rel=1e-5)
     assert policy["policy/loss"] == pytest.approx(frozen["policy/loss"], rel=1e-3, abs=1e-4)
 
 
-def test_schedules_are_counted_in_optimiser_steps(train: Callable[..., Path]):
+def test_train__schedules_are_counted_in_optimiser_steps(train: Callable[..., Path]):
     """Two policy updates a step and one of the PRM: the logged rate is that of the step's last update."""
     run = train("--policy.warmup", "3", "--prm.schedule", "cosine", "--steps", "2")
     rows = records(run / "metrics.jsonl")[1:]
@@ -395,7 +400,7 @@ def test_schedules_are_counted_in_optimiser_steps(train: Callable[..., Path]):
     assert [row["policy/lr"] for row in rows] == pytest.approx(expected)
 
 
-def test_time_of_a_step_is_the_sum_of_its_phases(prime: Path):
+def test_train__time_of_a_step_is_the_sum_of_its_phases(prime: Path):
     for row in records(prime / "metrics.jsonl")[1:]:
         phases = [
             v for k, v in row.items() if k.startswith("time/") and k not in ("time/step", "time/evaluate")
@@ -404,12 +409,12 @@ def test_time_of_a_step_is_the_sum_of_its_phases(prime: Path):
         assert row["rollout/tokens_per_second"] == pytest.approx(row["rollout/tokens"] / row["time/rollout"])
 
 
-def test_evaluation_time_is_recorded_with_the_evaluation(prime: Path):
+def test_train__evaluation_time_is_recorded_with_the_evaluation(prime: Path):
     for row in records(prime / "metrics.jsonl"):
         assert ("time/evaluate" in row) == ("eval/greedy" in row), row["step"]
 
 
-def test_a_run_leaves_the_process_as_it_was(train: Callable[..., Path]):
+def test_train__a_run_leaves_the_process_as_it_was(train: Callable[..., Path]):
     train()
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()

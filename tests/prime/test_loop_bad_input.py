@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from openprime.cli import main
 from openprime.commands import sft as sft_stage
-from openprime.prime import loop as rl_stage
+from openprime.prime import methods
 from openprime.prime.losses import PolicyLoss
 from openprime.run.checkpoint import checkpoints, load_checkpoint
 from support.tiny_runs import PYTHONPATH, SFT, assert_same_run, metrics, records, rl, rl_args
@@ -52,7 +52,7 @@ def worksheet(i: int) -> dict[str, str]:
 # Data
 
 
-def test_a_malformed_line_is_named_by_file_and_line(run: Run, tmp_path: Path):
+def test_train__a_malformed_line_is_named_by_file_and_line(run: Run, tmp_path: Path):
     source = write(tmp_path / "d.jsonl", worksheet(0), worksheet(1), '{"prompt": "half', worksheet(2))
     status, _, err = run("--data.source", source)
     assert status == 2
@@ -61,7 +61,7 @@ def test_a_malformed_line_is_named_by_file_and_line(run: Run, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_row_without_an_answer_is_named(run: Run, tmp_path: Path):
+def test_train__a_row_without_an_answer_is_named(run: Run, tmp_path: Path):
     source = write(tmp_path / "d.jsonl", worksheet(0), {"prompt": "Start one"}, worksheet(1))
     status, _, err = run("--data.source", source)
     assert status == 2
@@ -79,20 +79,22 @@ def test_a_row_without_an_answer_is_named(run: Run, tmp_path: Path):
         ([1, 2], ("d.jsonl:1", "expected an object")),
     ],
 )
-def test_rows_that_cannot_be_read_are_named(run: Run, tmp_path: Path, row: object, words: tuple[str, ...]):
+def test_train__rows_that_cannot_be_read_are_named(
+    run: Run, tmp_path: Path, row: object, words: tuple[str, ...]
+):
     status, _, err = run("--data.source", write(tmp_path / "d.jsonl", row))
     assert status == 2
     assert all(word in err for word in words), err
     assert "Traceback" not in err
 
 
-def test_an_empty_file_is_named(run: Run, tmp_path: Path):
+def test_train__an_empty_file_is_named(run: Run, tmp_path: Path):
     status, _, err = run("--data.source", write(tmp_path / "d.jsonl"))
     assert status == 2
     assert "d.jsonl: no rows" in err
 
 
-def test_prompts_over_the_limit_are_dropped_and_counted(run: Run, tmp_path: Path):
+def test_train__prompts_over_the_limit_are_dropped_and_counted(run: Run, tmp_path: Path):
     long = {"prompt": "Start one\n" + "+two = ?\n" * 100, "answer": "1"}
     source = write(tmp_path / "d.jsonl", *[worksheet(i) for i in range(8)], long, long)
     flags = ("--data.source", source, "--data.max-prompt-tokens", "60", *OPEN, "--steps", "1")
@@ -116,7 +118,7 @@ def changed(model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(model, tmp_path / "changed"))
 
 
-def test_a_tokenizer_without_a_chat_template(run: Run, changed: Path):
+def test_train__a_tokenizer_without_a_chat_template(run: Run, changed: Path):
     (changed / "chat_template.jinja").unlink()
     status, _, err = run(start=changed)
     assert status == 2
@@ -127,7 +129,7 @@ def test_a_tokenizer_without_a_chat_template(run: Run, changed: Path):
     assert status == 0, err
 
 
-def test_a_model_that_is_no_causal_language_model(run: Run, changed: Path):
+def test_train__a_model_that_is_no_causal_language_model(run: Run, changed: Path):
     config = json.loads((changed / "config.json").read_text())
     config["architectures"] = ["Qwen2ForSequenceClassification"]
     (changed / "config.json").write_text(json.dumps(config))
@@ -138,7 +140,7 @@ def test_a_model_that_is_no_causal_language_model(run: Run, changed: Path):
     assert "Traceback" not in err
 
 
-def test_a_folder_without_a_model(run: Run, tmp_path: Path):
+def test_train__a_folder_without_a_model(run: Run, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     status, _, err = run(start=tmp_path / "empty")
     assert status == 2
@@ -146,21 +148,21 @@ def test_a_folder_without_a_model(run: Run, tmp_path: Path):
     assert "Traceback" not in err
 
 
-def test_weights_that_cannot_be_read_are_named(run: Run, changed: Path):
+def test_train__weights_that_cannot_be_read_are_named(run: Run, changed: Path):
     (changed / "model.safetensors").write_bytes(b"half a file")
     status, _, err = run(start=changed)
     assert status != 0
     assert str(changed) in err
 
 
-def test_nothing_is_begun_with_bad_input(run: Run, changed: Path, tmp_path: Path):
+def test_train__nothing_is_begun_with_bad_input(run: Run, changed: Path, tmp_path: Path):
     """Else the same command, put right, would be told that the folder holds a run already."""
     (changed / "model.safetensors").unlink()
     assert run(start=changed)[0] == 2
     assert not (tmp_path / "run").exists()
 
 
-def test_wandb_that_is_not_installed_is_said_before_anything_is_begun(
+def test_train__wandb_that_is_not_installed_is_said_before_anything_is_begun(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -174,7 +176,7 @@ def test_wandb_that_is_not_installed_is_said_before_anything_is_begun(
 
 
 @pytest.mark.parametrize(("value", "word"), [("0.0", "too hard"), ("1.0", "too easy")])
-def test_data_too_hard_or_too_easy_are_status_2_with_the_pass_rates(
+def test_train__data_too_hard_or_too_easy_are_status_2_with_the_pass_rates(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, word: str
 ):
     module = f"always_{value[0]}"
@@ -195,17 +197,17 @@ def test_data_too_hard_or_too_easy_are_status_2_with_the_pass_rates(
 
 def poison(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Make the policy's loss not a number from some micro-batch on."""
-    real, count = rl_stage.policy_loss, [0]
+    real, count = methods.policy_loss, [0]
 
     def loss(*args: object) -> PolicyLoss:
         count[0] += 1
         done = real(*args)  # pyright: ignore[reportArgumentType]
         return done if count[0] < call else PolicyLoss(done.loss * math.nan, done.clipped, done.kl)
 
-    monkeypatch.setattr(rl_stage, "policy_loss", loss)
+    monkeypatch.setattr(methods, "policy_loss", loss)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(
+def test_train__a_loss_that_is_not_finite_stops_before_the_step(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The third step's second update: the checkpoint of step 2 is whole, and the run goes on from it."""
@@ -230,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     assert_same_run(tmp_path / "run", whole, "model", "prm")
 
 
-def test_a_loss_that_is_not_finite_at_the_first_step(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_train__a_loss_that_is_not_finite_at_the_first_step(run: Run, monkeypatch: pytest.MonkeyPatch):
     poison(monkeypatch, 1)
     status, _, err = run()
     assert status == 1
@@ -239,7 +241,9 @@ def test_a_loss_that_is_not_finite_at_the_first_step(run: Run, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("flags", [OPEN, ()], ids=["filter open", "filter"])
-def test_a_learning_rate_that_is_far_too_high_is_said_to_be(run: Run, tmp_path: Path, flags: tuple[str, ...]):
+def test_train__a_learning_rate_that_is_far_too_high_is_said_to_be(
+    run: Run, tmp_path: Path, flags: tuple[str, ...]
+):
     """The weights are infinite after a step: not the data are to blame, and no sample was drawn from them."""
     many = ("--policy.minibatch", "8", "--steps", "5", "--save-every", "1", "--filter.max-draws", "10")
     status, _, err = run(*flags, *many, "--policy.lr", "1e38")
@@ -251,7 +255,7 @@ def test_a_learning_rate_that_is_far_too_high_is_said_to_be(run: Run, tmp_path: 
         assert all(math.isfinite(value) for value in row.values())
 
 
-def test_fine_tuning_stops_before_the_step_too(
+def test_train__fine_tuning_stops_before_the_step_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     real, count = sft_stage.sft_loss, [0]
@@ -266,7 +270,7 @@ def test_fine_tuning_stops_before_the_step_too(
     err = capsys.readouterr().err
     assert "step 5: loss inf" in err
     assert "step-000004" in err
-    assert "optimizer.lr" in err
+    assert "Lower the learning rate" in err
     assert len(records(tmp_path / "run" / "metrics.jsonl")) == 4
     monkeypatch.undo()
     assert main([*SFT, *flags, "--resume"]) == 0
@@ -286,7 +290,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_full_disk_is_status_1_and_the_run_goes_on_afterwards(model: Path, tmp_path: Path):
+def test_train__a_full_disk_is_status_1_and_the_run_goes_on_afterwards(model: Path, tmp_path: Path):
     """No file may grow over 400 kB: the checkpoint of step 2 has 600. Records and models are smaller."""
     flags = ("--steps", "3", "--save-every", "2", "--sample-every", "1", "--eval.every", "2")
     run = tmp_path / "run"
@@ -320,7 +324,7 @@ def test_a_full_disk_is_status_1_and_the_run_goes_on_afterwards(model: Path, tmp
         ("raise RuntimeError('my service is down')", ("my service is down", "Traceback", "failing_")),
     ],
 )
-def test_a_reward_function_that_fails(
+def test_train__a_reward_function_that_fails(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: tuple[str, ...]
 ):
     module = f"failing_{abs(hash(body))}"
@@ -332,6 +336,6 @@ def test_a_reward_function_that_fails(
     assert "openprime: the verifier failed on every response" in err
 
 
-def test_the_model_of_these_tests_is_sound(model: Path):
+def test_train__the_model_of_these_tests_is_sound(model: Path):
     """Else the tests above would fail for another reason."""
     assert all(p.isfinite().all() for p in AutoModelForCausalLM.from_pretrained(model).parameters())

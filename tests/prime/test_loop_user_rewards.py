@@ -44,7 +44,7 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def test_a_reward_function_of_the_current_directory(model: Path, here: Path):
+def test_train__a_reward_function_of_the_current_directory(model: Path, here: Path):
     rows = [{"prompt": p, "answer": str(i), "tag": f"t{i}"} for i, p in enumerate(worksheets(6))]
     source = write(here / "d.jsonl", rows)
     run = rl(
@@ -64,7 +64,7 @@ def test_a_reward_function_of_the_current_directory(model: Path, here: Path):
     assert [sample["outcome"] for sample in records(run / "samples.jsonl")] == [0.0, 1.0] * 4
 
 
-def test_soft_outcomes_and_no_verdicts(model: Path, here: Path):
+def test_train__soft_outcomes_and_no_verdicts(model: Path, here: Path):
     """Outcomes between 0 and 1 train the PRM as they are; a response without one is left out."""
     run = rl(model, here / "run", "--data.verifier", "my_reward:shares", "--steps", "2")
     for row in records(run / "metrics.jsonl")[1:]:
@@ -88,7 +88,7 @@ def verl_rows() -> list[dict]:
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_rows_in_the_shape_of_prime_and_verl(model: Path, here: Path, ending: str):
+def test_train__rows_in_the_shape_of_prime_and_verl(model: Path, here: Path, ending: str):
     source = here / f"d.{ending}"
     if ending == "parquet":
         import pyarrow
@@ -106,7 +106,7 @@ def test_rows_in_the_shape_of_prime_and_verl(model: Path, here: Path, ending: st
         assert row["answer"] == str(worksheets(10).index(message["content"]))
 
 
-def test_messages_reach_the_reward_function_as_messages(model: Path, here: Path):
+def test_train__messages_reach_the_reward_function_as_messages(model: Path, here: Path):
     rows = [row | {"answer": "7", "tag": "x"} for row in verl_rows()]
     source = write(here / "d.jsonl", rows)
     rl(model, here / "run", "--data.source", source, "--data.verifier", "my_reward:score", "--steps", "1")
@@ -117,7 +117,7 @@ def test_messages_reach_the_reward_function_as_messages(model: Path, here: Path)
         assert {"data_source", "extra_info", "reward_model"} <= set(call["columns"])
 
 
-def test_rows_of_several_verifiers_train_together(model: Path, here: Path):
+def test_train__rows_of_several_verifiers_train_together(model: Path, here: Path):
     """As in the published recipe: mathematics, code and a function of one's own in one data set."""
     tests = json.dumps({"inputs": ["1"], "outputs": ["2"], "fn_name": None})
     names = ["my_reward:score", "math", "code"]

@@ -36,7 +36,7 @@ def rl(model: Path, out: Path, *flags: str) -> list[str]:
     return [*RL, "--model", str(model), "--out", str(out), *flags]
 
 
-def test_two_steps_beside_the_trainer(sft: Path, tmp_path: Path):
+def test_train_vllm__two_steps_beside_the_trainer(sft: Path, tmp_path: Path):
     assert main(rl(sft, tmp_path / "a", "--engine.kind", "vllm", "--policy.importance-clip", "2")) == 0
     first, *rows = records(tmp_path / "a" / "metrics.jsonl")
     assert "eval/greedy" in first
@@ -48,7 +48,7 @@ def test_two_steps_beside_the_trainer(sft: Path, tmp_path: Path):
     assert weights(tmp_path / "a" / "model") != weights(sft)
 
 
-def test_a_run_with_vllm_is_resumed_bit_for_bit(sft: Path, tmp_path: Path):
+def test_train_vllm__a_run_with_vllm_is_resumed_bit_for_bit(sft: Path, tmp_path: Path):
     flags = ("--engine.kind", "vllm", "--steps", "3", "--save-every", "1", "--eval.every", "0", *OPEN)
     assert main(rl(sft, tmp_path / "whole", *flags)) == 0
     assert main(rl(sft, tmp_path / "cut", *flags, "--steps", "2")) == 0
@@ -58,7 +58,7 @@ def test_a_run_with_vllm_is_resumed_bit_for_bit(sft: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
-def test_other_commands_sample_with_it_as_well(sft: Path, tmp_path: Path, command: str):
+def test_train_vllm__other_commands_sample_with_it_as_well(sft: Path, tmp_path: Path, command: str):
     """Greedy responses are those of the transformers engine."""
 
     def run(kind: str) -> list[dict]:
@@ -138,7 +138,7 @@ def until_ready(url: str, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.timeout(1200)
-def test_two_servers_one_of_which_is_killed_and_then_the_other(server, sft: Path, tmp_path: Path):
+def test_train_vllm__two_servers_one_of_which_is_killed_and_then_the_other(server, sft: Path, tmp_path: Path):
     """Without the first nothing is lost; without both the run saves, says so, and goes on with new ones."""
     (first, one), (second, two) = server(), server()
     until_ready(first, one)
@@ -181,7 +181,7 @@ def test_two_servers_one_of_which_is_killed_and_then_the_other(server, sft: Path
             assert row["policy/mismatch_max"] < 1e-3
 
 
-def test_sampling_ahead_of_the_trainer(server, sft: Path, tmp_path: Path):
+def test_train_vllm__sampling_ahead_of_the_trainer(server, sft: Path, tmp_path: Path):
     url, process = server()
     until_ready(url, process)
     out = tmp_path / "ahead"

@@ -121,9 +121,9 @@ def end(process: subprocess.Popen, number: signal.Signals) -> tuple[int, str]:
 SMALL_CHUNKS = """
 import sys
 from openprime.cli import main
-from openprime.run import run
+from openprime.run import jsonl
 
-run.CHUNK = 4
+jsonl.CHUNK = 4
 sys.exit(main(sys.argv[1:]))
 """
 
