@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,16 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openprime.cli import main
-from openprime.commands import ask as stage
+from openprime.commands import ask as module
 from openprime.data.chat import SYSTEM
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import end_tokens, load_model, load_tokenizer
+from openprime.models.lm import LM
+from openprime.models.placement import Placement
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.prime.prm import ImplicitPRM, Score
 from openprime.types import Group, Prompt, Response, Sampling
+from support.html import Page
 from support.tiny_prm import save_prm
 from support.tiny_runs import PYTHONPATH
 
@@ -64,28 +66,33 @@ def ask(model: Path, question: str, *flags: str) -> int:
     return main(["ask", str(model), question, "--max-response-tokens", str(LIMIT), *flags])
 
 
+def rendered(model: Path, *messages: tuple[str, str]) -> list[int]:
+    """The tokens of a chat of (role, content)."""
+    chat = [{"role": role, "content": content} for role, content in messages]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+
+
 def greedy(model: Path, question: str, limit: int = LIMIT) -> tuple[Prompt, Response]:
     """The engine's greedy answer."""
     tokenizer, policy = load_tokenizer(str(model)), load_model(str(model))
-    chat = [{"role": "user", "content": question}]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    prompt = Prompt("q", tuple(ids), question, None)
-    engine = TransformersEngine(policy, tokenizer, end_tokens(policy, tokenizer))
+    prompt = Prompt("q", tuple(rendered(model, ("user", question))), question, None)
+    engine = TransformersEngine(policy, Placement(), tokenizer, end_tokens(policy, tokenizer))
     (group,) = engine.generate([prompt], Sampling(1, limit, 0.0), 0)
     return prompt, group.responses[0]
 
 
 def rewards(prm: Path, prompt: Prompt, response: Response) -> Score:
-    return ImplicitPRM.from_pretrained(str(prm), device="cpu").score_sampled([Group(prompt, (response,), 0)])[
-        0
-    ][0]
+    scorer = ImplicitPRM.from_pretrained(str(prm), device="cpu")
+    ((score,),) = scorer.score_sampled([Group(prompt, (response,), 0)])
+    return score
 
 
 # The answer
 
 
 @pytest.mark.parametrize(("question", "limit"), [*((q, LIMIT) for q in QUESTIONS), (QUESTIONS[0], 3)])
-def test_what_is_streamed_is_the_engines_greedy_answer(
+def test_ask__streams_the_greedy_answer_of_the_engine(
     model: Path, capsys: pytest.CaptureFixture, question: str, limit: int
 ):
     assert main(["ask", str(model), question, "--max-response-tokens", str(limit)]) == 0
@@ -100,8 +107,7 @@ def test_what_is_streamed_is_the_engines_greedy_answer(
 def sampled(model: Path, question: str, temperature: float, seed: int) -> str:
     """Plain sampling by transformers and torch alone."""
     tokenizer, policy = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
-    chat = [{"role": "user", "content": question}]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    ids = rendered(model, ("user", question))
     begin = len(ids)
     torch.manual_seed(seed)
     while len(ids) < begin + LIMIT and (len(ids) == begin or ids[-1] != tokenizer.eos_token_id):
@@ -111,7 +117,7 @@ def sampled(model: Path, question: str, temperature: float, seed: int) -> str:
     return tokenizer.decode(ids[begin:], skip_special_tokens=True)
 
 
-def test_sampling_is_from_the_whole_distribution_whatever_the_model_says(
+def test_ask__samples_from_the_whole_distribution_whatever_the_model_says(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """A model's own generation_config.json would cut or bend it."""
@@ -136,19 +142,11 @@ def test_sampling_is_from_the_whole_distribution_whatever_the_model_says(
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The prompts that models are asked with."""
     prompts: list[list[int]] = []
-    monkeypatch.setattr(stage, "generate", lambda model, ids, stream, bfloat16: prompts.append(ids))
+    monkeypatch.setattr(module, "generate", lambda model, place, ids, stream: prompts.append(ids))
     return prompts
 
 
-def rendered(model: Path, *messages: tuple[str, str]) -> list[int]:
-    chat = [{"role": role, "content": content} for role, content in messages]
-    made = AutoTokenizer.from_pretrained(model).apply_chat_template(
-        chat, add_generation_prompt=True, return_dict=False
-    )
-    return list(made)
-
-
-def test_a_model_is_asked_as_it_was_trained(model: Path, tmp_path: Path, asked: list[list[int]]):
+def test_ask__model_is_asked_as_it_was_trained(model: Path, tmp_path: Path, asked: list[list[int]]):
     assert (model / "prompt_format.json").is_file()  # written by openprime sft
     assert ask(model, "q") == 0
     assert asked.pop() == rendered(model, ("user", "q"))
@@ -162,7 +160,7 @@ def test_a_model_is_asked_as_it_was_trained(model: Path, tmp_path: Path, asked: 
     assert asked.pop() == rendered(model, ("user", "q"))
 
 
-def test_other_models_are_asked_as_published(model: Path, tmp_path: Path, asked: list[list[int]]):
+def test_ask__other_models_are_asked_as_published(model: Path, tmp_path: Path, asked: list[list[int]]):
     other = tmp_path / "other"
     shutil.copytree(model, other)
     (other / "prompt_format.json").unlink()
@@ -184,7 +182,7 @@ def test_other_models_are_asked_as_published(model: Path, tmp_path: Path, asked:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_without_colours_every_step_has_its_number(
+def test_ask__without_colours_every_step_has_its_number(
     model: Path, prm: Path, capsys: pytest.CaptureFixture, question: str
 ):
     assert ask(model, question, "--prm", str(prm)) == 0
@@ -202,7 +200,7 @@ def test_without_colours_every_step_has_its_number(
     assert lines[-2] == total
 
 
-def test_another_reference_gives_other_rewards(model: Path, prm: Path, capsys: pytest.CaptureFixture):
+def test_ask__another_reference_gives_other_rewards(model: Path, prm: Path, capsys: pytest.CaptureFixture):
     assert ask(model, QUESTIONS[0], "--prm", str(prm), "--reference", str(prm)) == 0
     assert "reward +0.0000, probability of being right 0.500" in capsys.readouterr().out
 
@@ -210,96 +208,86 @@ def test_another_reference_gives_other_rewards(model: Path, prm: Path, capsys: p
 # Rewards, in colours
 
 
-def answer(model: Path, prm: Path, question: str = QUESTIONS[0]) -> tuple[stage.Answer, Score, Response]:
-    prompt, response = greedy(model, question)
+@pytest.fixture
+def answer(model: Path, prm: Path) -> module.Answer:
+    """A whole answer with its rewards."""
+    prompt, response = greedy(model, QUESTIONS[0])
+    assert not response.truncated
     scorer = ImplicitPRM.from_pretrained(str(prm), device="cpu")
     ids = list(prompt.token_ids), list(response.token_ids)
-    made = stage.judged(question, *ids, scorer, load_tokenizer(str(model)))
-    return made, rewards(prm, prompt, response), response
+    return module.judged(QUESTIONS[0], *ids, scorer, load_tokenizer(str(model)))
 
 
-def drawn(made: stage.Answer, colours: str | None, **settings) -> str:
+def drawn(made: module.Answer, colours: str | None, **settings) -> str:
     """What a terminal of this kind gets."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, color_system=colours, width=90, **settings)  # type: ignore
-    stage.show(made, console)
+    module.show(made, console)
     return file.getvalue()
 
 
 def backgrounds(line: Text) -> list[tuple[str, str]]:
-    """Stretches of a line with their background."""
+    """The letters of a line, each with its background."""
     found = []
     for span in line.spans:
-        style = span.style if not isinstance(span.style, str) else None
-        assert style is not None
-        back = style.bgcolor
-        triplet = back.get_truecolor().hex if back is not None and back.is_default is False else ""
-        found.append((line.plain[span.start : span.end], triplet))
+        assert not isinstance(span.style, str)
+        back = span.style.bgcolor
+        colour = back.get_truecolor().hex if back is not None and not back.is_default else ""
+        found += [(letter, colour) for letter in line.plain[span.start : span.end]]
     return found
 
 
-def mixed(reward: float, largest: float) -> str:
+def mixed(share: float) -> str:
     """White, and three quarters of blue or red at the most."""
-    share = 0.75 * min(1.0, abs(reward) / largest)
-    full = (37, 99, 235) if reward > 0 else (220, 38, 38)
-    return "#" + "".join(f"{round((1 - share) * 255 + share * channel):02x}" for channel in full)
+    mix = 0.75 * min(1.0, abs(share))
+    full = (37, 99, 235) if share > 0 else (220, 38, 38)
+    return "#" + "".join(f"{round((1 - mix) * 255 + mix * channel):02x}" for channel in full)
 
 
-def test_tokens_have_the_colour_of_their_reward(model: Path, prm: Path):
-    made, score, response = answer(model, prm)
-    assert not response.truncated
-    lines = [Text.from_ansi(line) for line in drawn(made, "truecolor").splitlines()]
-    lines = lines[: len(score.steps)]
+def test_show__tokens_have_the_colour_of_their_reward(answer: module.Answer):
+    score = answer.score
+    assert score is not None
+    *steps, total, legend = (Text.from_ansi(line) for line in drawn(answer, "truecolor").splitlines())
     sizes = sorted(map(abs, score.token_rewards))
     largest = sizes[int(0.99 * (len(sizes) - 1))]
-    for step, line in enumerate(lines):
-        expected = [
-            ((token or "<|im_end|>").replace("\n", "⏎"), mixed(reward, largest))
-            for token, reward, owner in zip(
-                score.tokens, score.token_rewards, score.step_of_token, strict=True
-            )
+    tokens = list(zip(score.tokens, score.token_rewards, score.step_of_token, strict=True))
+    for step, line in enumerate(steps):
+        wanted = [
+            (letter, mixed(reward / largest))
+            for token, reward, owner in tokens
+            for letter in (token or "<|im_end|>").replace("\n", "⏎")
             if owner == step
         ]
-        letters = [(letter, colour) for text, colour in backgrounds(line) for letter in text]
-        wanted = [(letter, colour) for text, colour in expected for letter in text]
+        letters = backgrounds(line)
         assert letters[: len(wanted)] == wanted
         assert {colour for _, colour in letters[len(wanted) :]} <= {"#ffffff", ""}
         assert float(line.plain.split()[-1]) == pytest.approx(score.step_rewards[step], abs=1e-4)
-
-
-def test_the_legend_and_the_total(model: Path, prm: Path):
-    made, score, _ = answer(model, prm)
-    total, legend = (Text.from_ansi(line) for line in drawn(made, "truecolor").splitlines()[-2:])
     assert total.plain.startswith(f"reward {score.reward:+.4f}, probability of being right 0.")
-    sizes = sorted(map(abs, score.token_rewards))
-    largest = sizes[int(0.99 * (len(sizes) - 1))]
     assert legend.plain.startswith(f"reward of a token {-largest:+.3f}")
     assert legend.plain.endswith(f"{largest:+.3f} and beyond")
-    bar = [colour for text, colour in backgrounds(legend) if colour]
-    assert bar[0] == mixed(-1, 1)
-    assert bar[len(bar) // 2] == "#ffffff"
-    assert bar[-1] == mixed(1, 1)
+    bar = [colour for _, colour in backgrounds(legend) if colour]
+    assert (bar[0], bar[len(bar) // 2], bar[-1]) == (mixed(-1), "#ffffff", mixed(1))
 
 
-def test_few_colours_tell_the_signs_apart_and_no_colours_are_numbers(model: Path, prm: Path):
-    made, score, _ = answer(model, prm)
-    assert stage.colour(1, few=True) != stage.colour(-1, few=True)
-    assert stage.colour(0.5, few=True) != stage.colour(-0.5, few=True)
-    few = drawn(made, "standard")
+def test_show__few_colours_tell_the_signs_apart_and_no_colours_are_numbers(answer: module.Answer):
+    assert module.colour(1, few=True) != module.colour(-1, few=True)
+    assert module.colour(0.5, few=True) != module.colour(-0.5, few=True)
+    few = drawn(answer, "standard")
     assert re.search(r"\x1b\[[\d;]*4[14]m", few)  # red or blue
     assert "48;2;" not in few
     assert "48;5;" not in few
-    for text in (drawn(made, None), drawn(made, "truecolor", no_color=True)):
+    assert answer.score is not None
+    assert f"{answer.score.step_rewards[0]:+.4f}" in few
+    for text in (drawn(answer, None), drawn(answer, "truecolor", no_color=True)):
         assert "\x1b[" not in text
-    assert f"{score.step_rewards[0]:+.4f}" in few
 
 
-def test_a_character_of_several_tokens_has_the_sum_of_their_rewards(tmp_path: Path):
+def test_judged__character_of_several_tokens_has_the_sum_of_their_rewards(tmp_path: Path):
     tokenizer = build_tokenizer(["a b"] * 5, 280)
     models = [build_model(tokenizer, 16, 1, 2, 64, seed) for seed in (1, 2)]
-    scorer = ImplicitPRM(*models, 0.3, tokenizer)
+    scorer = ImplicitPRM(*(LM(model) for model in models), 0.3, tokenizer)
     ids = [*tokenizer("a😀\n\nb\n")["input_ids"], tokenizer.eos_token_id]
-    made = stage.judged("q", [5, 6], ids, scorer, tokenizer)
+    made = module.judged("q", [5, 6], ids, scorer, tokenizer)
     assert [piece.text for piece in made.pieces] == ["a", "😀", "\n", "\n", "b", "\n", "<|im_end|>"]
     assert [piece.special for piece in made.pieces] == [False] * 6 + [True]
     assert made.text == "a😀\n\nb\n"
@@ -307,44 +295,23 @@ def test_a_character_of_several_tokens_has_the_sum_of_their_rewards(tmp_path: Pa
     each = made.score.token_rewards
     assert made.pieces[1].reward == pytest.approx(sum(each[1:5]))
     assert sum(piece.reward for piece in made.pieces) == pytest.approx(made.score.reward)
-    assert stage.coloured([p for p in made.pieces if p.step == 0], 1.0).plain == "a😀⏎⏎"
-    assert stage.coloured([p for p in made.pieces if p.step == 1], 1.0).plain == "b⏎\n<|im_end|>"
-    cut = stage.judged("q", [5, 6], ids[:3], scorer, tokenizer)  # within the character
+    assert module.coloured([p for p in made.pieces if p.step == 0], 1.0).plain == "a😀⏎⏎"
+    assert module.coloured([p for p in made.pieces if p.step == 1], 1.0).plain == "b⏎\n<|im_end|>"
+    cut = module.judged("q", [5, 6], ids[:3], scorer, tokenizer)  # within the character
     assert sum(piece.reward for piece in cut.pieces) == pytest.approx(sum(each[:3]), abs=1e-5)
 
 
-def test_an_answer_does_not_steer_the_terminal(capsys: pytest.CaptureFixture):
-    stream = stage.Stream(build_tokenizer(["a b"] * 5, 280))
+def test_stream__answer_does_not_steer_the_terminal(capsys: pytest.CaptureFixture):
+    stream = module.Stream(build_tokenizer(["a b"] * 5, 280))
     stream.on_finalized_text("a\x1b[2J\r\x07\tb\n")
     assert capsys.readouterr().out == "a␛[2J␍␇\tb\n"
-    assert stage.coloured([stage.Piece("a\x1b[2J", 0.1, 0)], 1.0).plain == "a␛[2J"
+    assert module.coloured([module.Piece("a\x1b[2J", 0.1, 0)], 1.0).plain == "a␛[2J"
 
 
 # The page
 
 
-class Page(HTMLParser):
-    """Tags with their attributes, and the text outside of the style."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self._inside = "", ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside != "style":
-            self.text += data
-
-
-def test_the_page_has_question_tokens_steps_and_totals(
+def test_page__has_question_tokens_steps_and_totals(
     model: Path, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     out = tmp_path / "made" / "answer.html"
@@ -353,28 +320,25 @@ def test_the_page_has_question_tokens_steps_and_totals(
     page = Page(out.read_text(encoding="utf-8"))
     prompt, response = greedy(model, QUESTIONS[0])
     score = rewards(prm, prompt, response)
-    titles = [float(a["title"] or "") for _, a in page.tags if "title" in a]
+    titles = [float(title) for title in page.attributes("title")]
     assert titles == pytest.approx(score.token_rewards, abs=1e-4)
     for text in (QUESTIONS[0], str(model), str(prm), "<|im_end|>", f"score {score.reward:+.3f}"):
         assert text in page.text
     bars = [a["style"] or "" for tag, a in page.tags if tag == "div" and "style" in a]
-    widths = [float(re.findall(r"width:([\d.]+)%", bar)[0]) for bar in bars]
     longest = max(map(abs, score.step_rewards))
-    assert widths == pytest.approx([50 * abs(r) / longest for r in score.step_rewards], abs=0.1)
-    lefts = [float(re.findall(r"margin-left:([\d.]+)%", bar)[0]) for bar in bars]
-    for bar, left, width, reward, step in zip(
-        bars, lefts, widths, score.step_rewards, score.steps, strict=True
-    ):
+    for bar, reward, step in zip(bars, score.step_rewards, score.steps, strict=True):
         assert f"{reward:+.4f}" in page.text
         assert step.strip() in page.text
-        assert ("rgba(37, 99, 235" in bar) == (reward > 0)
+        left, width = (float(number) for number in re.findall(r"([\d.]+)%", bar))
+        assert width == pytest.approx(50 * abs(reward) / longest, abs=0.1)
         assert left == pytest.approx(50 if reward > 0 else 50 - width, abs=0.1)
+        assert ("rgba(37,99,235" in bar) == (reward > 0)
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "img", "iframe")
         assert not {"src", "href"} & set(attributes)
 
 
-def test_a_page_without_a_prm_and_what_is_written_is_shown(
+def test_page__without_a_prm_and_what_is_written_is_shown(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     evil = "<script>alert(1)</script> 1 < 2 & 3"
@@ -404,7 +368,7 @@ def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 
 @pytest.mark.parametrize("end", [(), ("",), ("  ", "never read")])
-def test_a_session_answers_each_question_on_its_own(
+def test_session__answers_each_question_on_its_own(
     model: Path,
     prm: Path,
     tmp_path: Path,
@@ -427,10 +391,10 @@ def test_a_session_answers_each_question_on_its_own(
 
 def interrupting(after: int) -> Callable:
     """Ctrl-C at a token of the first answer."""
-    put = stage.Stream.put
+    put = module.Stream.put
     seen = []
 
-    def interrupted(self: stage.Stream, value: torch.Tensor) -> None:
+    def interrupted(self: module.Stream, value: torch.Tensor) -> None:
         put(self, value)
         seen.append(value)
         if len(seen) == after:
@@ -439,11 +403,11 @@ def interrupting(after: int) -> Callable:
     return interrupted
 
 
-def test_interrupt_stops_the_answer_and_not_the_session(
+def test_interrupt__stops_the_answer_and_not_the_session(
     model: Path, prm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     type_in(monkeypatch, QUESTIONS[2], QUESTIONS[0])
-    monkeypatch.setattr(stage.Stream, "put", interrupting(5))  # the prompt and four tokens
+    monkeypatch.setattr(module.Stream, "put", interrupting(5))  # the prompt and four tokens
     assert ask(model, "", "--prm", str(prm)) == 0
     said = capsys.readouterr().out
     prompt, response = greedy(model, QUESTIONS[2])
@@ -453,34 +417,27 @@ def test_interrupt_stops_the_answer_and_not_the_session(
     assert f"> {greedy(model, QUESTIONS[0])[1].text}\n" in said
 
 
-def test_interrupt_before_a_token_and_of_a_single_question(
+def test_interrupt__before_a_token_and_of_a_single_question(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    put = stage.Stream.put
-    monkeypatch.setattr(stage.Stream, "put", interrupting(1))
     type_in(monkeypatch, QUESTIONS[0])
-    assert ask(model, "") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(module.Stream, "put", interrupting(1))
+        assert ask(model, "") == 0
     assert "tokens/s" not in capsys.readouterr().out
-    monkeypatch.setattr(stage.Stream, "put", put)
-    monkeypatch.setattr(stage.Stream, "put", interrupting(3))
+    monkeypatch.setattr(module.Stream, "put", interrupting(3))
     assert ask(model, QUESTIONS[0]) == 130
     assert capsys.readouterr().err == "openprime: interrupted\n"
 
 
-def test_in_a_terminal(model: Path, prm: Path, tmp_path: Path):
+def test_session__in_a_terminal(model: Path, prm: Path, tmp_path: Path):
     """A whole session through a pseudo-terminal: pasted lines are one question, colours, Ctrl-D leaves."""
     ours, theirs = pty.openpty()
     terminal = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "90"}
     flags = ["--prm", str(prm), "--page", str(tmp_path / "page.html"), "--max-response-tokens", str(LIMIT)]
     args = [sys.executable, "-m", "openprime", "ask", str(model), *flags]
-    process = subprocess.Popen(
-        args,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=os.environ | PYTHONPATH | terminal,
-        close_fds=True,
-    )
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    process = subprocess.Popen(args, env=os.environ | PYTHONPATH | terminal, **streams)
     os.close(theirs)
     heard = b""
 
@@ -521,10 +478,10 @@ def test_in_a_terminal(model: Path, prm: Path, tmp_path: Path):
 # What a user does wrong
 
 
-def test_what_does_not_fit_is_refused_before_anything_long(
+def test_ask__what_does_not_fit_is_refused_before_anything_long(
     model: Path, prm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(stage, "load_model", lambda *args: pytest.fail("loads a model"))
+    monkeypatch.setattr(module, "load_model", lambda *args: pytest.fail("loads a model"))
     other = tmp_path / "other"
     scorer = ImplicitPRM.from_pretrained(str(prm), device="cpu")
     scorer.save_pretrained(other, build_tokenizer(["quite another text"] * 5, 300), str(other))

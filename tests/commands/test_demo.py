@@ -9,22 +9,22 @@ from openprime.cli import main
 from openprime.commands.demo import crossing, summarise, verdict
 
 
-def test_the_mark_is_reached_between_two_evaluations():
+def test_crossing__is_reached_between_two_evaluations():
     assert crossing([(0, 0.5), (10, 0.5)], 0.9) is None
     assert crossing([(0, 0.95), (10, 1.0)], 0.9) == 0
     assert crossing([(0, 0.0), (10, 1.0)], 0.9) == 9
     assert crossing([(0, 0.0), (10, 0.8), (30, 1.0), (40, 0.0)], 0.9) == 20
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_demo__folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "sft").mkdir()
     assert main(["demo", "--out", str(tmp_path)]) == 2
     assert "holds a demo already" in capsys.readouterr().err
 
 
-def fake(out: Path, prime: list[float], control: list[float], **chosen: float) -> Path:
+def fake(out: Path, prime: list[float], baseline: list[float], **chosen: float) -> Path:
     """What the demo's commands leave, as far as its summary reads it; distillation is at 1 at once."""
-    for name, curve in (("prime", prime), ("distill", [prime[0], 1.0]), ("outcome-only", control)):
+    for name, curve in (("prime", prime), ("distill", [prime[0], 1.0]), ("outcome-only", baseline)):
         (out / name).mkdir(parents=True)
         rows = [{"step": 0, "rollout/rollouts": 0.0, "eval/greedy": curve[0], "eval/avg@4": 0.25}]
         for step, value in enumerate(curve[1:], 1):
@@ -42,7 +42,7 @@ def fake(out: Path, prime: list[float], control: list[float], **chosen: float) -
     return out
 
 
-def test_the_summary_has_the_curves_and_the_choices(tmp_path: Path):
+def test_summarise__has_the_curves_and_the_choices(tmp_path: Path):
     summary = summarise(fake(tmp_path, [0.25, 0.5, 0.75], [0.25, 0.25, 0.5]))
     prime = summary["runs"]["prime"]
     assert prime["curve"] == [(0.0, 0.25), (200.0, 0.5), (400.0, 0.75)]
@@ -51,7 +51,7 @@ def test_the_summary_has_the_curves_and_the_choices(tmp_path: Path):
     assert json.loads(json.dumps(summary))["runs"]["outcome-only"]["final"] == {"eval/greedy": 0.5}
 
 
-def test_every_run_has_its_line(tmp_path: Path):
+def test_verdict__has_a_line_for_every_run(tmp_path: Path):
     said = verdict(summarise(fake(tmp_path, [0.4, 0.6, 1.0], [0.4, 0.5, 0.75]))).splitlines()
     assert "0.400 at the start" in said[0]
     assert said[1] == "  PRIME: 0.9 after 350 rollouts, 1.000 at the end"
@@ -59,7 +59,7 @@ def test_every_run_has_its_line(tmp_path: Path):
     assert said[3] == "  outcome rewards alone: 0.9 not reached, 0.750 at the end"
 
 
-def test_the_best_choice_of_the_largest_n_is_named_and_equals_too(tmp_path: Path):
+def test_verdict__names_the_best_choice_of_the_largest_n_and_equals_too(tmp_path: Path):
     said = verdict(summarise(fake(tmp_path / "a", [0.1, 0.2], [0.1, 0.2])))
     assert "Best of 16 responses of the SFT model: PRM 0.500, majority vote 0.500" in said
     assert said.endswith("best was PRM and majority vote.")
@@ -69,7 +69,7 @@ def test_the_best_choice_of_the_largest_n_is_named_and_equals_too(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_demo_runs_whole_and_says_what_came_out(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_demo__runs_whole_and_says_what_came_out(tmp_path: Path, capsys: pytest.CaptureFixture):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == 0
     said = capsys.readouterr().out
@@ -86,13 +86,14 @@ def test_the_demo_runs_whole_and_says_what_came_out(tmp_path: Path, capsys: pyte
     page = (out / "report.html").read_text(encoding="utf-8")
     assert all(word in page for word in ("prime", "distill", "outcome-only", "Best of N"))
     assert summary["best_of_n"]["samples"] == 16
-    for name in (
+    models = (
         "sft/model",
         "prime/model",
         "prime/prm",
         "distill/prm",
         "distill/reference",
         "outcome-only/model",
-    ):
+    )
+    for name in models:
         assert (out / name / "model.safetensors").is_file()
     assert not (out / "outcome-only" / "prm").exists()

@@ -2,59 +2,27 @@
 
 import json
 import re
-from html.parser import HTMLParser
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from openprime.cli import main
-from support.tiny_runs import SFT, rl
+from support.html import Page
+from support.tiny_runs import rl
 
 EVIL = "<script>alert('prompt')</script><img src=http://example.org/x.png onerror=alert(1)>"
 
 
-class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, and the text outside of scripts and styles."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self._inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag if tag in ("script", "style") else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        (self.scripts if self._inside == "script" else self.texts).append(data)
-
-    @property
-    def text(self) -> str:
-        """All text."""
-        return "".join(self.texts)
-
-
-def row(step: int, **numbers: float) -> dict:
-    """Metrics of a step."""
-    return {"step": step, "rollout/rollouts": 8.0 * step} | {
-        k.replace("__", "/"): v for k, v in numbers.items()
-    }
-
-
 def fake_run(folder: Path, evaluated: bool = True) -> Path:
-    """A run's records."""
+    """A run's records: three steps of eight rollouts, held-out accuracy at the start and the end."""
     folder.mkdir(parents=True)
-    rows = [row(0, **({"eval__greedy": 0.125} if evaluated else {}))]
-    for step in (1, 2, 3):
-        numbers = {"rollout__accuracy": 0.3, "time__rollout": 0.5, "time__policy": 0.25, "time__step": 0.75}
-        rows.append(row(step, **numbers, **({"eval__greedy": 0.875} if evaluated and step == 3 else {})))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    rows: list[dict] = [{"step": step, "rollout/rollouts": 8.0 * step} for step in range(4)]
+    for row in rows[1:]:
+        row |= {"rollout/accuracy": 0.3, "time/rollout": 0.5, "time/policy": 0.25, "time/step": 0.75}
+    if evaluated:
+        rows[0]["eval/greedy"], rows[3]["eval/greedy"] = 0.125, 0.875
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -114,9 +82,15 @@ def page(tmp_path: Path, *args: str) -> Page:
     return Page(out.read_text(encoding="utf-8"))
 
 
-def drawn(made: Page) -> str:
-    """Everything said or drawn, the plotting library apart."""
-    return made.text + "".join(script for script in made.scripts if len(script) < 200_000)
+def figure(made: Page, title: str) -> str:
+    """The script of a figure."""
+    (script,) = [s for s in made.scripts if len(s) < 200_000 and title in s]  # plotly is the long one
+    return script.replace('": "', '":"')
+
+
+def drawn(made: Page, title: str) -> list[str]:
+    """The names of a figure's lines or bars."""
+    return [json.loads(name) for name in re.findall(r'"name":("(?:[^"\\]|\\.)*")', figure(made, title))]
 
 
 @pytest.fixture
@@ -127,7 +101,12 @@ def whole(tmp_path: Path) -> Page:
     return page(tmp_path, "--runs", *runs, "--evaluation", evaluation, "--title", "Runs & <trials>")
 
 
-def test_nothing_is_fetched(whole: Page):
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return str(fake_run(tmp_path / "r"))
+
+
+def test_report__nothing_is_fetched(whole: Page):
     for tag, attributes in whole.tags:
         assert tag not in ("link", "iframe", "object", "embed", "base", "img")
         for name in ("src", "href", "srcset", "data", "poster", "action"):
@@ -136,131 +115,91 @@ def test_nothing_is_fetched(whole: Page):
         assert "url(" not in (attributes.get("style") or "")
 
 
-def test_what_is_written_is_shown_and_not_run(whole: Page):
+def test_report__what_is_written_is_shown_and_not_run(whole: Page):
     """A prompt, a title and a model's name are text, whatever they look like."""
-    assert EVIL in whole.text
-    assert "models/<b>evil</b>" in whole.text
-    assert "a [PRM]" in whole.text
-    assert "a <i>" in whole.text
-    assert "Runs & <trials>" in whole.text
+    for text in (EVIL, "models/<b>evil</b>", "a [PRM]", "a <i>", "Runs & <trials>"):
+        assert text in whole.text
     assert not [tag for tag, _ in whole.tags if tag in ("trials", "img", "i")]
     assert not any("alert('prompt')" in script for script in whole.scripts)
 
 
-def test_runs_are_named_with_their_numbers(whole: Page):
+def test_report__names_runs_with_their_numbers(whole: Page):
+    assert drawn(whole, "Held-out accuracy, greedy") == ["prime", "outcome-only"]
     for name in ("prime", "outcome-only"):
         assert name in whole.text
-        assert f'"{name}"' in drawn(whole)  # in the figures as well
-    assert "0.125 → 0.875" in whole.text
-    assert "24" in whole.text  # rollouts
-    assert "0.75" in whole.text  # seconds a step
+        assert f'"{name}"' in figure(whole, "Seconds a step")
+    for number in ("0.125 → 0.875", "24", "0.75"):  # accuracy, rollouts, seconds a step
+        assert number in whole.text
 
 
-def test_the_evaluation_is_shown(whole: Page):
-    for name in ("random", "majority vote", "PRM", "oracle"):
+def test_report__shows_the_evaluation(whole: Page):
+    for name in ("random", "majority vote", "PRM", "oracle", "items that could not be judged"):
         assert name in whole.text
     assert "0.40-0.60" in whole.text
     assert "0.625" in whole.text  # the area under the curve
     assert "0.750" in whole.text  # greedy alone
     assert "3-2" in whole.text  # three items and two that were left out
-    assert "items that could not be judged" in whole.text
-    assert "0.125" in whole.text  # first errors
+    assert "0.125--" in whole.text  # first errors: no right solution, so no share of them and no F1
+    assert "None" not in whole.text
+    assert "nan" not in whole.text
 
 
-def test_what_cannot_be_told_is_a_dash(whole: Page):
-    cells = "".join(whole.texts)
-    assert "0.125--" in cells  # no right solution, so no share of them and no F1
-    assert "None" not in cells
-    assert "nan" not in cells
-
-
-def test_tokens_have_the_colour_of_their_reward(whole: Page):
+def test_report__tokens_have_the_colour_of_their_reward_and_wrong_steps_a_wavy_line(whole: Page):
     spans = [a for tag, a in whole.tags if tag == "span" and (a.get("class") or "").startswith("tok")]
-    assert len(spans) == 2 * 6
-    titles = [float(a["title"] or "") for a in spans]
-    assert titles == [0.25, 0.125, 0.0, -0.125, -0.25, -0.375] * 2
-    for attributes, reward in zip(spans, titles, strict=True):
-        style = attributes["style"] or ""
-        found = re.search(r"rgba\((\d+),(\d+),(\d+),([\d.]+)\)", style)
-        assert found, style
-        red, _, blue, alpha = (float(part) for part in found.groups())
+    rewards = [float(a["title"] or "") for a in spans]
+    assert rewards == [0.25, 0.125, 0.0, -0.125, -0.25, -0.375] * 2
+    for attributes, reward in zip(spans, rewards, strict=True):
+        found = re.search(r"rgba\((\d+),\d+,(\d+),([\d.]+)\)", attributes["style"] or "")
+        assert found, attributes
+        red, blue, alpha = map(float, found.groups())
         assert alpha == pytest.approx(0.75 * abs(reward) / 0.375, abs=1e-3)
-        if reward:
-            assert (blue > red) == (reward > 0)
-
-
-def test_a_wrong_step_is_marked(whole: Page):
-    spans = [a for tag, a in whole.tags if tag == "span" and (a.get("class") or "").startswith("tok")]
+        assert reward == 0 or (blue > red) == (reward > 0)
     slips = ["slip" in (a["class"] or "") for a in spans]
     assert slips == [False, False, False, True, True, False] * 2  # the second line, not the end
     assert whole.text.count("∎") == 2  # which has a reward without a text
 
 
-def test_the_wavy_line_is_explained_where_there_is_one(tmp_path: Path):
+def test_report__wavy_line_is_explained_where_there_is_one(tmp_path: Path, run: str):
     evaluation = fake_evaluation(tmp_path / "e")
     path = evaluation / "clock" / "responses.jsonl"
     line = json.loads(path.read_text())
     for response in line["responses"]:
         del response["steps"]
-    args = ["--runs", str(fake_run(tmp_path / "r")), "--evaluation", str(evaluation)]
-    assert "A wavy line" in page(tmp_path, *args).text
+    assert "A wavy line" in page(tmp_path, "--runs", run, "--evaluation", str(evaluation)).text
     path.write_text(json.dumps(line))
-    assert "A wavy line" not in page(tmp_path, *args).text
-
-
-def test_chat_prompts_are_shown(tmp_path: Path):
-    chat = [{"role": "system", "content": "be <i>brief</i>"}, {"role": "user", "content": "two & two?"}]
-    evaluation = str(fake_evaluation(tmp_path / "e", prompt=chat))
-    made = page(tmp_path, "--runs", str(fake_run(tmp_path / "r")), "--evaluation", evaluation)
-    assert "be <i>brief</i>" in made.text
-    assert "two & two?" in made.text
+    assert "A wavy line" not in page(tmp_path, "--runs", run, "--evaluation", str(evaluation)).text
 
 
 @pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0c", "</pre></div>", "\U0001f600"])
-def test_any_character_may_stand_in_a_response(tmp_path: Path, odd: str):
-    evaluation = str(fake_evaluation(tmp_path / "e", text=f"+two{odd} four\n#### 4"))
-    made = page(tmp_path, "--runs", str(fake_run(tmp_path / "r")), "--evaluation", evaluation)
-    assert f"+two{odd}" in made.text
+def test_report__any_character_may_stand_in_a_chat_or_a_response(tmp_path: Path, run: str, odd: str):
+    chat = [{"role": "system", "content": "be <i>brief</i>"}, {"role": "user", "content": f"two{odd} & two?"}]
+    evaluation = fake_evaluation(tmp_path / "e", prompt=chat, text=f"+two{odd} four\n#### 4")
+    made = page(tmp_path, "--runs", run, "--evaluation", str(evaluation))
+    for text in ("be <i>brief</i>", f"two{odd} & two?", f"+two{odd}"):
+        assert text in made.text
 
 
-@pytest.mark.parametrize("name", ["<script>x", "a & b", 'quote"quote', "</script><b>"])
-def test_a_runs_name_is_text(tmp_path: Path, name: str):
-    if "/" in name:
-        name = name.replace("/", "\u2044")
+@pytest.mark.parametrize("name", ["<script>x", "a & b", 'quote"quote', "<\u2044script><b>"])
+def test_report__run_name_is_text(tmp_path: Path, name: str):
+    """In figures too: plotly takes <b> and &amp; for markup, so both are escaped."""
     made = page(tmp_path, "--runs", str(fake_run(tmp_path / name)))
     assert name in made.text
     assert "b" not in [tag for tag, _ in made.tags]
+    assert drawn(made, "Held-out accuracy, greedy") == [escape(name, quote=False)]
 
 
-def test_every_run_is_drawn(tmp_path: Path):
-    """More runs than colours."""
-    names = [f"run-{i}" for i in range(9)]
-    made = page(tmp_path, "--runs", *[str(fake_run(tmp_path / name)) for name in names])
-    figure = next(script for script in made.scripts if "Held-out accuracy, greedy" in script)
-    for name in names:
-        assert name in made.text
-        assert f'"name":"{name}"' in figure.replace('": "', '":"')
+def test_report__every_run_is_drawn(tmp_path: Path):
+    """More runs than colours; one without an evaluation, two of the same folder name."""
+    folders = [f"run-{i}" for i in range(8)] + ["seed0/rl", "seed1/rl"]
+    runs = [str(fake_run(tmp_path / name)) for name in folders]
+    made = page(tmp_path, "--runs", *runs, str(fake_run(tmp_path / "blind", evaluated=False)))
+    assert made.text.count("0.125 → 0.875") == 10
+    names = [*folders[:8], *runs[8:], "blind"]
+    assert drawn(made, "Accuracy of rollouts") == names
+    assert drawn(made, "Held-out accuracy, greedy") == names[:-1]
 
 
-def test_runs_of_the_same_folder_name_stay_apart(tmp_path: Path):
-    runs = [fake_run(tmp_path / seed / "rl") for seed in ("seed0", "seed1")]
-    made = page(tmp_path, "--runs", *map(str, runs))
-    assert made.text.count("0.125 → 0.875") == 2
-
-
-def test_a_run_without_an_evaluation_is_named_too(tmp_path: Path):
-    made = page(tmp_path, "--runs", str(fake_run(tmp_path / "blind", evaluated=False)))
-    assert "blind" in drawn(made)
-
-
-def test_fine_tuning_runs_can_be_shown(tmp_path: Path):
-    out = tmp_path / "tuned"
-    assert main([*SFT, "--epochs", "0.2", "--out", str(out)]) == 0
-    made = page(tmp_path, "--runs", str(out))
-    assert "tuned" in drawn(made)
-
-
-def test_real_runs_and_a_real_evaluation(model: Path, tmp_path: Path):
+def test_report__real_runs_and_a_real_evaluation(model: Path, tmp_path: Path):
     one = rl(model, tmp_path / "prime")
     two = rl(model, tmp_path / "outcome-only", "--algorithm", "outcome", "--eval.samples", "2")
     out = tmp_path / "evaluation"
@@ -269,12 +208,14 @@ def test_real_runs_and_a_real_evaluation(model: Path, tmp_path: Path):
     )
     models = [str(model), "--prm", str(one / "prm"), "--samples", "4", "--out", str(out)]
     assert main(["evaluate", *models, "--benchmark", str(tmp_path / "mine.yaml")]) == 0
-    made = page(tmp_path, "--runs", str(one), str(two), "--evaluation", str(out))
-    for word in ("prime", "outcome-only", "Best of N: mine", "Held-out accuracy, greedy", "Seconds a step"):
-        assert word in drawn(made)
+    made = page(tmp_path, "--runs", str(one), str(two), str(model.parent), "--evaluation", str(out))
+    assert "Best of N: mine" in made.text
+    assert drawn(made, "Held-out accuracy, greedy") == ["prime", "outcome-only", "sft"]
+    for title in ("Loss on demonstrations", "Held-out accuracy, sampled", "Seconds a step"):
+        figure(made, title)
 
 
-def test_every_way_to_choose_is_drawn(tmp_path: Path):
+def test_report__every_way_to_choose_is_drawn(tmp_path: Path, run: str):
     """Twelve of them, more than colours; those of one PRM but its sum at first only in the legend."""
     evaluation = fake_evaluation(tmp_path / "e")
     results = json.loads((evaluation / "results.json").read_text())
@@ -282,42 +223,36 @@ def test_every_way_to_choose_is_drawn(tmp_path: Path):
     names = ["random", "majority vote", *(f"PRM, way {i}" for i in range(8)), "PRM-weighted vote", "oracle"]
     results["benchmarks"]["clock"]["best_of_n"] = dict.fromkeys(names, curve)
     (evaluation / "results.json").write_text(json.dumps(results))
-    made = page(tmp_path, "--runs", str(fake_run(tmp_path / "r")), "--evaluation", str(evaluation))
-    figure = next(script for script in made.scripts if "Accuracy of the chosen response" in script)
-    for name in names:
-        assert f'"name":"{name}"' in figure.replace('": "', '":"')
-    assert figure.count("legendonly") == 8
-
-
-def test_figures_of_other_commands_are_no_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture):
-    (tmp_path / "e").mkdir()
-    (tmp_path / "e" / "results.json").write_text('{"accuracy": 1}')
-    args = ["--runs", str(fake_run(tmp_path / "r")), "--evaluation", str(tmp_path / "e")]
-    assert main(["report", *args, "--out", str(tmp_path / "page.html")]) == 2
-    assert "not an evaluation's folder: its results.json is of another command" in capsys.readouterr().err
+    made = page(tmp_path, "--runs", run, "--evaluation", str(evaluation))
+    assert drawn(made, "Accuracy of the chosen response") == names
+    assert figure(made, "Accuracy of the chosen response").count("legendonly") == 8
 
 
 @pytest.mark.parametrize("runs", [1, 2])
-def test_the_axis_is_what_is_counted(tmp_path: Path, runs: int):
+def test_report__axis_is_what_is_counted(tmp_path: Path, run: str, runs: int):
     """Fine-tuning has no rollouts."""
     (tmp_path / "tuned").mkdir()
     rows = [{"step": step, "sft/loss": 1.0 / step, "eval/greedy": 0.5} for step in (1, 2)]
     (tmp_path / "tuned" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    given = [str(tmp_path / "tuned"), str(fake_run(tmp_path / "prime"))][:runs]
-    made = page(tmp_path, "--runs", *given)
-    figure = next(script for script in made.scripts if "Held-out accuracy, greedy" in script)
-    assert f'"text":"{"step" if runs == 1 else "rollouts"}"' in figure.replace('": "', '":"')
+    made = page(tmp_path, "--runs", *[str(tmp_path / "tuned"), run][:runs])
+    axis = "step" if runs == 1 else "rollouts"
+    assert f'"text":"{axis}"' in figure(made, "Held-out accuracy, greedy")
 
 
-@pytest.mark.parametrize("missing", ["metrics.jsonl", "results.json", "responses.jsonl"])
-def test_a_folder_of_the_wrong_kind_is_named(tmp_path: Path, capsys: pytest.CaptureFixture, missing: str):
-    run, evaluation = fake_run(tmp_path / "r"), fake_evaluation(tmp_path / "e")
-    folder = run if missing == "metrics.jsonl" else evaluation
-    (folder / ("clock" if missing == "responses.jsonl" else "") / missing).unlink()
-    args = ["--runs", str(run), "--evaluation", str(evaluation), "--out", str(tmp_path / "page.html")]
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "results.json", "responses.jsonl", "benchmarks"])
+def test_report__folder_of_the_wrong_kind_is_named(
+    tmp_path: Path, run: str, capsys: pytest.CaptureFixture, missing: str
+):
+    evaluation = fake_evaluation(tmp_path / "e")
+    folder = Path(run) if missing == "metrics.jsonl" else evaluation
+    if missing == "benchmarks":
+        (folder / "results.json").write_text('{"accuracy": 1}')
+    else:
+        (folder / ("clock" if missing == "responses.jsonl" else "") / missing).unlink()
+    args = ["--runs", run, "--evaluation", str(evaluation), "--out", str(tmp_path / "page.html")]
     assert main(["report", *args]) == 2
     err = capsys.readouterr().err
     assert str(folder) in err
-    assert missing in err
+    assert ("results.json is of another command" if missing == "benchmarks" else missing) in err
     assert "Traceback" not in err
     assert not (tmp_path / "page.html").exists()

@@ -1,9 +1,7 @@
-"""`openprime evaluate`: choosing among N, the area under the curve, what the results say of the responses, going on."""
+"""`openprime evaluate`: what the results say of the responses, how a model is asked, going on, bad input."""
 
 import itertools
 import json
-import math
-import random
 import shutil
 import signal
 from collections import Counter
@@ -11,201 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from openprime.cli import main
-from openprime.evaluation import accuracy as summary
-from openprime.evaluation import command as evaluate_stage
-from openprime.evaluation.accuracy import best_of, interval, powers, step_auc
-from openprime.evaluation.command import mean_outcome
-from openprime.models.hub import load_model, load_tokenizer
+from openprime.models.hub import load_tokenizer
+from openprime.models.lm import LM
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.prime.prm import ImplicitPRM
-from openprime.run import run as run_module
+from openprime.run import jsonl
 from openprime.tasks.clock import check_steps
-from openprime.types import Group, Prompt, Response
 from openprime.verifiers.math import canonical_answer
-from support.tiny_prm import BETA, save_prm
+from support import brute
+from support.tiny_prm import greedy_tokens, save_prm, token_logprobs, token_rewards
 from support.tiny_runs import end, lines, records, start_in_chunks, wait_for
-
-# Choosing
-
-
-def first_voted(answers: list[str | None], weights: list[float]) -> int:
-    """The first response with the heaviest answer; the earlier answer among equals."""
-    totals = {
-        a: sum(w for b, w in zip(answers, weights, strict=True) if b == a) for a in answers if a is not None
-    }
-    if not totals:
-        return 0
-    heaviest = max(totals.values())
-    return next(i for i, a in enumerate(answers) if a is not None and totals[a] == heaviest)
-
-
-def slow_best_of(right: list, answers: list | None, scores: dict[str, list], n: int) -> dict[str, float]:
-    """The mean accuracy of every method, over all prompts and all choices of n responses."""
-    found: dict[str, list[float]] = {}
-    for p in range(len(right)):
-        mine: dict[str, list[float]] = {}
-        for chosen in itertools.combinations(range(len(right[p])), n):
-            r = [right[p][i] for i in chosen]
-            values = {"random": sum(r) / n, "oracle": max(r)}
-            for name, score in scores.items():
-                best = max(score[p][i] for i in chosen)
-                tied = [right[p][i] for i in chosen if score[p][i] == best]
-                values[name] = sum(tied) / len(tied)
-            if answers is not None:
-                a = [answers[p][i] for i in chosen]
-                values["majority vote"] = r[first_voted(a, [1.0] * n)]
-                if "PRM" in scores:
-                    weights = [1 / (1 + math.exp(-scores["PRM"][p][i])) for i in chosen]
-                    values["PRM-weighted vote"] = r[first_voted(a, weights)]
-            for name, value in values.items():
-                mine.setdefault(name, []).append(value)
-        for name, values in mine.items():
-            found.setdefault(name, []).append(sum(values) / len(values))
-    return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-@pytest.mark.parametrize("samples", [1, 2, 5, 8])
-@pytest.mark.parametrize("names", [(), ("PRM",), ("reference log-probability", "PRM")])
-@pytest.mark.parametrize("voting", [True, False])
-def test_every_way_to_choose_equals_the_loops_over_all_choices(
-    samples: int, names: tuple[str, ...], voting: bool, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(summary, "bootstrap_interval", lambda values: (0.0, 1.0))  # takes time
-    for seed in range(3):
-        rng = random.Random(seed)
-        prompts = rng.randrange(1, 5)
-        right = [[rng.choice([0.0, 1.0, 0.5]) for _ in range(samples)] for _ in range(prompts)]
-        every = [[rng.choice(["1", "2", "3", None]) for _ in range(samples)] for _ in range(prompts)]
-        answers = every if voting else None
-        scores = {
-            name: [[rng.choice([-1.0, 0.25, 0.5, 2.0]) for _ in range(samples)] for _ in range(prompts)]
-            for name in names
-        }
-        table = best_of(np.array(right), answers, {name: np.array(values) for name, values in scores.items()})
-        for n in powers(samples):
-            expected = slow_best_of(right, answers, scores, n)
-            assert set(table) == set(expected)
-            for method, value in expected.items():
-                assert table[method][n][0] == pytest.approx(value), (method, n)
-        assert all(list(row) == powers(samples) for row in table.values())
-
-
-def test_sizes_double_and_end_with_all():
-    assert powers(1) == [1]
-    assert powers(8) == [1, 2, 4, 8]
-    assert powers(12) == [1, 2, 4, 8, 12]
-    assert powers(3) == [1, 2, 3]
-
-
-def test_of_one_there_is_no_choice():
-    right = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    table = best_of(right, [["1", "2", "3", "4"]] * 2, {"PRM": np.random.default_rng(0).normal(size=(2, 4))})
-    assert {row[1][0] for row in table.values()} == {0.25}
-
-
-def test_an_interval_is_the_mean_within_its_bounds():
-    values = np.random.default_rng(0).random(200)
-    mean, low, high = interval(values)
-    assert mean == pytest.approx(values.mean())
-    half = 1.96 * values.std() / math.sqrt(200)
-    assert low == pytest.approx(mean - half, rel=0.1)
-    assert high == pytest.approx(mean + half, rel=0.1)
-
-
-def test_no_verdict_counts_as_wrong():
-    made = [Response((1,), (0.0,), "", False, outcome) for outcome in (1.0, 0.5, None, 0.0)]
-    assert mean_outcome([Group(Prompt("p", (1,), "", None), tuple(made), 0)]) == 0.375
-
-
-# Rewards of lines
-
-
-def response(lines: list[tuple[float, bool]], answer: bool = True) -> dict:
-    """A response whose lines have these rewards and verdicts, each line cut into two tokens and its end."""
-    tokens, rewards = [], []
-    for reward, _ in lines:
-        tokens += ["+two", " four", "\n"]
-        rewards += [reward - 0.75, 0.5, 0.25]
-    if answer:
-        tokens += ["####", " 4", "<|im_end|>"]
-        rewards += [9.0, -7.0, 1.0]
-    return {
-        "tokens": tokens,
-        "rewards": rewards,
-        "steps": [verdict for _, verdict in lines] + [True] * answer,
-    }
-
-
-def pairwise_auc(pairs: list[tuple[float, bool]]) -> float:
-    """How often a right line has the higher reward of a right and a wrong one; ties count one half."""
-    won = count = 0.0
-    for (a, good), (b, other) in itertools.product(pairs, pairs):
-        if good and not other:
-            count += 1
-            won += 1.0 if a > b else 0.5 if a == b else 0.0
-    return won / count
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_area_under_the_curve_is_the_share_of_ordered_pairs(seed: int):
-    rng = random.Random(seed)
-    lines = [
-        [(rng.choice([-2.0, -0.5, 0.0, 0.5, 1.0]), rng.random() < 0.6) for _ in range(rng.randrange(1, 6))]
-        for _ in range(12)
-    ]
-    rows = [{"responses": [response(a), response(b)]} for a, b in zip(lines[::2], lines[1::2], strict=True)]
-    assert step_auc(rows) == pytest.approx(pairwise_auc([pair for some in lines for pair in some]))
-
-
-def test_all_tied_is_one_half():
-    assert step_auc([{"responses": [response([(1.0, True), (1.0, False), (1.0, True)])]}]) == 0.5
-
-
-def test_the_order_of_the_rewards_decides():
-    assert step_auc([{"responses": [response([(1.0, True), (0.5, False)])]}]) == 1
-    assert step_auc([{"responses": [response([(0.5, True), (1.0, False)])]}]) == 0
-
-
-def test_without_a_wrong_line_there_is_no_curve():
-    assert math.isnan(step_auc([{"responses": [response([(1.0, True), (0.5, True)])]}]))
-
-
-@pytest.mark.parametrize(
-    "tokens",
-    [
-        ["+two four", "\n\n\n", "+one five", "\n", "#### 5"],
-        ["+two four", "\n", "\n", "\n", "+one five", "\n", "#### 5"],
-        ["+two", "\r", " four", "\n", "#### 4"],
-        ["+two\x0bfour", "\n", "#### 4"],
-        ["+two\u2028", "four", "\n", "#### 4"],
-        ["+two four\n+one", " five\n#### 5"],
-        ["\n"],
-        [],
-    ],
-)
-def test_odd_line_ends_do_not_shift_the_rewards(tokens: list[str]):
-    """A model may write anything. Lines are those that `check_steps` judges; a token belongs to the line
-    that it begins in."""
-    text, rewards = "".join(tokens), [0.5 * (-1) ** t * (t + 1) for t in range(len(tokens))]
-    verdicts = check_steps("Start two\n+two = ?\n+one = ?", text)
-    lines, before = [0.0] * len(verdicts), ""
-    odd_ends = len(text.splitlines()) == len(
-        verdicts
-    )  # whether these are ends of lines is check_steps's choice
-    for token, reward in zip(tokens, rewards, strict=True):
-        lines[len((before + "x").splitlines() if odd_ends else before.split("\n")) - 1] += reward
-        before += token
-    known = [(1.0, True), (-1.0, False), (0.0, True)]
-    pairs = [*zip(lines, verdicts, strict=True)][:-1] + known
-    odd = {"tokens": tokens, "rewards": rewards, "steps": verdicts}
-    assert step_auc([{"responses": [odd, response(known)]}]) == pytest.approx(pairwise_auc(pairs))
-
-
-# The command
 
 NAME = "clock-2"
 N = 6
@@ -266,7 +82,7 @@ WAYS = {
 }
 
 
-def test_results_follow_from_the_responses(with_prm: Path):
+def test_evaluate__results_follow_from_the_responses(with_prm: Path):
     """All numbers, by loops over all choices of k from the responses that were written."""
     results, rows = read(with_prm)
     assert (results["items"], results["samples"], results["left_out"]) == (12, N, 0)
@@ -285,7 +101,7 @@ def test_results_follow_from_the_responses(with_prm: Path):
     answers = [[canonical_answer(r["text"]) for r in row["responses"]] for row in rows]
     scores = {name: [[way(r) for r in row["responses"]] for row in rows] for name, way in WAYS.items()}
     for n in (1, 2, 4, 6):
-        expected = slow_best_of(right, answers, scores, n)
+        expected = brute.best_of(right, answers, scores, n)
         assert set(results["best_of_n"]) == set(expected)
         for method, value in expected.items():
             mean, low, high = results["best_of_n"][method][str(n)]
@@ -302,7 +118,7 @@ def test_results_follow_from_the_responses(with_prm: Path):
     assert results["response_tokens"] == pytest.approx(np.mean([len(r["token_ids"]) for r in every]))
 
 
-def test_outcomes_follow_from_the_texts(with_prm: Path, model: Path):
+def test_evaluate__outcomes_follow_from_the_texts(with_prm: Path, model: Path):
     _, rows = read(with_prm)
     tokenizer = AutoTokenizer.from_pretrained(model)
     for row in rows:
@@ -321,42 +137,37 @@ def test_outcomes_follow_from_the_texts(with_prm: Path, model: Path):
             assert sum(r["step_rewards"]) == pytest.approx(r["reward"], abs=1e-4)
 
 
-def test_the_area_follows_from_the_responses(with_prm: Path):
+def test_evaluate__step_auc_follows_from_the_responses(with_prm: Path):
     results, rows = read(with_prm)
-    pairs = []
+    values, labels = [], []
     for row in rows:
         for r in row["responses"]:
             found: list[float] = [0.0]
             for token, reward in zip(r["tokens"], r["rewards"], strict=True):
                 found[-1] += reward
                 found += [0.0] * token.count("\n")
-            verdicts = check_steps(row["prompt"][0]["content"], r["text"])
-            assert r["steps"] == verdicts
-            pairs += list(zip(found, verdicts[:-1], strict=False))
-    assert {good for _, good in pairs} == {True, False}
-    assert results["step_auc"] == pytest.approx(pairwise_auc(pairs), abs=1e-6)
+            assert r["steps"] == check_steps(row["prompt"][0]["content"], r["text"])
+            verdicts = r["steps"][:-1]
+            labels += verdicts
+            values += found[: len(verdicts)]
+    assert set(labels) == {True, False}
+    assert results["step_auc"] == pytest.approx(brute.roc_auc(values, labels), abs=1e-6)
 
 
-def test_rewards_are_the_log_ratio_of_prm_and_reference(with_prm: Path, prm: Path, model: Path):
+def test_evaluate__rewards_are_the_log_ratio_of_prm_and_reference(with_prm: Path, prm: Path, model: Path):
     """Whole sequences of the very tokens that were sampled, through transformers' own forward pass."""
-    _, rows = read(with_prm)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    phi, ref = (AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32) for m in (prm, model))
-    for row in rows[:4]:
+    for row in read(with_prm)[1][:4]:
         start = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
         for r in row["responses"]:
-            whole = torch.tensor([[*start, *r["token_ids"]]])
-            with torch.no_grad():
-                tables = [m(whole).logits[0].log_softmax(-1)[len(start) - 1 :] for m in (phi, ref)]
-            a, b = ([float(table[t, i]) for t, i in enumerate(r["token_ids"])] for table in tables)
-            assert r["rewards"] == pytest.approx(
-                [BETA * (x - y) for x, y in zip(a, b, strict=True)], abs=3e-5
-            )
-            assert r["reference_logprob"] == pytest.approx(sum(b), abs=1e-3)
-            assert r["reward"] == pytest.approx(BETA * (sum(a) - sum(b)), abs=1e-3)
+            rewards = token_rewards(prm, model, start, r["token_ids"])
+            assert r["rewards"] == pytest.approx(rewards, abs=3e-5)
+            assert r["reward"] == pytest.approx(sum(rewards), abs=1e-3)
+            reference = sum(token_logprobs(model, start, r["token_ids"]))
+            assert r["reference_logprob"] == pytest.approx(reference, abs=1e-3)
 
 
-def test_without_a_prm_there_are_no_rewards(without: Path, with_prm: Path):
+def test_evaluate__without_a_prm_there_are_no_rewards(without: Path, with_prm: Path):
     (results, rows), (other, theirs) = read(without), read(with_prm)
     assert set(results["best_of_n"]) == {"random", "majority vote", "oracle"}
     assert "step_auc" not in results
@@ -367,7 +178,7 @@ def test_without_a_prm_there_are_no_rewards(without: Path, with_prm: Path):
         assert results[key] == other[key]
 
 
-def test_how_many_are_decoded_and_scored_at_a_time_changes_nothing(
+def test_evaluate__batch_sizes_change_nothing(
     model: Path, prm: Path, entry: str, with_prm: Path, tmp_path: Path
 ):
     few = ("--sequences", "7", "--tokens-per-microbatch", "50", "--prm", str(prm))
@@ -381,7 +192,7 @@ def test_how_many_are_decoded_and_scored_at_a_time_changes_nothing(
     assert results["avg@6"] == other["avg@6"]
 
 
-def test_the_length_may_be_limited(model: Path, entry: str, without: Path, tmp_path: Path):
+def test_evaluate__length_may_be_limited(model: Path, entry: str, without: Path, tmp_path: Path):
     def longest(folder: Path) -> int:
         return max(len(r["token_ids"]) for row in read(folder)[1] for r in row["responses"])
 
@@ -389,7 +200,9 @@ def test_the_length_may_be_limited(model: Path, entry: str, without: Path, tmp_p
     assert longest(evaluate(model, entry, tmp_path / "o", "--max-response-tokens", "5")) == 5
 
 
-def test_greedy_alone(model: Path, entry: str, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_evaluate__greedy_alone(
+    model: Path, entry: str, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     out = evaluate(model, entry, tmp_path / "o", "--samples", "0", "--limit", "3", "--prm", str(prm))
     results, rows = read(out)
     assert len(rows) == results["items"] == 3
@@ -400,14 +213,14 @@ def test_greedy_alone(model: Path, entry: str, prm: Path, tmp_path: Path, capsys
     assert f"{results['greedy'][0]:.3f}" in said
 
 
-def test_one_sample_is_an_average_without_a_choice(model: Path, entry: str, tmp_path: Path):
+def test_evaluate__one_sample_is_an_average_without_a_choice(model: Path, entry: str, tmp_path: Path):
     results, rows = read(evaluate(model, entry, tmp_path / "o", "--samples", "1"))
     assert results["avg@1"][0] == pytest.approx(np.mean([row["responses"][0]["outcome"] for row in rows]))
     assert "best_of_n" not in results
     assert "pass@k" not in results
 
 
-def test_the_terminal_shows_a_table_of_80_columns(
+def test_print_results__takes_80_columns(
     model: Path, entry: str, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """With the longest name that comes with the package."""
@@ -425,7 +238,7 @@ def test_the_terminal_shows_a_table_of_80_columns(
     assert "[x]" in (out / "results.html").read_text()
 
 
-def test_several_benchmarks_at_once(model: Path, entry: str, without: Path, tmp_path: Path):
+def test_evaluate__several_benchmarks_at_once(model: Path, entry: str, without: Path, tmp_path: Path):
     """Each as it would be alone: it has a seed of its own."""
     other = Path(shutil.copy(entry, tmp_path / "again.yaml"))
     out = evaluate(model, entry, tmp_path / "o", "--benchmark", str(other), entry)
@@ -436,7 +249,7 @@ def test_several_benchmarks_at_once(model: Path, entry: str, without: Path, tmp_
     assert list(json.loads((out / "results.json").read_text())["benchmarks"]) == ["again", NAME]
 
 
-def test_equal_items_are_each_asked(model: Path, tmp_path: Path):
+def test_evaluate__equal_items_are_each_asked(model: Path, tmp_path: Path):
     (tmp_path / "d.jsonl").write_text('{"question": "Start one\\n+two = ?", "answer": "3"}\n' * 3)
     (tmp_path / "twice.yaml").write_text(
         "data: {source: %s}\nmax_response_tokens: 16" % (tmp_path / "d.jsonl")
@@ -453,7 +266,7 @@ def score(prompts, completions, **columns):
 """
 
 
-def test_graded_outcomes_of_ones_own(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_evaluate__graded_outcomes_of_ones_own(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Means are of the outcomes, pass@k is of the full ones, no verdict is 0."""
     (tmp_path / "graded.py").write_text(GRADED)
     (tmp_path / "mine.yaml").write_text(
@@ -474,7 +287,7 @@ def test_graded_outcomes_of_ones_own(model: Path, tmp_path: Path, monkeypatch: p
 # How a model is asked
 
 
-def test_a_model_is_asked_as_it_was_trained(model: Path, tmp_path: Path):
+def test_evaluate__model_is_asked_as_it_was_trained(model: Path, tmp_path: Path):
     """prompt_format.json, which its run wrote, before the benchmark's template, and --template before both."""
     (tmp_path / "d.jsonl").write_text('{"question": "Start one\\n+two = ?", "answer": "3"}\n')
     changed = Path(shutil.copytree(model, tmp_path / "changed"))
@@ -498,23 +311,17 @@ def test_a_model_is_asked_as_it_was_trained(model: Path, tmp_path: Path):
         assert [message["content"] for message in row["prompt"]] == expected
 
 
-def test_a_model_without_a_chat_template(model: Path, entry: str, prm: Path, tmp_path: Path):
+def test_evaluate__model_without_a_chat_template(model: Path, entry: str, prm: Path, tmp_path: Path):
     """It reads the question as it is, and the PRM scores the tokens that came out."""
     plain = Path(shutil.copytree(model, tmp_path / "plain"))
     (plain / "chat_template.jinja").unlink()
     out = evaluate(plain, entry, tmp_path / "o", "--prm", str(prm), "--limit", "3")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    phi, ref = (AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32) for m in (prm, model))
     for row in read(out)[1]:
         start = tokenizer(row["prompt"][0]["content"])["input_ids"]
-        greedy = ref.generate(torch.tensor([start]), max_new_tokens=16, do_sample=False, pad_token_id=0)[0]
-        assert row["greedy"]["token_ids"] == greedy[len(start) :].tolist()
+        assert row["greedy"]["token_ids"] == greedy_tokens(model, start, 16)
         for r in row["responses"]:
-            whole = torch.tensor([[*start, *r["token_ids"]]])
-            with torch.no_grad():
-                a, b = (m(whole).logits[0].log_softmax(-1)[len(start) - 1 :] for m in (phi, ref))
-            expected = [BETA * float(a[t, i] - b[t, i]) for t, i in enumerate(r["token_ids"])]
-            assert r["rewards"] == pytest.approx(expected, abs=3e-5)
+            assert r["rewards"] == pytest.approx(token_rewards(prm, model, start, r["token_ids"]), abs=3e-5)
 
 
 # PRMs
@@ -531,11 +338,13 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
             built.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
         else:
-            ImplicitPRM(built, None, 0.5).save_pretrained(folder / name, tokenizer, str(folder / "reference"))
+            ImplicitPRM(LM(built), None, 0.5).save_pretrained(
+                folder / name, tokenizer, str(folder / "reference")
+            )
     return folder / "prm"
 
 
-def test_a_prm_with_another_vocabulary_scores_the_texts(
+def test_evaluate__prm_with_another_vocabulary_scores_the_texts(
     model: Path, entry: str, foreign: Path, without: Path, tmp_path: Path
 ):
     results, rows = read(evaluate(model, entry, tmp_path / "o", "--prm", str(foreign)))
@@ -552,7 +361,7 @@ def test_a_prm_with_another_vocabulary_scores_the_texts(
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_prm_and_a_reference_with_different_vocabularies_are_refused(
+def test_evaluate__prm_and_reference_of_different_vocabularies_are_refused(
     model: Path, entry: str, foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture, named: bool
 ):
     if named:
@@ -564,37 +373,25 @@ def test_a_prm_and_a_reference_with_different_vocabularies_are_refused(
         flags = ("--prm", str(broken))
     assert main(args(model, entry, tmp_path / "o", *flags)) == 2
     said = capsys.readouterr().err
-    assert "the vocabulary of" in said
-    assert str(model) in said
-    assert "use models with the same tokenizer" in said
+    for words in ("the vocabulary of", str(model), "use models with the same tokenizer"):
+        assert words in said
     assert not (tmp_path / "o").exists()
 
 
-def test_a_prm_without_a_reference_needs_one(
+def test_evaluate__prm_needs_a_reference_and_a_reference_a_prm(
     model: Path, entry: str, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     alone = Path(shutil.copytree(prm, tmp_path / "alone"))
     (alone / "implicit_prm.json").write_text('{"beta": 0.2, "reference": ""}')
-    few = ("--limit", "2", "--prm", str(alone))
-    assert main(args(model, entry, tmp_path / "o", *few)) == 2
-    err = capsys.readouterr().err
-    assert "saved without a reference" in err
-    assert "--reference" in err
-    assert not (tmp_path / "o").exists()
-    evaluate(model, entry, tmp_path / "o", *few, "--reference", str(model))
-
-
-def test_a_model_that_is_no_prm_needs_a_reference(
-    model: Path, entry: str, tmp_path: Path, capsys: pytest.CaptureFixture
-):
-    assert main(args(model, entry, tmp_path / "o", "--prm", str(model))) == 2
-    assert f"{model}: not an implicit PRM: it has no implicit_prm.json" in capsys.readouterr().err
-
-
-def test_a_reference_without_a_prm_is_said_to_have_no_effect(
-    model: Path, entry: str, tmp_path: Path, capsys: pytest.CaptureFixture
-):
-    evaluate(model, entry, tmp_path / "o", "--reference", str(model), "--limit", "1", "--samples", "0")
+    for named, words in ((alone, "saved without a reference"), (model, "not an implicit PRM")):
+        assert main(args(model, entry, tmp_path / "o", "--prm", str(named))) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert "--reference" in said
+        assert not (tmp_path / "o").exists()
+    few = ("--limit", "1", "--reference", str(model))
+    evaluate(model, entry, tmp_path / "o", "--prm", str(alone), *few)
+    evaluate(model, entry, tmp_path / "p", *few)
     assert "note: no effect of reference without prm" in capsys.readouterr().out
 
 
@@ -604,7 +401,7 @@ def test_a_reference_without_a_prm_is_said_to_have_no_effect(
 @pytest.fixture
 def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four items at a time."""
-    monkeypatch.setattr(run_module, "CHUNK", 4)
+    monkeypatch.setattr(jsonl, "CHUNK", 4)
 
 
 FILES = (f"{NAME}/responses.jsonl", "results.json", "results.html", "benchmarks.yaml")
@@ -617,13 +414,13 @@ def assert_same(got: Path, expected: Path) -> None:
 
 
 @pytest.mark.usefixtures("chunks")
-def test_wherever_it_dies_the_same_comes_out(
+def test_resume__wherever_it_died_the_same_comes_out(
     model: Path, prm: Path, entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Within a chunk and at its end, and with half a line."""
     flags = ("--prm", str(prm), "--samples", "3")
     whole = evaluate(model, entry, tmp_path / "whole", *flags)
-    out, real = tmp_path / "out", run_module.append_jsonl
+    out, real = tmp_path / "out", jsonl.append_jsonl
     path = out / FILES[0]
     for count in (1, 3, 4, 6, 12):
 
@@ -632,12 +429,12 @@ def test_wherever_it_dies_the_same_comes_out(
             if lines(path) == count:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(run_module, "append_jsonl", die)
+        monkeypatch.setattr(jsonl, "append_jsonl", die)
         assert main(args(model, entry, out, *flags, *(["--resume"] if count > 1 else []))) == 130
         assert lines(path) == count
         with path.open("ab") as file:
             file.write('{"item": 7, "id": "é'.encode()[: 4 * count])
-    monkeypatch.setattr(run_module, "append_jsonl", real)
+    monkeypatch.setattr(jsonl, "append_jsonl", real)
     evaluate(model, entry, out, *flags, "--resume", "--sequences", "5")
     assert_same(out, whole)
     evaluate(model, entry, out, *flags, "--resume")  # and once more changes nothing
@@ -645,7 +442,7 @@ def test_wherever_it_dies_the_same_comes_out(
 
 
 @pytest.mark.usefixtures("chunks")
-def test_a_kill_costs_no_item(model: Path, entry: str, tmp_path: Path):
+def test_resume__a_kill_costs_no_item(model: Path, entry: str, tmp_path: Path):
     """kill -9 in a process of its own, at some moment."""
     many = Path(shutil.copy(entry, tmp_path / f"{NAME}.yaml"))
     many.write_text(many.read_text().replace("limit: 12", "limit: 48"))
@@ -660,7 +457,7 @@ def test_a_kill_costs_no_item(model: Path, entry: str, tmp_path: Path):
     assert_same(out, evaluate(model, str(many), tmp_path / "whole", *flags))
 
 
-def test_a_folder_in_use_and_other_settings_are_refused(
+def test_resume__folder_in_use_and_other_settings_are_refused(
     model: Path, entry: str, without: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     out = Path(shutil.copytree(without, tmp_path / "out"))
@@ -682,7 +479,7 @@ def test_a_folder_in_use_and_other_settings_are_refused(
     assert {name: (out / name).read_bytes() for name in FILES} == before
 
 
-def test_an_entry_that_has_changed_is_refused(
+def test_resume__benchmark_file_that_has_changed_is_refused(
     model: Path, entry: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """Its responses would be of two kinds."""
@@ -695,10 +492,7 @@ def test_an_entry_that_has_changed_is_refused(
     assert f"{out} was begun with other settings: {NAME}.data.horizon: 2 -> 3" in said
 
 
-# Bad input
-
-
-def test_nothing_is_begun_with_bad_input(
+def test_evaluate__nothing_is_begun_with_bad_input(
     model: Path, entry: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """Else the same command, put right, would be told that the folder holds a run already."""
@@ -720,26 +514,3 @@ def test_nothing_is_begun_with_bad_input(
         assert main(["evaluate", *given, *out]) == status, given
         assert words in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
-
-
-def test_what_the_tests_of_the_engine_need_is_what_is_measured(model: Path, monkeypatch: pytest.MonkeyPatch):
-    """`measure`, which training uses: greedy accuracy and avg@k of groups."""
-    asked = []
-
-    def fake(engine: object, pool: object, prompts: list[Prompt], sampling: object, seed: int) -> list[Group]:
-        asked.append((sampling, seed))
-        outcomes = (1.0, 0.0, None, 0.5)[: getattr(sampling, "responses")]  # noqa: B009
-        made = tuple(Response((1,), (0.0,), "", False, outcome) for outcome in outcomes)
-        return [Group(prompt, made, 0) for prompt in prompts]
-
-    monkeypatch.setattr(evaluate_stage, "sample_and_verify", fake)
-    prompts = [Prompt("p:0", (1,), "", None)] * 2
-    found = evaluate_stage.measure(None, prompts, None, 4, 9, 5)  # pyright: ignore[reportArgumentType]
-    assert found == {"eval/greedy": 1.0, "eval/avg@4": 0.375}
-    assert [(s.responses, s.max_tokens, s.temperature) for s, _ in asked] == [(1, 9, 0.0), (4, 9, 1.0)]
-    assert asked[0][1] != asked[1][1]
-    assert evaluate_stage.measure(None, prompts, None, 0, 9, 5) == {"eval/greedy": 1.0}  # pyright: ignore
-
-
-def test_the_model_of_these_tests_is_sound(model: Path):
-    assert all(p.isfinite().all() for p in load_model(str(model)).parameters())

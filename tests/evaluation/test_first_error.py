@@ -1,4 +1,4 @@
-"""`openprime evaluate --benchmark processbench`: does a PRM find the first wrong step?"""
+"""The first wrong step: ProcessBench's measures, and `openprime evaluate --benchmark processbench`."""
 
 import json
 import math
@@ -8,14 +8,190 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from openprime.cli import main
-from openprime.evaluation.calibration import cross_fitted_f1
-from openprime.run import run as run_module
-from support.tiny_prm import BETA, save_prm
+from openprime.evaluation.first_error import (
+    FirstErrorF1,
+    best_threshold,
+    cross_fitted_f1,
+    first_error,
+    first_error_f1,
+)
+from openprime.run import jsonl
+from support import brute
+from support.strategies import property_test
+from support.tiny_prm import save_prm, token_rewards
 from support.tiny_runs import records
+
+tenths = st.integers(0, 10).map(lambda k: k / 10)
+
+
+def triple(result: FirstErrorF1) -> tuple[float, float, float]:
+    return result.error_accuracy, result.correct_accuracy, result.f1
+
+
+# The measures
+
+
+@property_test
+@given(st.lists(tenths, max_size=8), tenths)
+def test_first_error__equals_step_by_step(scores: list[float], threshold: float):
+    assert first_error(scores, threshold) == brute.first_error(scores, threshold)
+
+
+def test_first_error__by_hand():
+    scores = [0.9, 0.5, 0.2, 0.7, 0.1]
+    thresholds = [0.1, 0.15, 0.5, 0.6, 0.95]
+    assert [first_error(scores, t) for t in thresholds] == [-1, 4, 2, 1, 0]
+    assert first_error([], 0.5) == -1
+
+
+@property_test
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 3)), max_size=20))
+def test_first_error_f1__equals_counting(rows: list[tuple[int, int]]):
+    predicted, labels = [p for p, _ in rows], [label for _, label in rows]
+    wanted = brute.first_error_f1(predicted, labels)
+    assert triple(first_error_f1(predicted, labels)) == pytest.approx(wanted, nan_ok=True)
+
+
+def test_first_error_f1__by_hand():
+    """12 of 40 wrong steps named, 18 of 20 correct responses let pass: 2 * 0.3 * 0.9 / 1.2.
+
+    Late, early or missing blame of an erroneous response are all as wrong, and any blame of a correct one.
+    """
+    labels = [2] * 40 + [-1] * 20
+    predicted = [2] * 12 + [3] * 10 + [1] * 10 + [-1] * 8 + [-1] * 18 + [0, 2]
+    assert triple(first_error_f1(predicted, labels)) == pytest.approx((0.3, 0.9, 0.45))
+
+
+def test_first_error_f1__of_nothing_right_and_of_one_class():
+    assert triple(first_error_f1([-1, 0], [1, -1])) == (0.0, 0.0, 0.0)
+    assert triple(first_error_f1([1, 0], [1, -1])) == (1.0, 0.0, 0.0)
+    assert triple(first_error_f1([1, 0], [1, 2])) == pytest.approx((0.5, math.nan, math.nan), nan_ok=True)
+    assert triple(first_error_f1([-1], [-1])) == pytest.approx((math.nan, 1.0, math.nan), nan_ok=True)
+    with pytest.raises(ValueError, match="every prediction"):
+        first_error_f1([1, 0], [1])
+
+
+# The threshold
+
+
+def responses(seed: int, count: int, steps: int, grain: int) -> tuple[list[list[float]], list[int]]:
+    """Random step scores, coarse enough for ties, and labels of both kinds."""
+    rng = random.Random(seed)
+    scores = [[rng.randint(-grain, grain) / 4 for _ in range(rng.randint(1, steps))] for _ in range(count)]
+    return scores, [-1, 0, *(rng.randint(-1, len(row) - 1) for row in scores[2:])]
+
+
+@property_test
+@given(st.integers(0, 10**6), st.integers(2, 25), st.integers(1, 6), st.integers(1, 20))
+def test_best_threshold__is_the_best_of_all(seed: int, count: int, steps: int, grain: int):
+    scores, labels = responses(seed, count, steps, grain)
+    threshold = best_threshold(scores, labels)
+    assert math.isfinite(threshold)
+    found = brute.first_error_f1([brute.first_error(row, threshold) for row in scores], labels)[2]
+    assert found == pytest.approx(brute.largest_f1(scores, labels), abs=1e-12)
+    # The lowest of equals: no threshold below it does as well, if it judges otherwise at all.
+    ours = [brute.first_error(row, threshold) for row in scores]
+    for lower in {score for row in scores for score in row if score < threshold}:
+        theirs = [brute.first_error(row, lower) for row in scores]
+        right, wrong = (
+            [p == label for p, label in zip(made, labels, strict=True)] for made in (ours, theirs)
+        )
+        assert right == wrong or brute.first_error_f1(theirs, labels)[2] < found
+
+
+def test_best_threshold__by_hand():
+    """The second step of the first errs; between 0.2 and 0.6 all three are judged rightly."""
+    scores, labels = [[0.9, 0.2, 0.1], [0.6, 0.8], [0.7]], [1, -1, -1]
+    assert best_threshold(scores, labels) == pytest.approx(0.4)
+    scores, labels = [[0.0, 1.0], [1.0, 0.5], [2.0, 2.0]], [0, 1, -1]
+    assert best_threshold(scores, labels) == pytest.approx(0.75), "all right in (0.5, 1]"
+    scores, labels = [[0.5, 0.0], [0.9, 0.8], [2.0]], [1, 1, -1]
+    assert best_threshold(scores, labels) == pytest.approx(0.25), "one right in (0, 0.5], one in (0.8, 0.9]"
+
+
+def test_best_threshold__between_extreme_floats():
+    one = math.nextafter(1.0, 0)
+    for low, high in ((one, 1.0), (1.0, math.nextafter(1.0, 2)), (0.0, 5e-324), (1.6e308, 1.7e308)):
+        threshold = best_threshold([[low], [high]], [0, -1])
+        assert low < threshold <= high
+
+
+def test_best_threshold__is_a_number_where_every_one_is_as_bad():
+    """The later step errs but never scores below the first; F1 is 0 throughout, and the threshold is a number."""
+    assert math.isfinite(best_threshold([[0.0, 1.0], [0.5]], [1, -1]))
+    assert math.isfinite(best_threshold([[0.5], [0.5]], [0, -1]))
+    assert math.isfinite(best_threshold([[0.5, 0.1], [0.5]], [7, -1])), "a label beyond the scores"
+
+
+def test_best_threshold__of_a_response_without_scores():
+    """It blames nobody at any threshold; where nothing else depends on the threshold, there is none to choose."""
+    threshold = best_threshold([[], [0.5]], [-1, 0])
+    assert math.isfinite(threshold)
+    assert first_error([0.5], threshold) == 0
+    assert math.isnan(best_threshold([[], [0.5, 0.9]], [-1, 1]))
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [-1, -1]])
+def test_best_threshold__of_one_class_is_nan(labels: list[int]):
+    assert math.isnan(best_threshold([[0.5, 0.1], [0.5, 0.2]], labels))
+    assert math.isnan(best_threshold([], []))
+
+
+def test_best_threshold__and_cross_fitted_f1_need_a_label_for_every_response():
+    for function in (best_threshold, cross_fitted_f1):
+        with pytest.raises(ValueError, match="every response"):
+            function([[0.5], [0.1]], [0])
+
+
+# Cross-fitting
+
+
+def test_cross_fitted_f1__of_a_perfect_judge_is_1():
+    """Wrong steps score below 0, right ones above 1: any half gives a threshold between."""
+    rng = random.Random(3)
+    labels = [-1, -1, 0, 1] + [rng.randint(-1, 4) for _ in range(40)]
+    scores = [[-rng.random() if step == label else 1 + rng.random() for step in range(5)] for label in labels]
+    for seed in range(5):
+        assert triple(cross_fitted_f1(scores, labels, seed)) == (1.0, 1.0, 1.0)
+
+
+def test_cross_fitted_f1__uses_the_threshold_of_the_other_half():
+    """Two of each kind. Either half's threshold is the mean of its two scores, and the other half meets it.
+
+    Within a half the erroneous response scores below the correct one, whoever is paired: 0 or 10 against
+    11 or 21. The thresholds are 5.5 and 15.5 (pairs (0, 11), (10, 21)), or 10.5 and 10.5.
+    """
+    scores, labels = [[0.0], [11.0], [10.0], [21.0]], [0, -1, 0, -1]
+    apart = (0.5, 0.5, 0.5)  # 10 is above 5.5, and 11 is below 15.5
+    seen = {triple(cross_fitted_f1(scores, labels, seed)) for seed in range(20)}
+    assert seen == {apart, (1.0, 1.0, 1.0)}
+
+
+def test_cross_fitted_f1__has_no_skill_on_noise():
+    """Fitted on the very responses it judges, a threshold would do better than on fresh ones."""
+    scores, labels = responses(5, 400, 5, 1000)
+    crossed = [cross_fitted_f1(scores, labels, seed).f1 for seed in range(10)]
+    fitted = brute.largest_f1(scores, labels)
+    assert max(crossed) <= fitted
+    assert sum(crossed) / 10 < fitted
+    assert crossed == [cross_fitted_f1(scores, labels, seed).f1 for seed in range(10)]
+
+
+@property_test
+@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(0, 5))
+def test_cross_fitted_f1__has_both_kinds_in_each_half(seed: int, count: int, split: int):
+    """A number whenever there are two of each kind, however few they are."""
+    scores, labels = responses(seed, count, 3, 4)
+    enough = min(sum(label >= 0 for label in labels), sum(label < 0 for label in labels)) >= 2
+    assert math.isfinite(cross_fitted_f1(scores, labels, split).f1) == enough
+
+
+# The command
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -25,69 +201,49 @@ def item(i: int) -> dict:
     rng = random.Random(i)
     steps = [f"+two is {rng.choice(NUMBERS)}.\n*three é {i}" for _ in range(rng.randrange(1, 6))]
     label = -1 if i % 3 == 0 else rng.randrange(len(steps))
-    return {
-        "id": f"gsm8k-{i}",
-        "generator": "x",
-        "problem": f"Start {NUMBERS[i % 10]}\n+two = ?",
-        "steps": steps,
-        "final_answer_correct": label < 0,
-        "label": label,
-    }
+    problem = f"Start {NUMBERS[i % 10]}\n+two = ?"
+    row = {"id": f"gsm8k-{i}", "generator": "x", "problem": problem, "steps": steps}
+    return row | {"final_answer_correct": label < 0, "label": label}
 
 
 ITEMS = [item(i) for i in range(14)]
 
 
-def write(path: Path, rows: list[dict]) -> str:
-    """A file of rows."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def prm(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PRM whose rewards are all over the place."""
     return save_prm(model, tmp_path_factory.mktemp("first-errors") / "prm")
 
 
-def args(data: str, prm: Path, out: Path, *flags: str) -> list[str]:
-    """Arguments of an evaluation."""
-    given = ("--data", data, "--prm", str(prm), "--out", str(out))
-    return ["evaluate", "--benchmark", "processbench", *given, *flags]
+def args(folder: Path, prm: Path, rows: list[dict] = ITEMS) -> list[str]:
+    """Arguments of an evaluation of these rows in a folder."""
+    data = folder / "items.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("--data", str(data), "--prm", str(prm), "--out", str(folder / "out"))
+    return ["evaluate", "--benchmark", "processbench", *given]
+
+
+def read(folder: Path) -> tuple[dict, list[dict]]:
+    """Results and rows; JSON knows no NaN."""
+    results = json.loads((folder / "out" / "results.json").read_text(), parse_constant=pytest.fail)
+    return results["benchmarks"]["processbench"], records(folder / "out" / "processbench" / "responses.jsonl")
 
 
 @pytest.fixture(scope="module")
 def done(prm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An evaluation of all items."""
+    """The folder of an evaluation of all items."""
     folder = tmp_path_factory.mktemp("done")
-    assert main(args(write(folder / "items.jsonl", ITEMS), prm, folder / "out")) == 0
-    return folder / "out"
-
-
-def read(out: Path) -> tuple[dict, list[dict]]:
-    """Results and rows."""
-    results = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
-    return results["benchmarks"]["processbench"], records(out / "processbench" / "responses.jsonl")
+    assert main(args(folder, prm)) == 0
+    return folder
 
 
 def by_hand(prm: Path, model: Path, row: dict, chat: bool = True) -> list[float]:
     """The reward of each step, through transformers' own forward pass."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    before = (
-        f"<|im_start|>user\n{row['problem']}<|im_end|>\n<|im_start|>assistant\n" if chat else row["problem"]
-    )
+    tokenizer, problem = AutoTokenizer.from_pretrained(model), row["problem"]
+    before = f"<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n" if chat else problem
     start = tokenizer(before, add_special_tokens=False)["input_ids"]
     text = "\n\n".join(row["steps"])
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = [*encoded["input_ids"], tokenizer.eos_token_id]
-    whole = torch.tensor([[*start, *ids]])
-    logprobs = []
-    for name in (prm, model):
-        with torch.no_grad():
-            logits = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)(whole).logits[0].double()
-        table = logits.log_softmax(-1)
-        logprobs.append([float(table[len(start) + t - 1, token]) for t, token in enumerate(ids)])
-    rewards = [BETA * (a - b) for a, b in zip(*logprobs, strict=True)]
+    rewards = token_rewards(prm, model, start, [*encoded["input_ids"], tokenizer.eos_token_id])
     ends, position = [], 0
     for step in row["steps"]:
         position += len(step) + 2  # the blank line belongs to the step before it
@@ -99,59 +255,40 @@ def by_hand(prm: Path, model: Path, row: dict, chat: bool = True) -> list[float]
     return sums
 
 
-def test_the_reward_of_a_step_is_the_log_ratio_of_its_tokens(done: Path, prm: Path, model: Path):
+def test_first_errors__reward_of_a_step_is_the_log_ratio_of_its_tokens(done: Path, prm: Path, model: Path):
     _, rows = read(done)
     assert [row["item"] for row in rows] == list(range(len(ITEMS)))
-    for row, given in zip(rows, ITEMS, strict=True):
-        assert row["step_rewards"] == pytest.approx(by_hand(prm, model, given), abs=1e-4)
+    for row, wanted in zip(rows, ITEMS, strict=True):
+        assert row["step_rewards"] == pytest.approx(by_hand(prm, model, wanted), abs=1e-4)
     assert any(reward < 0 for row in rows for reward in row["step_rewards"])
     assert any(reward > 0 for row in rows for reward in row["step_rewards"])
 
 
-def harmonic(found: list[int], labels: list[int]) -> tuple[float, float, float]:
-    """Shares of wrong and of right solutions that are judged rightly, and their harmonic mean."""
-    shares = []
-    for wrong in (True, False):
-        hits = [f == label for f, label in zip(found, labels, strict=True) if (label >= 0) == wrong]
-        shares.append(sum(hits) / len(hits))
-    return *shares, 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0
-
-
-def test_the_first_step_below_0_is_called_wrong(done: Path):
+def test_first_errors__results_follow_from_the_step_rewards(done: Path):
     results, rows = read(done)
-    found = []
-    for row, given in zip(rows, ITEMS, strict=True):
-        below = [k for k, reward in enumerate(row["step_rewards"]) if reward < 0]
-        assert row["first_error"] == (below[0] if below else -1)
-        assert row["label"] == given["label"]
-        found.append(row["first_error"])
-    expected = harmonic(found, [given["label"] for given in ITEMS])
+    rewards, labels = [row["step_rewards"] for row in rows], [wanted["label"] for wanted in ITEMS]
+    found = [brute.first_error(row, 0.0) for row in rewards]
+    assert [(row["first_error"], row["label"]) for row in rows] == list(zip(found, labels, strict=True))
     measured = results["first_error"]["threshold 0"]
-    assert (measured["error_accuracy"], measured["correct_accuracy"], measured["f1"]) == pytest.approx(
-        expected
-    )
+    assert tuple(measured) == ("error_accuracy", "correct_accuracy", "f1")
+    assert tuple(measured.values()) == pytest.approx(brute.first_error_f1(found, labels))
+    tuned = cross_fitted_f1(rewards, labels, 0)
+    assert results["first_error"]["threshold from the other half"]["f1"] == pytest.approx(tuned.f1)
+    several = [row for row in rewards if len(row) > 1]
+    last = sum(min(row[:-1]) > row[-1] for row in several) / len(several)
+    assert results["lowest_step_last"] == pytest.approx(last)
     assert results["items"] == len(ITEMS)
 
 
-def test_the_other_threshold_has_not_seen_what_it_judges(done: Path):
-    results, rows = read(done)
-    rewards, labels = [row["step_rewards"] for row in rows], [row["label"] for row in rows]
-    expected = cross_fitted_f1(rewards, labels, 0)  # which has tests of its own
-    assert results["first_error"]["threshold from the other half"]["f1"] == pytest.approx(expected.f1)
-
-
-def test_the_share_of_lowest_last_steps(done: Path):
-    results, rows = read(done)
-    several = [row["step_rewards"] for row in rows if len(row["step_rewards"]) > 1]
-    expected = sum(min(rewards[:-1]) > rewards[-1] for rewards in several) / len(several)
-    assert results["lowest_step_last"] == pytest.approx(expected)
-
-
-def test_the_page_and_the_table_say_so(done: Path, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_first_errors__page_and_table_say_so(
+    done: Path, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     results, _ = read(done)
     shown = f"{results['first_error']['threshold 0']['f1']:.3f}"
-    assert f"<td>{shown}" in (done / "results.html").read_text()
-    assert main(args(write(tmp_path / "items.jsonl", ITEMS), prm, tmp_path / "out")) == 0
+    page = (done / "out" / "results.html").read_text()
+    assert f"<td>{shown}" in page
+    assert "<script" not in page  # no figures, so no library
+    assert main(args(tmp_path, prm)) == 0
     out = capsys.readouterr().out
     assert shown in out
     assert "threshold 0" in out
@@ -159,27 +296,24 @@ def test_the_page_and_the_table_say_so(done: Path, prm: Path, tmp_path: Path, ca
 
 
 @pytest.mark.parametrize(("rows", "key"), [(ITEMS[::3], "error_accuracy"), ([ITEMS[1]], "correct_accuracy")])
-def test_without_wrong_or_without_right_solutions_there_is_no_f1(
+def test_first_errors__without_wrong_or_without_right_solutions_there_is_no_f1(
     prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture, rows: list[dict], key: str
 ):
-    """results.json is JSON still, which knows no NaN."""
-    assert main(args(write(tmp_path / "items.jsonl", rows), prm, tmp_path / "out")) == 0
-    results, _ = read(tmp_path / "out")
-    measured = results["first_error"]["threshold 0"]
+    assert main(args(tmp_path, prm, rows)) == 0
+    measured = read(tmp_path)[0]["first_error"]["threshold 0"]
     assert measured["f1"] is measured[key] is None
     assert " - " in capsys.readouterr().out
 
 
-def test_a_prm_without_a_chat_template(prm: Path, model: Path, tmp_path: Path):
+def test_first_errors__prm_without_a_chat_template(prm: Path, model: Path, tmp_path: Path):
     plain = Path(shutil.copytree(prm, tmp_path / "plain"))
     (plain / "chat_template.jinja").unlink()
-    assert main(args(write(tmp_path / "items.jsonl", ITEMS[:2]), plain, tmp_path / "out")) == 0
-    _, rows = read(tmp_path / "out")
-    for row, given in zip(rows, ITEMS, strict=False):
-        assert row["step_rewards"] == pytest.approx(by_hand(prm, model, given, chat=False), abs=1e-4)
+    assert main(args(tmp_path, plain, ITEMS[:2])) == 0
+    for row, wanted in zip(read(tmp_path)[1], ITEMS, strict=False):
+        assert row["step_rewards"] == pytest.approx(by_hand(prm, model, wanted, chat=False), abs=1e-4)
 
 
-def test_the_parts_of_the_hub(prm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_first_errors__parts_of_the_hub(prm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
     def load_dataset(name: str, subset: str | None, split: str) -> datasets.Dataset:
@@ -196,33 +330,27 @@ def test_the_parts_of_the_hub(prm: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert len(records(tmp_path / "out" / name / "responses.jsonl")) == 4
 
 
-# Going on
-
-
-def test_after_a_stop_the_same_comes_out(
+def test_first_errors__resumed_equals_uninterrupted(
     done: Path, prm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(run_module, "CHUNK", 4)
-    data, out = write(tmp_path / "items.jsonl", ITEMS), tmp_path / "out"
-    real, count = run_module.append_jsonl, [0]
+    path = tmp_path / "out" / "processbench" / "responses.jsonl"
+    real = jsonl.append_jsonl
 
     def die(path: Path, row: dict) -> None:
         real(path, row)
-        count[0] += 1
-        if count[0] == 6:
+        if row["item"] == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "append_jsonl", die)
-    assert main(args(data, prm, out)) == 130
-    assert len(records(out / "processbench" / "responses.jsonl")) == 6
-    monkeypatch.setattr(run_module, "append_jsonl", real)
-    assert main(args(data, prm, out, "--resume")) == 0
-    assert read(out)[0]["first_error"] == read(done)[0]["first_error"]
-    for row, other in zip(read(out)[1], read(done)[1], strict=True):
+    with monkeypatch.context() as patched:
+        patched.setattr(jsonl, "CHUNK", 4)
+        patched.setattr(jsonl, "append_jsonl", die)
+        assert main(args(tmp_path, prm)) == 130
+    assert len(records(path)) == 6
+    monkeypatch.setattr(jsonl, "CHUNK", 4)
+    assert main([*args(tmp_path, prm), "--resume"]) == 0
+    assert read(tmp_path)[0]["first_error"] == read(done)[0]["first_error"]
+    for row, other in zip(read(tmp_path)[1], read(done)[1], strict=True):
         assert row["step_rewards"] == pytest.approx(other["step_rewards"], abs=1e-5)  # other company
-
-
-# Bad input
 
 
 @pytest.mark.parametrize(
@@ -241,29 +369,21 @@ def test_after_a_stop_the_same_comes_out(
         ({"problem": ["x"]}, "items.jsonl:0: expected a message with `role` and `content`"),
     ],
 )
-def test_rows_of_another_kind_are_named(
+def test_first_errors__rows_of_another_kind_are_named(
     prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict, message: str
 ):
-    data = write(tmp_path / "items.jsonl", [ITEMS[0] | changes])
-    assert main(args(data, prm, tmp_path / "out")) == 2
+    assert main(args(tmp_path, prm, [ITEMS[0] | changes])) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_it_needs_a_prm_and_no_responses(prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    data = write(tmp_path / "items.jsonl", ITEMS)
-    given = ["evaluate", "--benchmark", "processbench", "--data", data, "--out", str(tmp_path / "out")]
-    assert main(given) == 2
-    assert "processbench asks a PRM for the first wrong step: name it with --prm" in capsys.readouterr().err
-    assert main([*given, "--prm", str(prm), "--responses", data]) == 2
-    assert (
-        "processbench asks a PRM for the first wrong step; it takes no responses" in capsys.readouterr().err
-    )
-    assert main([*given, "--prm", str(tmp_path)]) == 2
-    assert "not an implicit PRM: it has no implicit_prm.json" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_measure_of_these_tests():
-    assert harmonic([0, 1, -1, 0], [0, 0, -1, -1]) == (0.5, 0.5, 0.5)
-    assert math.isclose(harmonic([0, 0, -1, 0], [0, 0, -1, -1])[2], 2 / 3)
+def test_first_errors__needs_a_prm_and_no_responses(prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    whole = args(tmp_path, prm)
+    for flags, message in (
+        (whole[:5] + whole[7:], "processbench asks a PRM for the first wrong step: name it with --prm"),
+        ([*whole, "--responses", whole[4]], "asks a PRM for the first wrong step; it takes no responses"),
+        ([*whole, "--prm", str(tmp_path)], "not an implicit PRM: it has no implicit_prm.json"),
+    ):
+        assert main(flags) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

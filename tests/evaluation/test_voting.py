@@ -9,90 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openprime.evaluation.voting import (
-    best_of_n,
-    best_of_n_subsets,
-    bootstrap_interval,
-    majority_vote,
-    pass_at_k,
-    vote_subsets,
-    weighted_vote,
-    wilson_interval,
-)
+from openprime.evaluation.voting import best_of_n_subsets, bootstrap_interval, pass_at_k, vote_subsets
 from support import brute
 from support.strategies import property_test
-
-answers = st.lists(st.sampled_from(["1", "2", "3/4", None]), min_size=1, max_size=12)
-quarters = st.integers(-8, 20).map(lambda n: n / 4)
-
 
 # Best of N
 
 
 @property_test
-@given(st.lists(quarters, min_size=1, max_size=12))
-def test_best_of_n_is_the_first_of_the_highest(scores: list[float]):
-    assert best_of_n(scores) == scores.index(max(scores))
-
-
-def test_best_of_n_needs_a_response():
-    with pytest.raises(ValueError, match="at least one"):
-        best_of_n([])
-
-
-# Votes
-
-
-@property_test
-@given(st.data(), answers)
-def test_weighted_vote(data: st.DataObject, given_answers: list[str | None]):
-    size = len(given_answers)
-    weights = data.draw(st.lists(quarters, min_size=size, max_size=size))
-    assert weighted_vote(given_answers, weights) == brute.weighted_vote(given_answers, weights)
-
-
-@property_test
-@given(answers)
-def test_majority_vote(given_answers: list[str | None]):
-    winner = majority_vote(given_answers)
-    assert winner == brute.weighted_vote(given_answers, [1.0] * len(given_answers))
-    said = [answer for answer in given_answers if answer is not None]
-    if said:
-        assert given_answers[winner] == statistics.mode(said)  # the first among the most frequent
-
-
-@pytest.mark.parametrize(
-    ("given_answers", "weights", "winner"),
-    [
-        (["a", "b", "b"], [1.0, 1.0, 1.0], 1),
-        (["a", "b", "b"], [2.5, 1.0, 1.0], 0),
-        (["b", "a", "a", "b"], [1.0, 1.0, 1.0, 1.0], 0),  # a tie: the answer seen first
-        ([None, None, None, "c"], [9.0, 9.0, 9.0, 0.0], 3),
-        ([None, "a", "b"], [9.0, -2.0, -1.0], 2),  # log-probabilities are negative
-        ([None, None], [1.0, 2.0], 0),
-    ],
-)
-def test_weighted_vote_by_hand(given_answers: list[str | None], weights: list[float], winner: int):
-    assert weighted_vote(given_answers, weights) == winner
-
-
-@pytest.mark.parametrize(("given_answers", "weights"), [([], []), (["a"], []), (["a"], [1.0, 2.0])])
-def test_weighted_vote_needs_a_weight_for_every_answer(given_answers: list[str], weights: list[float]):
-    with pytest.raises(ValueError, match="as many weights"):
-        weighted_vote(given_answers, weights)
-
-
-def test_majority_vote_needs_an_answer():
-    with pytest.raises(ValueError, match="at least one"):
-        majority_vote([])
-
-
-# All choices of n from m
-
-
-@property_test
 @given(st.data(), st.integers(1, 8))
-def test_best_of_n_subsets_enumerated(data: st.DataObject, m: int):
+def test_best_of_n_subsets__equals_enumeration(data: st.DataObject, m: int):
     """Coarse scores have ties, soft outcomes have thirds."""
     scores = data.draw(st.lists(st.integers(0, 3).map(float), min_size=m, max_size=m))
     outcomes = data.draw(st.lists(st.integers(0, 3).map(lambda k: k / 3), min_size=m, max_size=m))
@@ -101,7 +27,7 @@ def test_best_of_n_subsets_enumerated(data: st.DataObject, m: int):
         assert best_of_n_subsets(scores, outcomes, n) == pytest.approx(wanted, abs=1e-12)
 
 
-def test_best_of_n_subsets_by_hand():
+def test_best_of_n_subsets__by_hand():
     """Scores 3, 2, 2, 1: of the six pairs three hold the 3, two a 2 and the 1, one both 2s."""
     scores, outcomes = [2.0, 3.0, 1.0, 2.0], [1.0, 0.5, 0.0, 0.0]
     assert best_of_n_subsets(scores, outcomes, 1) == pytest.approx(1.5 / 4)
@@ -111,28 +37,19 @@ def test_best_of_n_subsets_by_hand():
 
 
 @pytest.mark.parametrize("m", [5, 64, 256])
-def test_the_oracle_of_binary_outcomes_is_pass_at_k(m: int):
+def test_best_of_n_subsets__by_binary_outcomes_is_pass_at_k(m: int):
     outcomes = [float(random.Random(i).random() < 0.1) for i in range(m)]
     for n in (1, 2, m // 2, m - 1, m):
         wanted = pass_at_k(m, int(sum(outcomes)), n)
         assert best_of_n_subsets(outcomes, outcomes, n) == pytest.approx(wanted, abs=1e-12)
 
 
-@property_test
-@given(st.lists(quarters, min_size=1, max_size=12))
-def test_best_of_all_and_best_of_one(scores: list[float]):
-    """Of all: the best one's, where no score is twice; of one, or of equals: the mean."""
-    outcomes = [(i * 5 % 7) / 7 for i in range(len(scores))]
-    mean = sum(outcomes) / len(scores)
-    assert best_of_n_subsets(scores, outcomes, 1) == pytest.approx(mean)
-    assert best_of_n_subsets([0.0] * len(scores), outcomes, (len(scores) + 1) // 2) == pytest.approx(mean)
-    if len(set(scores)) == len(scores):
-        assert best_of_n_subsets(scores, outcomes, len(scores)) == outcomes[best_of_n(scores)]
+# Votes
 
 
 @property_test
 @given(st.data(), st.integers(1, 8))
-def test_vote_subsets_enumerated(data: st.DataObject, m: int):
+def test_vote_subsets__equals_enumeration(data: st.DataObject, m: int):
     """At most C(8, 4) = 70 subsets, so that nothing is drawn; weights with ties, and below 0."""
     said = data.draw(st.lists(st.sampled_from(["1", "2", "3/4", None]), min_size=m, max_size=m))
     weights = data.draw(st.lists(st.integers(-2, 4).map(lambda k: k / 2), min_size=m, max_size=m))
@@ -142,7 +59,23 @@ def test_vote_subsets_enumerated(data: st.DataObject, m: int):
         assert vote_subsets(said, weights, outcomes, n, draws=70) == pytest.approx(wanted, abs=1e-12)
 
 
-def test_vote_subsets_by_hand():
+@pytest.mark.parametrize(
+    ("said", "weights", "winner"),
+    [
+        (["a", "b", "b"], [1.0, 1.0, 1.0], 1),
+        (["a", "b", "b"], [2.5, 1.0, 1.0], 0),
+        (["b", "a", "a", "b"], [1.0, 1.0, 1.0, 1.0], 0),  # a tie: the answer seen first
+        ([None, None, None, "c"], [9.0, 9.0, 9.0, 0.0], 3),
+        ([None, "a", "b"], [9.0, -2.0, -1.0], 2),  # log-probabilities are negative
+        ([None, None], [1.0, 2.0], 0),
+    ],
+)
+def test_vote_subsets__winner_of_all_by_hand(said: list[str | None], weights: list[float], winner: int):
+    places = [float(i) for i in range(len(said))]
+    assert vote_subsets(said, weights, places, len(said)) == winner
+
+
+def test_vote_subsets__by_hand():
     """Right, right, wrong, nothing: only the pairs (1, 4), (2, 4), (1, 2), (1, 3) and (2, 3) vote right."""
     said, outcomes = ["a", "a", "b", None], [1.0, 1.0, 0.0, 0.0]
     assert vote_subsets(said, [1.0] * 4, outcomes, 2) == pytest.approx(5 / 6)
@@ -150,7 +83,7 @@ def test_vote_subsets_by_hand():
     assert vote_subsets(said, [1.0, 1.0, 1.5, 9.0], outcomes, 4) == 1.0
 
 
-def test_vote_subsets_draws_where_there_are_too_many():
+def test_vote_subsets__draws_where_there_are_too_many():
     """12 choose 6 is 924: few draws come near to the exact mean, and follow from the seed."""
     rng = random.Random(1)
     said = [rng.choice(["a", "b", "c"]) for _ in range(12)]
@@ -165,7 +98,7 @@ def test_vote_subsets_draws_where_there_are_too_many():
     assert len({vote_subsets(said, weights, outcomes, 6, draws=50, seed=seed) for seed in range(5)}) > 1
 
 
-def test_drawn_choices_hold_a_response_once_and_in_order():
+def test_vote_subsets__drawn_choices_hold_a_response_once_and_in_order():
     """Of 15 votes for 15 answers the one seen first wins; one that stood twice in a choice would."""
     said, ones = list(range(20)), [1.0] * 20
     for k in range(6):  # C(19 - k, 14) of the C(20, 15) choices begin with response k
@@ -175,14 +108,14 @@ def test_drawn_choices_hold_a_response_once_and_in_order():
 
 
 @pytest.mark.parametrize("n", [0, -1, 4])
-def test_choices_of_an_impossible_size(n: int):
+def test_subsets__impossible_sizes_are_refused(n: int):
     with pytest.raises(ValueError, match=f"n={n}, m=3"):
         best_of_n_subsets([1.0, 2.0, 3.0], [0.0, 0.0, 1.0], n)
     with pytest.raises(ValueError, match=f"n={n}, m=3"):
         vote_subsets(["a", "b", "c"], [1.0, 2.0, 3.0], [0.0, 0.0, 1.0], n)
 
 
-def test_choices_of_what_does_not_fit():
+def test_subsets__inputs_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="every outcome"):
         best_of_n_subsets([1.0], [0.0, 1.0], 1)
     with pytest.raises(ValueError, match="not a number"):
@@ -200,7 +133,7 @@ def test_choices_of_what_does_not_fit():
 
 
 @pytest.mark.parametrize("n", range(1, 9))
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n: int):
+def test_pass_at_k__is_the_share_of_subsets_with_a_right_one(n: int):
     for right in range(n + 1):
         for k in range(1, n + 1):
             assert pass_at_k(n, right, k) == pytest.approx(brute.pass_at_k(n, right, k), abs=1e-12)
@@ -208,23 +141,15 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n: int):
 
 @pytest.mark.parametrize(
     ("n", "right", "k", "value"),
-    [
-        (4, 1, 1, 0.25),
-        (5, 2, 3, 0.9),
-        (10, 3, 5, 1 - 21 / 252),
-        (200, 1, 100, 0.5),
-        (200, 200, 1, 1.0),
-        (200, 0, 200, 0.0),
-        (200, 101, 100, 1.0),
-    ],
+    [(10, 3, 5, 1 - 21 / 252), (200, 1, 100, 0.5), (200, 101, 100, 1.0), (20_000, 10, 2_000, 1 - 0.9**10)],
 )
-def test_pass_at_k_by_hand(n: int, right: int, k: int, value: float):
-    assert pass_at_k(n, right, k) == pytest.approx(value, abs=1e-12)
+def test_pass_at_k__by_hand(n: int, right: int, k: int, value: float):
+    assert pass_at_k(n, right, k) == pytest.approx(value, abs=1e-3 if n > 200 else 1e-12)
 
 
 @property_test
 @given(st.integers(1, 300), st.data())
-def test_pass_at_k_is_the_stable_product_of_the_codex_paper(n: int, data: st.DataObject):
+def test_pass_at_k__is_the_stable_product_of_the_codex_paper(n: int, data: st.DataObject):
     """1 - prod_{i=n-c+1}^{n} (1 - k/i), figure 3 of arXiv 2107.03374."""
     right, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     product = 1.0 if n - right >= k else 0.0
@@ -233,14 +158,10 @@ def test_pass_at_k_is_the_stable_product_of_the_codex_paper(n: int, data: st.Dat
     assert pass_at_k(n, right, k) == pytest.approx(1 - product, abs=1e-9)
 
 
-def test_pass_at_k_of_many_samples_does_not_overflow():
-    assert pass_at_k(20_000, 10, 2_000) == pytest.approx(1 - 0.9**10, abs=1e-3)
-
-
 @pytest.mark.parametrize(
     ("n", "right", "k"), [(4, 1, 0), (4, 1, 5), (4, 5, 1), (4, -1, 1), (0, 0, 0), (0, 0, 1)]
 )
-def test_pass_at_k_refuses_impossible_counts(n: int, right: int, k: int):
+def test_pass_at_k__impossible_counts_are_refused(n: int, right: int, k: int):
     with pytest.raises(ValueError, match=f"n={n}, right={right}, k={k}"):
         pass_at_k(n, right, k)
 
@@ -248,58 +169,22 @@ def test_pass_at_k_refuses_impossible_counts(n: int, right: int, k: int):
 # Intervals
 
 
-@property_test
-@given(st.integers(1, 400), st.data(), st.sampled_from([1.0, 1.644854, 1.959964]))
-def test_wilson_interval_solves_its_quadratic(n: int, data: st.DataObject, z: float):
-    right = data.draw(st.integers(0, n))
-    low, high = wilson_interval(right, n, z)
-    assert (low, high) == pytest.approx(brute.wilson_interval(right, n, z), abs=1e-9)
-    assert low <= right / n + 1e-12
-    assert right / n <= high + 1e-12
-    assert (1 - high, 1 - low) == pytest.approx(wilson_interval(n - right, n, z), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_interval_of_newcombe(right: int, n: int, low: float, high: float):
-    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert wilson_interval(right, n) == pytest.approx((low, high), abs=6e-5)
-
-
-def test_wilson_interval_is_95_per_cent_by_default():
-    assert wilson_interval(3, 17) == wilson_interval(3, 17, 1.959964)
-    assert statistics.NormalDist().inv_cdf(0.975) == pytest.approx(1.959964, abs=1e-6)
-
-
-@pytest.mark.parametrize(("right", "n"), [(0, 0), (5, 4), (-1, 4), (0, -1)])
-def test_wilson_interval_refuses_impossible_counts(right: int, n: int):
-    with pytest.raises(ValueError, match=f"right={right}, n={n}"):
-        wilson_interval(right, n)
-
-
-def test_bootstrap_interval_of_a_share():
+def test_bootstrap_interval__of_a_share():
     """Five of ten: resampled counts are binomial, whose 2.5% and 97.5% points are 2 and 8."""
     assert bootstrap_interval([0.0, 1.0] * 5, draws=4000) == pytest.approx((0.2, 0.8))
 
 
-def test_bootstrap_interval_of_a_large_sample_is_normal():
+@pytest.mark.parametrize(("confidence", "z"), [(0.9, 1.644854), (0.95, 1.959964)])
+def test_bootstrap_interval__of_a_large_sample_is_normal(confidence: float, z: float):
     values = np.random.default_rng(1).normal(3.0, 2.0, 400)
-    low, high = bootstrap_interval(values.tolist(), confidence=0.9)
-    half = 1.644854 * values.std() / math.sqrt(400)
+    low, high = bootstrap_interval(values.tolist(), confidence)
+    half = z * values.std() / math.sqrt(400)
     assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
 
 
-def test_bootstrap_interval_can_be_repeated():
-    values = [0.0, 0.25, 1.0, 0.5, 0.75]
-    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
-    assert bootstrap_interval(values, draws=50, seed=3) != bootstrap_interval(values, draws=50, seed=4)
-
-
 @pytest.mark.parametrize("size", [1, 2, 37, 3000])
-def test_bootstrap_interval_draw_by_draw(size: int):
+def test_bootstrap_interval__equals_draw_by_draw(size: int):
     """One draw after the other from one stream: numbers published with a seed stay what they were."""
     values = np.random.default_rng(9).random(size)
     rng = np.random.default_rng(4)
@@ -308,23 +193,7 @@ def test_bootstrap_interval_draw_by_draw(size: int):
     assert bootstrap_interval(values.tolist(), 0.9, 500, seed=4) == pytest.approx(tuple(cuts), abs=1e-12)
 
 
-def test_bootstrap_interval_widens_with_confidence():
-    values = np.random.default_rng(2).random(50).tolist()
-    narrow, wide = bootstrap_interval(values, 0.5), bootstrap_interval(values, 0.99)
-    assert wide[0] < narrow[0] < sum(values) / 50 < narrow[1] < wide[1]
-
-
-def test_bootstrap_interval_of_equal_values_is_a_point():
-    assert bootstrap_interval([0.5] * 7) == (0.5, 0.5)
-    assert bootstrap_interval([0.5]) == (0.5, 0.5)
-
-
-def test_bootstrap_interval_needs_a_value():
+def test_bootstrap_interval__of_equal_values_is_a_point_and_of_none_is_refused():
+    assert bootstrap_interval([0.5] * 7) == bootstrap_interval([0.5]) == (0.5, 0.5)
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_interval([])
-
-
-@pytest.mark.parametrize(("right", "n"), [(0, 2), (20, 20), (0, 7), (336, 336)])
-def test_wilson_interval_stays_within_0_and_1(right: int, n: int):
-    low, high = wilson_interval(right, n)
-    assert 0.0 <= low <= right / n <= high <= 1.0

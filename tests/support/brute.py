@@ -7,6 +7,7 @@ the list of its own tokens' values; there is no padding, no mask and no tensor h
 import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 Ragged = list[list[float]]
 
@@ -70,20 +71,18 @@ def scale_by_return(rewards: Ragged, gamma: float) -> Ragged:
     return [[reward / divisor for reward in row] for row in rewards]
 
 
+def better_pairs(outcomes: Sequence[float], group: Sequence[int]) -> list[tuple[int, int]]:
+    """Every (better, worse) pair of responses to one prompt."""
+    pairs = itertools.permutations(range(len(group)), 2)
+    return [(i, j) for i, j in pairs if group[i] == group[j] and outcomes[i] > outcomes[j]]
+
+
 def pairwise_accuracy(
     scores: Sequence[float], outcomes: Sequence[float], group: Sequence[int]
 ) -> tuple[float, int]:
     """Pairs in which the better response has the higher score, ties one half; and the number of pairs."""
-    won, pairs = 0.0, 0
-    for i in range(len(scores)):
-        for j in range(len(scores)):
-            if group[i] == group[j] and outcomes[i] > outcomes[j]:
-                pairs += 1
-                if scores[i] > scores[j]:
-                    won += 1.0
-                elif scores[i] == scores[j]:
-                    won += 0.5
-    return won, pairs
+    pairs = better_pairs(outcomes, group)
+    return sum((scores[i] > scores[j]) + (scores[i] == scores[j]) / 2 for i, j in pairs), len(pairs)
 
 
 # Advantages
@@ -98,62 +97,56 @@ def _means(rewards: Ragged, stands: list[list[bool]]) -> list[float]:
     return means
 
 
+def _each(rewards: Ragged, stands: list[list[bool]], centred: Callable[[int, float], float]) -> Ragged:
+    """centred(response, reward) where a reward stands, 0 elsewhere."""
+    return [
+        [centred(i, reward) if stand else 0.0 for reward, stand in zip(*rows, strict=True)]
+        for i, rows in enumerate(zip(rewards, stands, strict=True))
+    ]
+
+
 def centre_rloo(rewards: Ragged, stands: list[list[bool]], group: Sequence[int]) -> Ragged:
     """c_t = r_t - (1/(K-1)) sum_{j != i} m_j."""
     means = _means(rewards, stands)
-    centred = []
-    for i, (row, where) in enumerate(zip(rewards, stands, strict=True)):
-        others = [means[j] for j in range(len(rewards)) if group[j] == group[i] and j != i]
-        baseline = math.fsum(others) / len(others)
-        centred.append(
-            [reward - baseline if stand else 0.0 for reward, stand in zip(row, where, strict=True)]
-        )
-    return centred
+
+    def centred(i: int, reward: float) -> float:
+        others = [means[j] for j in range(len(group)) if group[j] == group[i] and j != i]
+        return reward - math.fsum(others) / len(others)
+
+    return _each(rewards, stands, centred)
 
 
 def centre_released(rewards: Ragged, stands: list[list[bool]], group: Sequence[int]) -> Ragged:
     """c_t = r_t K/(K-1) - sum_j m_j/(K-1), j over the whole group."""
     means = _means(rewards, stands)
-    centred = []
-    for i, (row, where) in enumerate(zip(rewards, stands, strict=True)):
-        everyone = [means[j] for j in range(len(rewards)) if group[j] == group[i]]
+
+    def centred(i: int, reward: float) -> float:
+        everyone = [means[j] for j in range(len(group)) if group[j] == group[i]]
         k = len(everyone)
-        baseline = math.fsum(everyone) / (k - 1)
-        centred.append(
-            [
-                reward * k / (k - 1) - baseline if stand else 0.0
-                for reward, stand in zip(row, where, strict=True)
-            ]
-        )
-    return centred
+        return reward * k / (k - 1) - math.fsum(everyone) / (k - 1)
+
+    return _each(rewards, stands, centred)
 
 
 def centre_grpo(rewards: Ragged, stands: list[list[bool]], group: Sequence[int]) -> Ragged:
     """(r_t - mean)/(std + 1e-6) over all rewards of the group; std divides by their number less one."""
-    centred = []
-    for i, (row, where) in enumerate(zip(rewards, stands, strict=True)):
-        everything = []
-        for j in range(len(rewards)):
-            if group[j] == group[i]:
-                everything += [r for r, stand in zip(rewards[j], stands[j], strict=True) if stand]
+    standing: dict[int, list[float]] = {g: [] for g in group}
+    for g, row, where in zip(group, rewards, stands, strict=True):
+        standing[g] += [reward for reward, stand in zip(row, where, strict=True) if stand]
+
+    def centred(i: int, reward: float) -> float:
+        everything = standing[group[i]]
         mean = math.fsum(everything) / len(everything)
-        squares = math.fsum((reward - mean) ** 2 for reward in everything)
+        squares = math.fsum((other - mean) ** 2 for other in everything)
         std = math.sqrt(squares / (len(everything) - 1)) if len(everything) > 1 else 0.0
-        centred.append(
-            [
-                (reward - mean) / (std + 1e-6) if stand else 0.0
-                for reward, stand in zip(row, where, strict=True)
-            ]
-        )
-    return centred
+        return (reward - mean) / (std + 1e-6)
+
+    return _each(rewards, stands, centred)
 
 
 def centre_reinforce(rewards: Ragged, stands: list[list[bool]], group: Sequence[int]) -> Ragged:
     """c_t = r_t."""
-    return [
-        [r if stand else 0.0 for r, stand in zip(*rows, strict=True)]
-        for rows in zip(rewards, stands, strict=True)
-    ]
+    return _each(rewards, stands, lambda i, reward: reward)
 
 
 CENTRE: dict[tuple[str, str], Callable[..., Ragged]] = {
@@ -193,6 +186,30 @@ def whiten(values: Ragged) -> Ragged:
     return [[(value - mean) / math.sqrt(variance + 1e-8) for value in row] for row in values]
 
 
+def advantages(
+    rewards: Ragged, ends: list[list[bool]], outcomes: Sequence[float], group: Sequence[int], config: Any
+) -> tuple[Ragged, Ragged, Ragged]:
+    """Process returns, outcome returns and advantages, as `config`, an AdvantageConfig, says."""
+    centre = CENTRE[config.estimator, config.preset]
+    stands = [positions(row, config.granularity) for row in ends]
+    placed = [gather(row, where) for row, where in zip(rewards, stands, strict=True)]
+    if config.scales_by_return:
+        placed = scale_by_return(placed, config.process_gamma)
+    process = [returns_to_go(row, config.process_gamma) for row in centre(placed, stands, group)]
+    last = [positions(row, "response") for row in ends]
+    placed = outcome_rewards(outcomes, [len(row) for row in ends])
+    outcome = [returns_to_go(row, config.outcome_gamma) for row in centre(placed, last, group)]
+    total = combine(process, outcome, config.process_weight, config.outcome_weight)
+    return process, outcome, whiten(total) if config.whitens else total
+
+
+def std(rows: Ragged) -> float:
+    """Sample standard deviation over all tokens."""
+    values = [value for row in rows for value in row]
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
 # Losses
 
 
@@ -203,16 +220,14 @@ def token_weights(lengths: Sequence[int], reduction: str) -> tuple[Ragged, int]:
     return [[1.0 / length] * length for length in lengths], len(lengths)
 
 
-def policy_token(
-    new: float, old: float, advantage: float, low: float, high: float
-) -> tuple[float, bool, float]:
-    """One token's clipped loss, whether the clip removed its gradient, and its derivative by `new`."""
+def policy_token(new: float, old: float, advantage: float, low: float, high: float) -> tuple[float, bool]:
+    """One token's clipped loss, and whether the clip removed its gradient."""
     ratio = math.exp(new - old)
     if advantage > 0 and ratio > 1 + high:  # has become likely enough
-        return -(1 + high) * advantage, True, 0.0
+        return -(1 + high) * advantage, True
     if advantage < 0 and ratio < 1 - low:  # has become unlikely enough
-        return -(1 - low) * advantage, True, 0.0
-    return -ratio * advantage, False, -ratio * advantage
+        return -(1 - low) * advantage, True
+    return -ratio * advantage, False
 
 
 def policy_loss(
@@ -222,12 +237,12 @@ def policy_loss(
     loss, clipped, kl, gradient = 0.0, 0.0, 0.0, []
     for rows in zip(new, old, advantages, weights, strict=True):
         gradient.append([])
-        for n, o, advantage, weight in zip(*rows, strict=True):
-            value, cut, slope = policy_token(n, o, advantage, low, high)
+        for n, o, a, weight in zip(*rows, strict=True):
+            value, cut = policy_token(n, o, a, low, high)
             loss += weight * value
             clipped += weight * cut
             kl += weight * (math.exp(n - o) - 1 - (n - o))
-            gradient[-1].append(weight * slope)
+            gradient[-1] += slopes(lambda x, o=o, a=a, w=weight: w * policy_token(x[0], o, a, low, high)[0], [n])
     return loss, clipped, kl, gradient
 
 
@@ -257,23 +272,17 @@ def step_loss(values: Ragged, labels: Ragged, labelled: list[list[bool]]) -> tup
 
 def dpo_loss(scores: Sequence[float], outcomes: Sequence[float], group: Sequence[int]) -> tuple[float, int]:
     """Sum over the (better, worse) pairs of every group of -log sigmoid(s_i - s_j), and their number."""
-    loss, pairs = 0.0, 0
-    for i, j in itertools.permutations(range(len(scores)), 2):
-        if group[i] == group[j] and outcomes[i] > outcomes[j]:
-            loss += minus_log_sigmoid(scores[i] - scores[j])
-            pairs += 1
-    return loss, pairs
+    pairs = better_pairs(outcomes, group)
+    return math.fsum(minus_log_sigmoid(scores[i] - scores[j]) for i, j in pairs), len(pairs)
 
 
 def nca_loss(scores: Sequence[float], outcomes: Sequence[float], group: Sequence[int]) -> tuple[float, int]:
     """Sum over pairs of: the better is real data (once) and noise (one half), the worse is noise (one half)."""
-    loss, pairs = 0.0, 0
-    for i, j in itertools.permutations(range(len(scores)), 2):
-        if group[i] == group[j] and outcomes[i] > outcomes[j]:
-            loss += minus_log_sigmoid(scores[i])
-            loss += minus_log_sigmoid(-scores[i]) / 2 + minus_log_sigmoid(-scores[j]) / 2
-            pairs += 1
-    return loss, pairs
+    loss, pairs = 0.0, better_pairs(outcomes, group)
+    for i, j in pairs:
+        loss += minus_log_sigmoid(scores[i])
+        loss += minus_log_sigmoid(-scores[i]) / 2 + minus_log_sigmoid(-scores[j]) / 2
+    return loss, len(pairs)
 
 
 def kto_loss(scores: Sequence[float], outcomes: Sequence[float], reference_point: float) -> float:
@@ -283,6 +292,17 @@ def kto_loss(scores: Sequence[float], outcomes: Sequence[float], reference_point
         gain = score - z0 if outcome > 0.5 else z0 - score
         loss += 1 - math.exp(-minus_log_sigmoid(gain))
     return loss
+
+
+def outcome_loss(
+    name: str, scores: Sequence[float], outcomes: Sequence[float], group: Sequence[int], reference_point: float
+) -> tuple[float, int]:
+    """The sum, and the number of responses or pairs."""
+    if name == "ce":
+        return ce_loss(scores, outcomes), len(scores)
+    if name == "kto":
+        return kto_loss(scores, outcomes, reference_point), len(scores)
+    return {"dpo": dpo_loss, "nca": nca_loss}[name](scores, outcomes, group)
 
 
 def slopes(function: Callable[[list[float]], float], at: Sequence[float], step: float = 1e-5) -> list[float]:
@@ -340,12 +360,27 @@ def vote_subsets(
     return total / subsets
 
 
-def wilson_interval(right: int, n: int, z: float) -> tuple[float, float]:
-    """The shares p with (right/n - p)^2 = z^2 p (1 - p) / n: the roots of a quadratic."""
-    share = right / n
-    a, b, c = 1 + z * z / n, -(2 * share + z * z / n), share * share
-    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
-    return (-b - root) / (2 * a), (-b + root) / (2 * a)
+def best_of(
+    right: Ragged, answers: Sequence[Sequence[Hashable | None]] | None, scores: dict[str, Ragged], n: int
+) -> dict[str, float]:
+    """Accuracy of every way to choose one of n responses: the mean over items and over all choices of n."""
+    items = range(len(right))
+
+    def vote(weights: Ragged) -> float:
+        assert answers is not None
+        return math.fsum(vote_subsets(answers[i], weights[i], right[i], n) for i in items) / len(right)
+
+    highest = {"oracle": right} | scores
+    found = {"random": math.fsum(math.fsum(row) / len(row) for row in right) / len(right)}
+    for name, score in highest.items():
+        found[name] = math.fsum(best_of_n_subsets(score[i], right[i], n) for i in items) / len(right)
+    if answers is not None:
+        found["majority vote"] = vote([[1.0] * len(row) for row in right])
+        if "PRM" in scores:
+            found["PRM-weighted vote"] = vote(
+                [[1 / (1 + math.exp(-s)) for s in row] for row in scores["PRM"]]
+            )
+    return found
 
 
 # Held-out quality
@@ -353,11 +388,7 @@ def wilson_interval(right: int, n: int, z: float) -> tuple[float, float]:
 
 def roc_auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
     """Every positive against every negative."""
-    won, pairs = 0.0, 0
-    for i, j in itertools.permutations(range(len(scores)), 2):
-        if labels[i] and not labels[j]:
-            pairs += 1
-            won += 1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0
+    won, pairs = pairwise_accuracy(scores, labels, [0] * len(scores))
     return won / pairs if pairs else math.nan
 
 

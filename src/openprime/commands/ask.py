@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -41,7 +41,7 @@ from openprime.models.hub import (
     same_vocabulary,
 )
 from openprime.models.logprobs import float32_head
-from openprime.models.placement import pick_device
+from openprime.models.placement import Placement
 from openprime.prime.prm import ImplicitPRM, Score, find_parts
 from openprime.types import UserError
 
@@ -80,7 +80,7 @@ class Answer:
 def ask(config: AskConfig) -> None:
     """Answer `config.question`, or one question after the other, and show the rewards of the answers."""
     config.check()
-    device, console = pick_device(config.device), Console()
+    place, console = Placement.of(config), Console()
     page = Path(config.page) if config.page else None
     if page:
         if page.is_dir():
@@ -91,10 +91,10 @@ def ask(config: AskConfig) -> None:
         *_, theirs = find_parts(config.prm, config.reference)
         same_vocabulary(theirs, config.prm, tokenizer, config.model)
     form = suitable(prompt_format(config), tokenizer)
-    bfloat16 = config.dtype == "bfloat16"
-    model = load_model(config.model, device).eval()
+    model = load_model(config.model, place.device).eval()
     prm = None
     if config.prm:
+        device, bfloat16 = place.device, place.bfloat16
         prm = ImplicitPRM.from_pretrained(config.prm, config.reference, device, bfloat16=bfloat16)
     ends = end_tokens(model, tokenizer)
     model.generation_config = sampling(ends, tokenizer, config)
@@ -104,7 +104,7 @@ def ask(config: AskConfig) -> None:
         torch.manual_seed(config.seed + number)
         begun, stream = time.perf_counter(), Stream(tokenizer, skip_prompt=True, skip_special_tokens=True)
         try:
-            generate(model, prompt_ids, stream, bfloat16)
+            generate(model, place, prompt_ids, stream)
         except KeyboardInterrupt:
             if config.question:
                 raise
@@ -190,14 +190,10 @@ def sampling(ends: frozenset[int], tokenizer: PreTrainedTokenizerBase, config: A
     )
 
 
-def generate(model: PreTrainedModel, prompt_ids: list[int], stream: Stream, bfloat16: bool) -> None:
+def generate(model: PreTrainedModel, place: Placement, prompt_ids: list[int], stream: Stream) -> None:
     """Sample an answer into the stream."""
-    ids = torch.tensor([prompt_ids], device=model.device)
-    with contextlib.ExitStack() as stack:
-        if bfloat16:
-            stack.enter_context(torch.autocast(model.device.type, torch.bfloat16))
-            stack.enter_context(float32_head(model))
-        generator: Any = model
+    ids, generator = torch.tensor([prompt_ids], device=model.device), cast(Any, model)
+    with place.autocast(), float32_head(model):
         generator.generate(ids, attention_mask=torch.ones_like(ids), streamer=stream)
 
 
