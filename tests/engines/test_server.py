@@ -268,17 +268,9 @@ def test_server_engine__no_server_at_all_is_an_error_at_the_start(fake: Servers,
 
 
 def test_server_engine__every_rank_has_servers_of_its_own_and_the_first_one_writes(tmp_path: Path):
-    script = Path(__file__).parents[1] / "support" / "server_ranks.py"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *(str(script), str(tmp_path / "weights")),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(script.parents[1])},
-    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "support.server_ranks", str(tmp_path / "weights")]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=env)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "weights").iterdir())) == 2

@@ -176,13 +176,8 @@ print(json.dumps([said, load_checkpoint(checkpoints(folder)[-1])["step"], seen])
 
 def test_save_checkpoint__a_full_disk_or_a_kill_leaves_whole_checkpoints_only(tmp_path: Path):
     """The writes really fail: the process may write no more than so many bytes to a file."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path / "checkpoints")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, "-c", FULL, str(tmp_path / "checkpoints")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     said, last, seen = json.loads(done.stdout)
     for error, names, step, total in said:
@@ -256,7 +251,9 @@ def test_background__a_full_disk_is_an_error_of_the_next_save(
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     try:
         save_checkpoint(tmp_path / "run", 2, state, 1, background)
-        with pytest.raises(StorageError, match=r"step-000002 could not be written .*previous checkpoint stays"):
+        with pytest.raises(
+            StorageError, match=r"step-000002 could not be written .*previous checkpoint stays"
+        ):
             background.settle()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,6 +1,6 @@
 """How ranks meet over a store, and what they refuse; whole runs on ranks are in invariants/test_ranks.py."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,17 +15,8 @@ from openprime.types import UserError
 
 def start(size: int, store: TCPStore) -> list[str]:
     """The names that `size` ranks agree on, each with a connection of its own."""
-    names = [""] * size
-
-    def run(rank: int) -> None:
-        names[rank] = meet(store.clone(), rank, size)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in reversed(range(size))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return names
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(lambda rank: meet(store.clone(), rank, size), reversed(range(size))))
 
 
 def test_meet__ranks_agree_on_a_new_name_whatever_earlier_ones_left():

@@ -38,37 +38,18 @@ def boxed(answer, prediction, question="How much?"):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("nothing here, not even 5", None),
-        ("", None),
-        (r"\boxed{5}", "5"),
-        (r"\boxed{1} then \boxed{ 2 } end", "2"),
-        (r"\fbox{7}", "7"),
-        (r"\boxed {7}", "7"),
-        (r"\\boxed{7}", "7"),
-        (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\boxed{\{1}", r"\{1"),
-        (r"\boxed{\boxed{5}}", "5"),
-        (r"\fbox{x is \boxed{3} now}", "3"),
-        (r"\boxed{5} and \boxed{6", "5"),
-        (r"\boxed{5 \boxed{6}", "6"),
-        (r"} \boxed{5} }", "5"),
-        (r"{ \boxed{5}", "5"),
-        (r"\boxed{5} but \boxed{}", "5"),
-        (r"\boxed{}", None),
-        (r"boxed{5}", None),
-        ("steps\n#### 18", "18"),
-        ("#### 1\n#### 2\nbye", "2"),
-        ("  ####  $18.50 \nmore", "$18.50"),
-        ("see #### 18", None),
-        ("##### 18", None),
-        ("####", None),
-        ("#### \n18", None),
-        ("\\boxed{5}\n#### 6", "6"),
-        ("#### 6\n\\boxed{5}", "5"),
+        ("nothing here, not even 5", None), ("", None), (r"\boxed{5}", "5"),
+        (r"\boxed{1} then \boxed{ 2 } end", "2"), (r"\fbox{7}", "7"), (r"\boxed {7}", "7"),
+        (r"\\boxed{7}", "7"), (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{\{1}", r"\{1"), (r"\boxed{\boxed{5}}", "5"),
+        (r"\fbox{x is \boxed{3} now}", "3"), (r"\boxed{5} and \boxed{6", "5"), (r"\boxed{5 \boxed{6}", "6"),
+        (r"} \boxed{5} }", "5"), (r"{ \boxed{5}", "5"), (r"\boxed{5} but \boxed{}", "5"), (r"\boxed{}", None),
+        (r"boxed{5}", None), ("steps\n#### 18", "18"), ("#### 1\n#### 2\nbye", "2"),
+        ("  ####  $18.50 \nmore", "$18.50"), ("see #### 18", None), ("##### 18", None), ("####", None),
+        ("#### \n18", None), ("\\boxed{5}\n#### 6", "6"), ("#### 6\n\\boxed{5}", "5"),
         (r"#### \boxed{5}", "5"),
     ],
-)
+)  # fmt: skip
 def test_extract_answer__takes_the_last(text, answer):
     assert extract_answer(text) == answer
 
@@ -76,14 +57,10 @@ def test_extract_answer__takes_the_last(text, answer):
 @pytest.mark.parametrize(
     ("text", "boxed_one", "line"),
     [
-        ("\\boxed{5}\n#### 6", "5", "6"),
-        ("#### 6\n\\boxed{5}", "5", "6"),
-        ("#### 6", None, "6"),
-        (r"\boxed{5}", "5", None),
-        (r"\boxed{5} \boxed{", "5", None),
-        ("#### \\boxed{5}", "5", r"\boxed{5}"),
+        ("\\boxed{5}\n#### 6", "5", "6"), ("#### 6\n\\boxed{5}", "5", "6"), ("#### 6", None, "6"),
+        (r"\boxed{5}", "5", None), (r"\boxed{5} \boxed{", "5", None), ("#### \\boxed{5}", "5", r"\boxed{5}"),
     ],
-)
+)  # fmt: skip
 def test_extract_answer__from_the_configured_place(text, boxed_one, line):
     assert (extract_answer(text, "boxed"), extract_answer(text, "hashes")) == (boxed_one, line)
 
@@ -290,26 +267,17 @@ def test_verify_math__one_verdict_a_response_in_order():
 @pytest.mark.parametrize(
     ("answer", "boxes", "expected"),
     [
-        ("5", ["5"] * 100, "right"),
-        ("5", ["5", "5.0", r"\frac{10}{2}"], "right"),
-        ("5", ["4", "5"], "wrong"),
-        ("5", ["5", "4"], "wrong"),
-        ("5", [str(i) for i in range(6)], "wrong"),
+        ("5", ["5"] * 100, "right"), ("5", ["5", "5.0", r"\frac{10}{2}"], "right"),
+        ("5", ["4", "5"], "wrong"), ("5", ["5", "4"], "wrong"), ("5", [str(i) for i in range(6)], "wrong"),
         ("5", [str(i) for i in range(100) if i != 5] + ["5"], "wrong"),
-        ("5", ["5" + "0" * 300, "5"], "wrong"),
-        ("5", ["5." + "0" * i for i in range(8)], "right"),
-        ("5", ["5." + "0" * i for i in range(9)], "wrong"),
-        ("(1,2)", ["1", "2"], "wrong"),
-        ("1,2", ["1", "2"], "right"),
-        ("1,2", ["2", "1"], "right"),
-        ("1,2", ["1", "2", "3"], "wrong"),
-        ("1,2", ["1", "2", "1,2"], "right"),
-        (r"1\pm\sqrt{2}", [r"1+\sqrt{2}", r"1-\sqrt{2}"], "right"),
-        ("1,2", ["3,4", "1,2"], "wrong"),
-        ("1,2", ["3", "1,2"], "wrong"),
+        ("5", ["5" + "0" * 300, "5"], "wrong"), ("5", ["5." + "0" * i for i in range(8)], "right"),
+        ("5", ["5." + "0" * i for i in range(9)], "wrong"), ("(1,2)", ["1", "2"], "wrong"),
+        ("1,2", ["1", "2"], "right"), ("1,2", ["2", "1"], "right"), ("1,2", ["1", "2", "3"], "wrong"),
+        ("1,2", ["1", "2", "1,2"], "right"), (r"1\pm\sqrt{2}", [r"1+\sqrt{2}", r"1-\sqrt{2}"], "right"),
+        ("1,2", ["3,4", "1,2"], "wrong"), ("1,2", ["3", "1,2"], "wrong"),
         ("1,2", [str(i) for i in range(20)] + ["1,2"], "wrong"),
     ],
-)
+)  # fmt: skip
 def test_verify_math__all_of_several_boxes_must_be_right(answer, boxes, expected):
     assert reason(answer, " then ".join(rf"\boxed{{{b}}}" for b in boxes)) == expected
 
@@ -317,14 +285,12 @@ def test_verify_math__all_of_several_boxes_must_be_right(answer, boxes, expected
 @pytest.mark.parametrize(
     ("response", "expected"),
     [
-        ("#### 5\n#### 5", "right"),
-        ("#### 4\n#### 5", "wrong"),
+        ("#### 5\n#### 5", "right"), ("#### 4\n#### 5", "wrong"),
         ("#### Step 1\n#### Step 2\n\\boxed{5}", "right"),
-        ("\n".join(f"#### {i}" for i in range(6)), "wrong"),
-        ("5" * 100, "no_answer"),
+        ("\n".join(f"#### {i}" for i in range(6)), "wrong"), ("5" * 100, "no_answer"),
         (r"\boxed{" * 20_000, "no_answer"),
     ],
-)
+)  # fmt: skip
 def test_verify_math__lines_count_like_boxes(response, expected):
     assert reason("5", response) == expected
 
@@ -335,31 +301,16 @@ def test_verify_math__lines_count_like_boxes(response, expected):
 @pytest.mark.parametrize(
     "text",
     [
-        r"\boxed{" * 20_000,
-        r"\boxed{" * 140_000,
-        r"\boxed{" * 120_000 + "4" + "}" * 120_000,
-        r"\boxed{" * 120_000 + "}" * 120_000,
-        r"\boxed{6}" * 110_000,
-        "{" * 500_000 + "}" * 500_000,
-        " ".join(rf"\boxed{{{i}}}" for i in range(80_000)),
-        "#" * 1_000_000,
-        "\n####" * 200_000,
-        "\n#### 6" * 140_000,
-        "\\" * 1_000_001,
-        " " * 1_000_000,
-        "\n" * 1_000_000,
-        (r"\boxed" + " " * 1000) * 1000,
-        r"\boxed" + " " * 1_000_000,
-        "####" + " " * 1_000_000,
-        r"\boxed{" + "x" * 1_000_000 + "}",
-        r"\boxed{" + "," * 190 + "}",
-        r"\boxed{" + "_" * 190 + "}",
-        r"\boxed{" + "a " * 95 + "}",
-        r"\boxed{" + "^" * 190 + "}",
-        r"\boxed{" + r"\text{a} " * 20 + "}",
+        r"\boxed{" * 20_000, r"\boxed{" * 140_000, r"\boxed{" * 120_000 + "4" + "}" * 120_000,
+        r"\boxed{" * 120_000 + "}" * 120_000, r"\boxed{6}" * 110_000, "{" * 500_000 + "}" * 500_000,
+        " ".join(rf"\boxed{{{i}}}" for i in range(80_000)), "#" * 1_000_000, "\n####" * 200_000,
+        "\n#### 6" * 140_000, "\\" * 1_000_001, " " * 1_000_000, "\n" * 1_000_000,
+        (r"\boxed" + " " * 1000) * 1000, r"\boxed" + " " * 1_000_000, "####" + " " * 1_000_000,
+        r"\boxed{" + "x" * 1_000_000 + "}", r"\boxed{" + "," * 190 + "}", r"\boxed{" + "_" * 190 + "}",
+        r"\boxed{" + "a " * 95 + "}", r"\boxed{" + "^" * 190 + "}", r"\boxed{" + r"\text{a} " * 20 + "}",
         r"\boxed{" + "1," * 90 + "x}",
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("answer", ["5", r"\{1,2\}"])
 def test_verify_math__a_megabyte_of_text_is_read_in_time(answer, text):
     boxed("x+1!", "1+x!")  # imports
@@ -438,17 +389,12 @@ def test_verify_math__math_verify_is_not_imported_before_it_is_needed():
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [
-        (r"\boxed{0.50}", "1/2"),
-        (r"\boxed{\frac12}", "1/2"),
-        ("#### 1,200.0", "1200"),
-        (r"\boxed{x = 5\text{ cm}}", "5"),
-        (r"\boxed{\left( 1,\, 2 \right)}", "(1,2)"),
-        (r"\boxed{\dfrac{\pi}{2}}", r"\frac{\pi}{2}"),
-        (r"\boxed{\text{(C)}}", "C"),
-        (r"\boxed{10\%}", "1/10"),
-        ("five", None),
+        (r"\boxed{0.50}", "1/2"), (r"\boxed{\frac12}", "1/2"), ("#### 1,200.0", "1200"),
+        (r"\boxed{x = 5\text{ cm}}", "5"), (r"\boxed{\left( 1,\, 2 \right)}", "(1,2)"),
+        (r"\boxed{\dfrac{\pi}{2}}", r"\frac{\pi}{2}"), (r"\boxed{\text{(C)}}", "C"),
+        (r"\boxed{10\%}", "1/10"), ("five", None),
     ],
-)
+)  # fmt: skip
 def test_canonical_answer__is_one_for_equal_answers(text, canonical):
     assert canonical_answer(text) == canonical
 

@@ -633,22 +633,15 @@ def test_run__exits_of_a_text_program(box):
 
 
 FORGERIES = {
-    "plain": b"k" * 1000,
-    "garbage": bytes(range(256)) * 100,
-    "nested": b"[" * 500_000,
-    "nested tags": b'{"t":[' * 1000 + b"]}" * 1000,
-    "deep": b"[" * 500 + b"]" * 500,
-    "digits": b"9" * 100_000,
-    "tags": b'{"i": "zz"}',
-    "tags of a wrong type": b'{"d": [[[1], 2]]}',
+    "plain": b"k" * 1000, "garbage": bytes(range(256)) * 100, "nested": b"[" * 500_000,
+    "nested tags": b'{"t":[' * 1000 + b"]}" * 1000, "deep": b"[" * 500 + b"]" * 500, "digits": b"9" * 100_000,
+    "tags": b'{"i": "zz"}', "tags of a wrong type": b'{"d": [[[1], 2]]}',
     "unknown tags": b'{"__class__": [1]}',
     "collisions": json.dumps({"s": [i * (2**61 - 1) for i in range(40_000)]}).encode(),
     "many keys": json.dumps({"s": list(range(100_000))}).encode(),
-    "overflow": b'{"c": [1' + b"0" * 400 + b", 1]}",
-    "half": b'{"s": [1, 2',
-    "size": b"\xff" * 8,
+    "overflow": b'{"c": [1' + b"0" * 400 + b", 1]}", "half": b'{"s": [1, 2', "size": b"\xff" * 8,
     "value": b'{"t": [1, 2]}',
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORGERIES)
@@ -938,21 +931,15 @@ def test_run__ways_to_read_and_write(box, program):
 
 def test_run__odd_programs_and_inputs(box):
     for program, status in (
-        ("", "ok"),
-        ("# nothing", "ok"),
-        ("print(", "error"),
-        ("x = '\0'", "error"),
-        ("x = '\ud800'", "error"),
-        ("print('\\ud800')", "error"),
-        ("raise KeyboardInterrupt", "error"),
+        ("", "ok"), ("# nothing", "ok"), ("print(", "error"), ("x = '\0'", "error"),
+        ("x = '\ud800'", "error"), ("print('\\ud800')", "error"), ("raise KeyboardInterrupt", "error"),
         ("raise BaseException", "error"),
         ("class E(Exception):\n    def __str__(self): raise E\nraise E", "error"),
         ("import sys\nsys.stdin = sys.stdout = sys.stderr = None", "ok"),
         ("import sys\nsys.stdout.close()", "ok"),
         ("import warnings\nwarnings.warn('x')\nimport sys\nprint(1, file=sys.stderr)", "ok"),
-        ("import sys; del sys.modules['__main__']; sys.modules.clear()", "ok"),
-        ("del __builtins__", "ok"),
-    ):
+        ("import sys; del sys.modules['__main__']; sys.modules.clear()", "ok"), ("del __builtins__", "ok"),
+    ):  # fmt: skip
         assert (program, one(box, program).status) == (program, status)
     assert one(box, "print(input())", "ж 漢 😀\n").output == "ж 漢 😀\n"
     assert one(box, "import os; os.write(1, b'\\xff')").output == "\ufffd"
@@ -971,13 +958,9 @@ def test_run__functions(box):
     )  # fmt: skip
     assert call(box, "import math\ngcd = lambda a, b: 7", 4, 6, name="gcd").value == 7
     for program, name in (
-        ("def g(): pass", "f"),
-        (solution, "threeSum"),
-        ("def g(): pass", "gcd"),
-        ("import math", "math.gcd"),
-        ("def g(): pass", "__import__"),
-        ("", ""),
-    ):
+        ("def g(): pass", "f"), (solution, "threeSum"), ("def g(): pass", "gcd"), ("import math", "math.gcd"),
+        ("def g(): pass", "__import__"), ("", ""),
+    ):  # fmt: skip
         assert call(box, program, name=name).error == f"no function {name}"
     assert call(box, "def f(x): return x / 0", 1).error == "ZeroDivisionError: division by zero"
     assert call(box, "def f(): return input()").error == "EOFError: EOF when reading a line"
@@ -1006,14 +989,12 @@ def test_run__values_travel_as_plain_values(box):
     assert type(call(box, "def f(x): return x", Shade.RED).value) is int
     assert type(call(box, "def f(x): return x", Pair(1, 2)).value) is tuple
     for text, value in (
-        ("defaultdict(int, a=1)", {"a": 1}),
-        ("OrderedDict(a=1)", {"a": 1}),
-        ("namedtuple('P', 'a b')(1, 2)", (1, 2)),
-        ("__import__('numpy').arange(3)", [0, 1, 2]),
+        ("defaultdict(int, a=1)", {"a": 1}), ("OrderedDict(a=1)", {"a": 1}),
+        ("namedtuple('P', 'a b')(1, 2)", (1, 2)), ("__import__('numpy').arange(3)", [0, 1, 2]),
         ("__import__('numpy').float32(0.5)", 0.5),
         ("[__import__('numpy').int64(3), __import__('numpy').bool_(True)]", [3, True]),
         ("__import__('numpy').eye(2)", [[1.0, 0.0], [0.0, 1.0]]),
-    ):
+    ):  # fmt: skip
         assert call(box, f"def f(): return {text}").value == value
     for text, error in (
         ("object()", "value of type object does not compare"),

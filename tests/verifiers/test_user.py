@@ -80,21 +80,14 @@ def test_load_user_verifier__numbers_become_outcomes(module, value, verdicts):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("[1.5, 0]", r"1\.5.*\[0, 1\]"),
-        ("[0, -0.1]", r"-0\.1.*\[0, 1\]"),
-        ("[float('nan'), 0]", r"nan.*\[0, 1\]"),
-        ("[float('inf'), 0]", r"inf.*\[0, 1\]"),
-        ("['1', 0]", r"'1'.*\[0, 1\]"),
-        ("[[1], 0]", r"\[1\].*\[0, 1\]"),
-        ("[1j, 0]", r"1j.*\[0, 1\]"),
-        ("[1.0]", r"1 outcomes \[1\.0\] for 2 completions"),
-        ("[1.0] * 3", "3 outcomes .* for 2 completions"),
-        ("None", r"None; expected a list of outcomes in \[0, 1\]"),
-        ("1.0", r"1\.0; expected a list"),
-        ("'ab'", "'ab'; expected a list"),
-        ("{'a': 1, 'b': 0}", "expected a list"),
+        ("[1.5, 0]", r"1\.5.*\[0, 1\]"), ("[0, -0.1]", r"-0\.1.*\[0, 1\]"),
+        ("[float('nan'), 0]", r"nan.*\[0, 1\]"), ("[float('inf'), 0]", r"inf.*\[0, 1\]"),
+        ("['1', 0]", r"'1'.*\[0, 1\]"), ("[[1], 0]", r"\[1\].*\[0, 1\]"), ("[1j, 0]", r"1j.*\[0, 1\]"),
+        ("[1.0]", r"1 outcomes \[1\.0\] for 2 completions"), ("[1.0] * 3", "3 outcomes .* for 2 completions"),
+        ("None", r"None; expected a list of outcomes in \[0, 1\]"), ("1.0", r"1\.0; expected a list"),
+        ("'ab'", "'ab'; expected a list"), ("{'a': 1, 'b': 0}", "expected a list"),
     ],
-)
+)  # fmt: skip
 def test_load_user_verifier__other_results_are_refused_by_name_and_value(module, value, message):
     verify = load_user_verifier(module(returning(value)))
     with pytest.raises(UserError, match=f"my_reward:score, prompt d:0: returned .*{message}"):
