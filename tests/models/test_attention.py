@@ -1,5 +1,7 @@
 """Packed tokens against rows that go through the model one by one, without padding and without sharing."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openprime.models import logprobs
-from openprime.models.attention import NAME, PACKS, pack, packs
+from openprime.models.attention import NAME, PACKS, attention, pack, packs
 from openprime.models.logprobs import token_logprobs
 from support.tiny_zoo import PLAIN, SCALED, VOCABULARY, make
 
@@ -140,3 +142,19 @@ def test_pack__keeps_every_token_that_counts_with_all_that_it_sees(batch: tuple[
             prompts.add(tuple(row[:start]))
             own += end - start
     assert len(tokens) == sum(len(prompt) for prompt in prompts) + own
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention__heads_that_share_a_key_head_see_what_they_saw_with_keys_of_their_own(masked: bool):
+    g = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, h, t, 8, generator=g) for h, t in ((6, 1), (2, 5), (2, 5)))
+    mask = torch.arange(5) >= torch.tensor([0, 2, 4])[:, None, None, None] if masked else None
+    found, _ = attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    assert found.shape == (3, 1, 6, 8)
+    for row in range(3):
+        for head in range(6):
+            scores = 0.3 * key[row, head // 3] @ query[row, head, 0]  # [5]
+            if mask is not None:
+                scores = scores.masked_fill(~mask[row, 0, 0], -math.inf)
+            expected = scores.softmax(-1) @ value[row, head // 3]
+            torch.testing.assert_close(found[row, 0, head], expected)
