@@ -15,7 +15,15 @@ from openprime.prime.advantages import (
     returns_to_go,
     whiten,
 )
-from openprime.prime.losses import policy_loss, prm_ce_loss, prm_dpo_loss, sft_loss, token_weights
+from openprime.prime.losses import (
+    policy_loss,
+    prm_ce_loss,
+    prm_dpo_loss,
+    prm_loss,
+    prm_loss_count,
+    sft_loss,
+    token_weights,
+)
 from openprime.prime.rewards import (
     gather_rewards,
     last_token,
@@ -25,18 +33,17 @@ from openprime.prime.rewards import (
     scale_by_return,
     token_rewards,
 )
-from support import brute
-from support.strategies import GRANULARITIES, Case, build, cases, property_test, widen
+from support.strategies import GRANULARITIES, Case, build, cases, property_test
 
 EXACT, RELEASED = Centring("rloo", "exact"), Centring("rloo", "released")
-
-
-# 1
+reductions = st.sampled_from(["token", "sequence"])
 
 
 @property_test
 @given(cases(), st.sampled_from(GRANULARITIES))
-def test_trap_01_released_leave_one_out_scales_within_response_deviations(case: Case, granularity: str):
+def test_trap_01__the_released_leave_one_out_scales_deviations_within_a_response(
+    case: Case, granularity: str
+):
     """The released form turns a deviation r_t - m_i into K/(K-1) times it; the exact one leaves it."""
     stands = reward_positions(case.mask, case.step_end, granularity)
     rewards = gather_rewards(case.clean(case.values("rewards")), stands)
@@ -54,20 +61,10 @@ def test_trap_01_released_leave_one_out_scales_within_response_deviations(case: 
 
 @property_test
 @given(cases())
-def test_trap_01_both_leave_one_outs_are_the_same_for_outcomes(case: Case):
+def test_trap_01__both_leave_one_outs_are_the_same_for_outcomes(case: Case):
     placed, last = outcome_rewards(case.outcome_tensor, case.mask), last_token(case.mask)
     exact = centre(placed, last, case.group_tensor, EXACT)
     torch.testing.assert_close(centre(placed, last, case.group_tensor, RELEASED), exact, rtol=1e-5, atol=1e-6)
-
-
-def test_trap_01_the_two_differ_for_process_rewards():
-    rewards = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
-    group, stands = torch.zeros(2, dtype=torch.long), torch.ones(2, 2, dtype=torch.bool)
-    assert centre(rewards, stands, group, EXACT).tolist() == [[1.0, 3.0], [-2.0, -2.0]]
-    assert centre(rewards, stands, group, RELEASED).tolist() == [[0.0, 4.0], [-2.0, -2.0]]
-
-
-# 2
 
 
 def scaled_and_whitened(case: Case, shards: list[Tensor], share: bool) -> Tensor:
@@ -76,102 +73,91 @@ def scaled_and_whitened(case: Case, shards: list[Tensor], share: bool) -> Tensor
     outcomes, group = case.outcome_tensor, case.group_tensor
     largest = [returns_to_go(rewards[rows], mask[rows], 1.0).abs().max() for rows in shards]
     combined = []
-    for rank, rows in enumerate(shards):
-        scaled = scale_by_return(rewards[rows], torch.stack(largest).max() if share else largest[rank])
+    for own, rows in zip(largest, shards, strict=True):
+        scaled = scale_by_return(rewards[rows], torch.stack(largest).max() if share else own)
         process = returns_to_go(centre(scaled, mask[rows], group[rows], EXACT), mask[rows], 1.0)
         placed = outcome_rewards(outcomes[rows], mask[rows])
         centred = centre(placed, last_token(mask[rows]), group[rows], EXACT)
         combined.append(combine(process, returns_to_go(centred, mask[rows], 1.0), 1.0, 1.0))
     sums = [moments(values, mask[rows]) for values, rows in zip(combined, shards, strict=True)]
     out = torch.zeros_like(rewards)
-    for rank, rows in enumerate(shards):
-        out[rows] = whiten(combined[rank], mask[rows], sum(sums) if share else sums[rank])
+    for values, own, rows in zip(combined, sums, shards, strict=True):
+        out[rows] = whiten(values, mask[rows], sum(sums) if share else own)
     return out
+
+
+def by_group(case: Case) -> list[Tensor]:
+    """The rows of each group."""
+    return [(case.group_tensor == g).nonzero()[:, 0] for g in set(case.group)]
 
 
 @property_test
 @given(cases())
-def test_trap_02_statistics_reduced_over_shards_equal_those_of_the_whole_batch(case: Case):
+def test_trap_02__statistics_reduced_over_shards_equal_those_of_the_whole_batch(case: Case):
     whole = scaled_and_whitened(case, [torch.arange(len(case))], share=True)
-    by_group = [(case.group_tensor == g).nonzero()[:, 0] for g in set(case.group)]
-    torch.testing.assert_close(scaled_and_whitened(case, by_group, share=True), whole, rtol=1e-4, atol=1e-4)
+    shards = scaled_and_whitened(case, by_group(case), share=True)
+    torch.testing.assert_close(shards, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_trap_02_statistics_of_one_shard_would_depend_on_the_number_of_shards():
+def test_trap_02__statistics_of_one_shard_would_depend_on_the_number_of_shards():
     """What the trap looks like: without the reduction the same batch gives other advantages."""
     case = build([4, 4], ["mixed", "wrong"], longest=8, prompt=2, spare=1, seed=5)
     whole = scaled_and_whitened(case, [torch.arange(8)], share=True)
-    by_group = [(case.group_tensor == g).nonzero()[:, 0] for g in (0, 1)]
-    assert (scaled_and_whitened(case, by_group, share=False) - whole).abs().max() > 0.1
+    assert (scaled_and_whitened(case, by_group(case), share=False) - whole).abs().max() > 0.1
 
 
 @property_test
 @given(cases(), st.integers(2, 4))
-def test_trap_02_moments_add_up_over_any_rows(case: Case, ranks: int):
+def test_trap_02__moments_add_up_over_any_rows(case: Case, ranks: int):
     block = case.block(case.values("values"))
     whole = moments(block, case.mask)
     parts = [moments(block[rank::ranks], case.mask[rank::ranks]) for rank in range(ranks)]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=1e-9)
-    torch.testing.assert_close(
-        whiten(block[::ranks], case.mask[::ranks], sum(parts)), whiten(block, case.mask, whole)[::ranks]
-    )
 
 
 @property_test
 @given(cases())
-def test_trap_02_pairwise_accuracy_adds_up_over_shards(case: Case):
+def test_trap_02__pairwise_accuracy_adds_up_over_groups(case: Case):
     scores, outcomes, group = torch.tensor(case.scores()), case.outcome_tensor, case.group_tensor
-    half = group < 2
-    parts = [pairwise_accuracy(scores[rows], outcomes[rows], group[rows]) for rows in (half, ~half)]
+    parts = [pairwise_accuracy(scores[rows], outcomes[rows], group[rows]) for rows in by_group(case)]
     whole = pairwise_accuracy(scores, outcomes, group)
     assert [sum(column) for column in zip(*parts, strict=True)] == list(whole)
 
 
-# 5
-
-
 @property_test
 @given(cases())
-def test_trap_05_token_granularity_keeps_the_last_reward(case: Case):
+def test_trap_05__token_granularity_keeps_the_last_reward(case: Case):
     rewards = case.clean(case.values("rewards"))
     gathered = gather_rewards(rewards, reward_positions(case.mask, case.step_end, "token"))
     torch.testing.assert_close(gathered, rewards, rtol=1e-6, atol=1e-6)
-    last = last_token(case.mask)
-    torch.testing.assert_close(gathered[last], rewards[last], rtol=1e-6, atol=1e-6)
 
 
 @property_test
 @given(cases())
-def test_trap_05_response_granularity_is_one_number_on_one_token(case: Case):
-    rewards = case.values("rewards")
-    gathered = gather_rewards(case.clean(rewards), reward_positions(case.mask, case.step_end, "response"))
+def test_trap_05__response_granularity_is_one_number_on_one_token(case: Case):
+    rewards = case.clean(case.values("rewards"))
+    gathered = gather_rewards(rewards, reward_positions(case.mask, case.step_end, "response"))
     assert (gathered[~last_token(case.mask)] == 0).all()
-    wanted = [brute.response_score(row) for row in rewards]
-    assert gathered[last_token(case.mask)].tolist() == pytest.approx(wanted, abs=1e-4)
+    torch.testing.assert_close(gathered[last_token(case.mask)], rewards.sum(-1), rtol=1e-5, atol=1e-4)
 
 
 @property_test
 @given(cases())
-def test_trap_05_a_step_is_paid_on_its_own_last_token(case: Case):
+def test_trap_05__a_step_is_paid_on_its_own_last_token(case: Case):
     """No reward crosses a step: changing the rewards of one step changes its payment only."""
     rewards = case.clean(case.values("rewards"))
     stands = reward_positions(case.mask, case.step_end, "step")
-    for b, first in enumerate(case.prompts):
-        changed = rewards[b : b + 1].clone()
-        changed[0, first] += 1.0
-        difference = gather_rewards(changed, stands[b : b + 1]) - gather_rewards(rewards, stands)[b : b + 1]
-        end = int(stands[b].long().argmax())  # the first step's last token
-        wanted = torch.zeros_like(difference)
-        wanted[0, end] = 1.0
-        torch.testing.assert_close(difference, wanted, rtol=1e-5, atol=1e-4)
-
-
-# 9
+    rows = torch.arange(len(case))
+    changed, wanted = rewards.clone(), torch.zeros_like(rewards)
+    changed[rows, torch.tensor(case.prompts)] += 1.0
+    wanted[rows, stands.long().argmax(-1)] = 1.0  # the first step's last token
+    difference = gather_rewards(changed, stands) - gather_rewards(rewards, stands)
+    torch.testing.assert_close(difference, wanted, rtol=1e-5, atol=1e-4)
 
 
 @property_test
-@given(cases(), st.sampled_from(["token", "sequence"]))
-def test_trap_09_losses_are_sums(case: Case, reduction: str):
+@given(cases(), reductions)
+def test_trap_09__losses_are_sums(case: Case, reduction: str):
     """One pass over the batch and one pass for each row: the same loss and gradient, divided once."""
     old, advantages = (case.block(case.values(n, 0.5), torch.float64) for n in ("old", "advantages"))
     weights, count = token_weights(case.mask, reduction)
@@ -195,27 +181,33 @@ def test_trap_09_losses_are_sums(case: Case, reduction: str):
 
 
 @property_test
-@given(cases(), st.sampled_from(["token", "sequence"]))
-def test_trap_09_weights_and_divisors_add_up_over_micro_batches(case: Case, reduction: str):
+@given(cases(), reductions)
+def test_trap_09__token_weights_and_counts_add_up_over_micro_batches(case: Case, reduction: str):
     weights, count = token_weights(case.mask, reduction)
     parts = [token_weights(case.mask[b : b + 1], reduction) for b in range(len(case))]
     assert torch.equal(torch.cat([part[0] for part in parts]), weights)
     assert sum(part[1] for part in parts) == count
 
 
+@pytest.mark.parametrize("name", ["ce", "dpo", "nca", "kto", "steps"])
 @property_test
-@given(cases())
-def test_trap_09_pair_losses_add_up_over_groups(case: Case):
-    scores, outcomes, group = torch.tensor(case.scores()).double(), case.outcome_tensor, case.group_tensor
-    parts = [
-        prm_dpo_loss(scores[group == g], outcomes[group == g], group[group == g]) for g in group.unique()
-    ]
-    loss, pairs = prm_dpo_loss(scores, outcomes, group)
-    torch.testing.assert_close(sum(part[0] for part in parts), loss)
-    assert sum(part[1] for part in parts) == pairs
+@given(case=cases())
+def test_trap_09__prm_losses_and_counts_add_up_over_groups(name: str, case: Case):
+    """`select` cuts the columns that a loss needs like the tokens."""
+    logprobs = case.block(case.values("prm"))
+    batch = case.batch(
+        logprobs=logprobs,
+        ref_logprobs=case.block(case.values("reference")),
+        labels=case.block(case.values("labels")).clamp(0, 1),
+        step_end=case.positions(case.ends),
+    )
+    parts = [batch.select(rows) for rows in by_group(case)]
+    loss = sum(prm_loss(name, part.logprobs, part, 0.3, 0.2) for part in parts)
+    torch.testing.assert_close(loss, prm_loss(name, logprobs, batch, 0.3, 0.2), rtol=1e-4, atol=1e-4)
+    assert sum(prm_loss_count(name, part) for part in parts) == prm_loss_count(name, batch)
 
 
-def test_trap_09_a_batch_twice_has_twice_the_loss():
+def test_trap_09__a_batch_twice_has_twice_the_loss():
     """A mean would not change."""
     case = build([3, 5], ["mixed", "soft"], longest=6, prompt=2, spare=1, seed=2)
     twice = torch.arange(len(case)).repeat(2)
@@ -238,29 +230,21 @@ def test_trap_09_a_batch_twice_has_twice_the_loss():
     assert both_pairs == 2 * pairs
 
 
-# 14
-
-
 @property_test
-@given(cases(), st.sampled_from(GRANULARITIES), st.integers(1, 4))
-def test_trap_14_end_of_sequence_gets_its_reward_and_padding_never(
-    case: Case, granularity: str, padding: int
-):
+@given(cases(), st.sampled_from(GRANULARITIES))
+def test_trap_14__the_end_of_sequence_has_its_reward_and_padding_never(case: Case, granularity: str):
     """The last response token is the end of sequence; the columns behind it hold garbage."""
-    prm, reference = (widen(case.block(case.values(name)), 0, padding, 1e5) for name in ("prm", "reference"))
-    mask, ends = widen(case.mask, 0, padding, False), widen(case.step_end, 0, padding, True)
+    prm, reference, mask = case.block(case.values("prm")), case.block(case.values("reference")), case.mask
     reference[~mask] = -1e5
     last = last_token(mask)
-    stands = reward_positions(mask, ends, granularity)
+    stands = reward_positions(mask, case.step_end, granularity)
     assert not (stands & ~mask).any()
     assert (stands & last).any(-1).all(), "every response is paid on its end of sequence"
 
     rewards = token_rewards(prm, reference, mask, 0.05)
-    end = last.long().argmax(-1, keepdim=True)
-    wanted = 0.05 * (prm - reference).gather(-1, end)
-    torch.testing.assert_close(rewards.gather(-1, end), wanted)
+    torch.testing.assert_close(rewards[last], 0.05 * (prm - reference)[last])
     outcome = outcome_rewards(case.outcome_tensor, mask)
-    assert torch.equal(outcome.gather(-1, end)[:, 0], case.outcome_tensor)
+    assert torch.equal(outcome[last], case.outcome_tensor)
 
     gathered = gather_rewards(rewards, stands)
     centred = centre(gathered, stands, case.group_tensor, EXACT)
@@ -269,10 +253,10 @@ def test_trap_14_end_of_sequence_gets_its_reward_and_padding_never(
     weights = [token_weights(mask, reduction)[0] for reduction in ("token", "sequence")]
     for block in (rewards, gathered, outcome, centred, returns, whitened, *weights):
         assert (block[~mask] == 0).all()
-    assert all((weight.gather(-1, end) > 0).all() for weight in weights)
+    assert all((weight[last] > 0).all() for weight in weights)
 
 
-def test_trap_14_the_end_of_sequence_takes_part_in_every_loss():
+def test_trap_14__the_end_of_sequence_takes_part_in_every_loss():
     mask = torch.tensor([[False, True, True, False]])
     leaf = torch.full((1, 4), -1.0, requires_grad=True)
     weights, _ = token_weights(mask, "token")
@@ -287,12 +271,9 @@ def test_trap_14_the_end_of_sequence_takes_part_in_every_loss():
         assert (slope[~mask] == 0).all()
 
 
-# 15
-
-
 @pytest.mark.parametrize("outcome", [0.0, 1.0, 0.5, 1 / 3, 0.1])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 16])
-def test_trap_15_all_equal_groups_in_grpo_give_zero(outcome: float, size: int):
+def test_trap_15__all_equal_groups_in_grpo_give_zero(outcome: float, size: int):
     """0/0 is 0, and beside it a mixed group keeps its advantages."""
     outcomes = torch.tensor([outcome] * size + [1.0, 0.0])
     group = torch.tensor([0] * size + [1, 1])
@@ -304,7 +285,7 @@ def test_trap_15_all_equal_groups_in_grpo_give_zero(outcome: float, size: int):
 
 
 @pytest.mark.parametrize("estimator", ["rloo", "grpo", "reinforce"])
-def test_trap_15_a_batch_without_differences_whitens_to_zero(estimator: str):
+def test_trap_15__a_batch_without_differences_whitens_to_zero(estimator: str):
     """All right: no advantage, no NaN, whatever the estimator."""
     mask = torch.ones(6, 4, dtype=torch.bool)
     group = torch.tensor([0, 0, 0, 1, 1, 1])

@@ -242,7 +242,9 @@ def policy_loss(
             loss += weight * value
             clipped += weight * cut
             kl += weight * (math.exp(n - o) - 1 - (n - o))
-            gradient[-1] += slopes(lambda x, o=o, a=a, w=weight: w * policy_token(x[0], o, a, low, high)[0], [n])
+            gradient[-1] += slopes(
+                lambda x, o=o, a=a, w=weight: w * policy_token(x[0], o, a, low, high)[0], [n]
+            )
     return loss, clipped, kl, gradient
 
 
@@ -295,7 +297,11 @@ def kto_loss(scores: Sequence[float], outcomes: Sequence[float], reference_point
 
 
 def outcome_loss(
-    name: str, scores: Sequence[float], outcomes: Sequence[float], group: Sequence[int], reference_point: float
+    name: str,
+    scores: Sequence[float],
+    outcomes: Sequence[float],
+    group: Sequence[int],
+    reference_point: float,
 ) -> tuple[float, int]:
     """The sum, and the number of responses or pairs."""
     if name == "ce":
@@ -303,6 +309,20 @@ def outcome_loss(
     if name == "kto":
         return kto_loss(scores, outcomes, reference_point), len(scores)
     return {"dpo": dpo_loss, "nca": nca_loss}[name](scores, outcomes, group)
+
+
+def prm_loss(
+    name: str,
+    rewards: Ragged,
+    outcomes: Sequence[float],
+    group: Sequence[int],
+    steps: tuple[Ragged, list[list[bool]]],
+    reference_point: float,
+) -> tuple[float, int]:
+    """The sum from token rewards, and what it counts; `steps` are labels, and where they stand."""
+    if name == "steps":
+        return step_loss([prefix_values(row) for row in rewards], *steps)
+    return outcome_loss(name, [response_score(row) for row in rewards], outcomes, group, reference_point)
 
 
 def slopes(function: Callable[[list[float]], float], at: Sequence[float], step: float = 1e-5) -> list[float]:

@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from openprime.types import Batch
+
 property_test = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -75,6 +77,20 @@ class Case:
         """[B, T] bool from lists, False off the mask."""
         return self.clean([[float(stand) for stand in row] for row in rows]) > 0.5
 
+    def batch(self, **columns: Tensor) -> Batch:
+        """A batch of this outline, its tokens all 0, with further columns."""
+        zeros = torch.zeros(len(self), self.width)
+        known = {
+            "token_ids": zeros.long(),
+            "response_mask": self.mask,
+            "lengths": torch.tensor([p + n for p, n in zip(self.prompts, self.lengths, strict=True)]),
+            "outcome": self.outcome_tensor,
+            "group": self.group_tensor,
+            "logprobs": zeros,
+            "step_end": self.step_end,
+        }
+        return Batch(**(known | columns))
+
     @property
     def group_tensor(self) -> Tensor:
         """[B] int64."""
@@ -84,10 +100,6 @@ class Case:
     def outcome_tensor(self) -> Tensor:
         """[B] float32."""
         return torch.tensor(self.outcomes, dtype=torch.float32)
-
-    def rows(self, block: Tensor) -> list[list[float]]:
-        """The response tokens of a block, as lists."""
-        return [row[mask].tolist() for row, mask in zip(block, self.mask, strict=True)]
 
     def check(self, block: Tensor, expected: list[list[float]], tolerance: float = 1e-5) -> None:
         """A block holds the expected response tokens, and exactly 0 everywhere else."""
@@ -100,9 +112,9 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, smallest_group: int = 2) -> Case:
+def cases(draw: st.DrawFn) -> Case:
     """1 to 4 groups of up to 16 responses of 1 to 12 tokens, rows in any order."""
-    sizes = draw(st.lists(st.integers(smallest_group, 16), min_size=1, max_size=4))
+    sizes = draw(st.lists(st.integers(2, 16), min_size=1, max_size=4))
     kinds = [draw(st.sampled_from(OUTCOMES)) for _ in sizes]
     longest, prompt, spare = draw(st.integers(1, 12)), draw(st.integers(0, 4)), draw(st.integers(0, 3))
     return build(sizes, kinds, longest, prompt, spare, draw(st.integers(0, 2**32 - 1)))
@@ -130,8 +142,3 @@ def build(sizes: list[int], kinds: list[str], longest: int, prompt: int, spare: 
         width=max(p + n for p, n in zip(prompts, lengths, strict=True)) + spare,
         seed=seed,
     )
-
-
-def widen(block: Tensor, left: int, right: int, value: float | bool) -> Tensor:
-    """The block with more columns on both sides."""
-    return torch.nn.functional.pad(block, (left, right), value=value)
