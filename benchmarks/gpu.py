@@ -150,8 +150,7 @@ def steps(folder: Path, args: argparse.Namespace) -> dict:
 
     from openprime.data.collate import collate
     from openprime.models.hub import pad_token
-    from openprime.plan.memory import Machine, memory_of, parts_of, work_of
-    from openprime.plan.shape import read_shape
+    from openprime.plan.memory import Machine, memory_of, parts_of, read_shape, work_of
     from openprime.prime.loop import compute_advantages, prepare, process_rewards, update_policy
     from openprime.verifiers.pool import Pool
 

@@ -94,8 +94,7 @@ def run(folder: Path, way: str, args: argparse.Namespace) -> dict:
 def planned(folder: Path, way: str, args: argparse.Namespace) -> float:
     """GiB that the plan says."""
     from openprime.config import PrimeConfig
-    from openprime.plan.memory import GiB, Machine, memory_of
-    from openprime.plan.shape import read_shape
+    from openprime.plan.memory import GiB, Machine, memory_of, read_shape
 
     values: dict = {}
     given = command(folder, way, args)[4:]

@@ -217,8 +217,7 @@ def work(name: str, folder: Path) -> None:
 
 def planned(name: str, folder: Path) -> dict[str, float]:
     """Bytes that the plan says, by phase."""
-    from openprime.plan.memory import Machine, memory_of
-    from openprime.plan.shape import read_shape
+    from openprime.plan.memory import Machine, memory_of, read_shape
 
     config = settings(folder / "large", CASES[name], "run")
     shape = read_shape(config.model)

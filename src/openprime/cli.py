@@ -1,11 +1,11 @@
 """The command line: the only reader of argv. Imports no torch, so that --help answers at once."""
 
-import difflib
 import importlib
 import os
 import sys
 import traceback
 
+from openprime import config as schemas
 from openprime.types import RunError, StorageError, UserError
 
 COMMANDS = {
@@ -35,11 +35,7 @@ COMMANDS = {
         "commands.score:score",
         "the reward of every token, step and response of a file",
     ),
-    "evaluate": (
-        "EvaluateConfig",
-        "evaluation.command:evaluate",
-        "accuracy, votes, Best-of-N, ProcessBench",
-    ),
+    "evaluate": ("EvaluateConfig", "evaluation.command:evaluate", "accuracy, votes, Best-of-N, ProcessBench"),
     "ask": ("AskConfig", "commands.ask:ask", "ask a model a question and see the reward of every token"),
     "plan": ("PlanConfig", "plan.command:plan", "memory, time and cost of a training run before it is begun"),
     "verify": (
@@ -70,9 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     command, *rest = args
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
-        return fail(f"no command {command!r}; {hint}", 2)
+        return fail(f"no command {command!r}; {schemas.nearest(command, COMMANDS)}", 2)
     schema_name, place, _ = COMMANDS[command]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in SHARED:
         return fail(f"{command} is a command for one process: torchrun is for {', '.join(SHARED)}", 2)
@@ -101,8 +95,6 @@ def read_arguments(schema_name: str, command: str, args: list[str]):
     """The command's configuration: the YAML file, if one is named, what else has no flag, and the flags over it."""
     import tyro
 
-    from openprime import config as schemas
-
     schema, tags = getattr(schemas, schema_name), schemas.read_tags(args)
     default = schemas.build(schema, {}, tags)
     own_file = () if "config" in schema.positional else ("",)  # the file of `plan` is another command's
@@ -113,15 +105,9 @@ def read_arguments(schema_name: str, command: str, args: list[str]):
             elif not schema.positional or args[0].endswith((".yaml", ".yml")):
                 default = schemas.read_config(schema, schemas.find_config(args.pop(0)), tags)
     schemas.refuse_others(schema, default, args)
-    usage = " ".join(
-        [*("[CONFIG.yaml]" for _ in own_file), *(f"[{name.upper()}]" for name in schema.positional)]
-    )
-    config = tyro.cli(
-        tyro.conf.AvoidSubcommands[type(default)],  # of the engine's kinds the one that is asked for
-        default=default,
-        args=args,
-        prog=f"openprime {command} {usage}",
-    )
+    usage = " ".join(f"[{name.upper() or 'CONFIG.yaml'}]" for name in (*own_file, *schema.positional))
+    of_this_engine = tyro.conf.AvoidSubcommands[type(default)]
+    config = tyro.cli(of_this_engine, default=default, args=args, prog=f"openprime {command} {usage}")
     config.check()
     return config
 
@@ -135,16 +121,12 @@ def fail(message: str, status: int) -> int:
 
 def usage() -> str:
     """The overview."""
-    lines = [
-        "openprime COMMAND [CONFIG.yaml] [--flags]",
-        "",
-        "PRIME: reinforcement learning with an implicit PRM",
-        "",
-    ]
-    lines += [f"  {name:<10}{text}" for name, (_, _, text) in COMMANDS.items()]
-    lines += [
-        "",
-        "openprime COMMAND --help lists the settings of a command; a YAML file holds the same names.",
-        "",
-    ]
-    return "\n".join(lines)
+    listed = "\n".join(f"  {name:<10}{text}" for name, (_, _, text) in COMMANDS.items())
+    return f"""openprime COMMAND [CONFIG.yaml] [--flags]
+
+PRIME: reinforcement learning with an implicit PRM
+
+{listed}
+
+openprime COMMAND --help lists the settings of a command; a YAML file holds the same names.
+"""

@@ -12,8 +12,7 @@ from openprime.config import LoRAConfig, LoRAOptimizerConfig, OptimizerConfig, S
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.lora import add_adapter
 from openprime.models.tiny import build_tokenizer
-from openprime.plan.memory import Machine, memory_of
-from openprime.plan.shape import read_shape
+from openprime.plan.memory import Machine, memory_of, read_shape
 from openprime.prime.learner import Learner
 from openprime.prime.losses import sft_loss
 from openprime.types import Batch, Prompt, Sampling

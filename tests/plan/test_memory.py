@@ -7,40 +7,71 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from openprime.config import LoRAConfig, OfflinePRMConfig, OptimizerConfig, RLConfig, SFTConfig
+from openprime.config import (
+    LoRAConfig,
+    LoRAOptimizerConfig,
+    OfflinePRMConfig,
+    PrimeConfig,
+    RLConfig,
+    SFTConfig,
+    build,
+    merge,
+)
 from openprime.models.logprobs import token_logprobs
+from openprime.models.placement import Placement
 from openprime.plan.memory import (
+    Budget,
     GiB,
-    Layout,
+    Machine,
     Part,
+    Shape,
     flops_of_row,
     kept_per_block,
     memory_of,
     micro_batch_tokens,
     parts_of,
+    read_shape,
     work_of,
 )
-from openprime.plan.shape import Shape, read_shape
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 256,
-    "intermediate_size": 640,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
-def build(layers: int, tied: bool = True) -> PreTrainedModel:
+def make_model(layers: int, tied: bool = True) -> PreTrainedModel:
+    """A small Qwen2."""
     torch.manual_seed(0)
-    config = Qwen2Config(**SIZES, num_hidden_layers=layers, tie_word_embeddings=tied)
-    return Qwen2ForCausalLM(config).eval()
+    sizes = {"vocab_size": 96, "hidden_size": 256, "intermediate_size": 640}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return Qwen2ForCausalLM(
+        Qwen2Config(**sizes, **heads, num_hidden_layers=layers, tie_word_embeddings=tied)
+    ).eval()
 
 
 def shape_of(model: PreTrainedModel, folder: Path) -> Shape:
+    """The shape that is read from its configuration."""
     model.config.save_pretrained(folder)
     return read_shape(str(folder))
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> Shape:
+    """Two blocks."""
+    return shape_of(make_model(2), tmp_path_factory.mktemp("shape"))
+
+
+def adapted(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+    """The model, with an adapter where there is a rank."""
+    if rank:
+        pytest.importorskip("peft")
+        from openprime.models.lora import add_adapter
+
+        add_adapter(model, "policy", LoRAConfig(rank=rank))
+    return model
+
+
+def budget(shape: Shape, machine: Machine = Machine(), **settings) -> Budget:  # noqa: B008
+    """Of a run of `openprime rl`."""
+    return memory_of(build(RLConfig, settings), machine, shape, shape)
 
 
 # Shapes
@@ -50,7 +81,7 @@ def shape_of(model: PreTrainedModel, folder: Path) -> Shape:
     ("name", "parameters", "tied"),
     [("qwen2.5-math-7b", 7_615_616_512, False), ("qwen2.5-0.5b", 494_032_768, True)],
 )
-def test_shapes_of_published_models(name: str, parameters: int, tied: bool):
+def test_read_shape__of_published_models(name: str, parameters: int, tied: bool):
     """7,615,616,512 and 494,032,768 are what their safetensors files hold."""
     shape = read_shape(str(MODELS / name))
     assert (shape.parameters, shape.tied) == (parameters, tied)
@@ -58,8 +89,8 @@ def test_shapes_of_published_models(name: str, parameters: int, tied: bool):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_shape_counts_the_parameters_of_the_model(tied: bool, tmp_path: Path):
-    model = build(3, tied)
+def test_read_shape__counts_the_parameters_of_the_model(tied: bool, tmp_path: Path):
+    model = make_model(3, tied)
     shape = shape_of(model, tmp_path)
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     blocks = [p.numel() for n, p in model.named_parameters() if ".layers." in n and p.dim() == 2]
@@ -69,17 +100,17 @@ def test_a_shape_counts_the_parameters_of_the_model(tied: bool, tmp_path: Path):
 
 
 @pytest.mark.parametrize("targets", [(), ("q_proj", "down_proj")])
-def test_a_shape_counts_the_parameters_of_an_adapter(targets: tuple[str, ...], tmp_path: Path):
+def test_shape_adapter__counts_its_parameters(targets: tuple[str, ...], tmp_path: Path):
     pytest.importorskip("peft")
     from openprime.models.lora import add_adapter, trained_parameters
 
-    model, config = build(2), LoRAConfig(rank=3, targets=targets)
+    model, config = make_model(2), LoRAConfig(rank=3, targets=targets)
     shape = shape_of(model, tmp_path)
     add_adapter(model, "policy", config)
     assert shape.adapter(config) == sum(p.numel() for p in trained_parameters(model, "policy").values())
 
 
-def test_a_folder_without_a_model_says_what_to_name(tmp_path: Path):
+def test_read_shape__a_folder_without_a_model_says_what_to_name(tmp_path: Path):
     with pytest.raises(ValueError, match=r"name a model folder or a config\.json"):
         read_shape(str(tmp_path))
 
@@ -94,7 +125,9 @@ def kept_by(model: PreTrainedModel, bfloat16: bool) -> int:
     ids = torch.randint(96, (3, 80), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, 0] = False
-    token_logprobs(model, ids, mask, 1.0, bfloat16)  # what is found once is found
+    place = Placement(torch.device("cpu"), bfloat16)
+    with place.autocast():
+        token_logprobs(model, ids, mask)  # what is found once is found
     kept: dict[int, int] = {}
     held = []
 
@@ -105,27 +138,19 @@ def kept_by(model: PreTrainedModel, bfloat16: bool) -> int:
             held.append(tensor)  # else its address might be used again
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        token_logprobs(model, ids, mask, 1.0, bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), place.autocast():
+        token_logprobs(model, ids, mask)
     return sum(kept.values())
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("rank", [0, 3])
-def test_what_a_block_keeps_is_what_autograd_keeps(rank: int, bfloat16: bool, tmp_path: Path):
+def test_kept_per_block__is_what_autograd_keeps(shape: Shape, rank: int, bfloat16: bool):
     """The difference of models of two and four blocks, in bytes a token and block."""
-    found, lora = [], LoRAConfig(rank=rank)
-    for layers in (2, 4):
-        model = build(layers)
-        shape = shape_of(model, tmp_path)
-        if rank:
-            pytest.importorskip("peft")
-            from openprime.models.lora import add_adapter
-
-            add_adapter(model, "policy", lora)
-        found.append(kept_by(model, bfloat16))
-    measured = (found[1] - found[0]) / 2 / (3 * 79)  # nothing is predicted from the last token
-    assert kept_per_block(shape, bfloat16, lora if rank else None) == pytest.approx(measured, rel=0.01)
+    two, four = (kept_by(adapted(make_model(layers), rank), bfloat16) for layers in (2, 4))
+    measured = (four - two) / 2 / (3 * 79)  # nothing is predicted from the last token
+    lora = LoRAConfig(rank=rank) if rank else None
+    assert kept_per_block(shape, bfloat16, lora) == pytest.approx(measured, rel=0.01)
 
 
 # FLOPs
@@ -133,14 +158,10 @@ def test_what_a_block_keeps_is_what_autograd_keeps(rank: int, bfloat16: bool, tm
 
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_flops_of_an_update_are_those_that_are_counted(rank: int, recompute: bool, tmp_path: Path):
-    model, lora = build(2, tied=False), LoRAConfig(rank=rank)
+def test_flops_of_row__are_those_that_are_counted(rank: int, recompute: bool, tmp_path: Path):
+    model = make_model(2, tied=False)
     shape = shape_of(model, tmp_path)
-    if rank:
-        pytest.importorskip("peft")
-        from openprime.models.lora import add_adapter
-
-        add_adapter(model, "policy", lora)
+    adapted(model, rank)
     if recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
@@ -150,15 +171,14 @@ def test_flops_of_an_update_are_those_that_are_counted(rank: int, recompute: boo
     token_logprobs(model, ids, mask)
     with FlopCounterMode(display=False) as counter:
         token_logprobs(model, ids, mask).sum().backward()
-    optimizer = OptimizerConfig(gradient_checkpointing=recompute, lora=lora)
-    ours = flops_of_row(Part("model", shape, lora, True, optimizer), SFTConfig(), 8, 16)
+    optimizer = LoRAOptimizerConfig(gradient_checkpointing=recompute, lora=LoRAConfig(rank=rank))
+    ours = flops_of_row(Part("model", shape, optimizer), SFTConfig(), 8, 16)
     # Adapters are small; below the first block with one, which is half of this model, no gradient is needed.
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.05 if rank else 0.02)
 
 
-def test_a_rollout_step_is_the_sum_of_its_passes(tmp_path: Path):
-    shape = shape_of(build(2), tmp_path)
-    config = RLConfig.model_validate({"rollout": {"prompts": 6, "responses": 4}})
+def test_work_of__a_rollout_step_is_the_sum_of_its_passes(shape: Shape):
+    config = PrimeConfig.model_validate({"rollout": {"prompts": 6, "responses": 4}})
     models = parts_of(config, shape, shape)
     work = work_of(config, models, prompt=10, response=30, pass_rate=0.5)
     assert work.sampled_tokens == 12 * 4 * 30
@@ -173,60 +193,88 @@ def test_a_rollout_step_is_the_sum_of_its_passes(tmp_path: Path):
     assert work.sampling_flops == 2 * one.sampling_flops
 
 
+def test_work_of__distillation_trains_its_prm_for_several_epochs(shape: Shape):
+    def flops(epochs: int) -> float:
+        config = build(RLConfig, {"algorithm": "distill", "distill": {"prm_epochs": epochs}})
+        return flops_of_row(parts_of(config, shape, shape)[1], config, 10, 30)
+
+    assert flops(3) - flops(2) == pytest.approx(flops(2) - flops(1))
+    assert flops(9) > 4 * flops(1)
+
+
 # Memory
 
 
-def rl(**settings) -> RLConfig:
-    return RLConfig.model_validate({"model": "m", "out": "o", "data": {"source": "task:clock"}} | settings)
-
-
-def test_weights_and_optimiser_are_shared_out_over_ranks(tmp_path: Path):
-    shape = shape_of(build(2), tmp_path)
+def test_memory_of__weights_and_optimiser_are_shared_out_over_ranks(shape: Shape):
     p = shape.parameters
     for ranks in (1, 2, 8):
-        budget = memory_of(rl(), Layout(ranks=ranks), shape, shape)
+        found = budget(shape, Machine(ranks))
         shared = {"weights": 3 * 4 * p / ranks, "optimiser": 2 * 8 * p / ranks}
-        copy = {"engine": 4 * (shape.matrices + shape.head * (1 if shape.tied else 2))} if ranks > 1 else {}
-        assert budget.resident == shared | copy, "on several ranks the engine has a whole policy of its own"
+        copy = {"engine": 4 * (shape.matrices + shape.head)} if ranks > 1 else {}  # the head is tied
+        assert found.resident == shared | copy, "on several ranks the engine has a whole policy of its own"
         for phase in ("sampling", "reference", "prm", "policy"):
-            assert budget.phases[phase]["weights"] == 3 * 4 * p / ranks
-    control = memory_of(rl(advantage={"process_weight": 0}), Layout(), shape, shape)
-    assert control.resident == {"weights": 4 * p, "optimiser": 8 * p}
-    assert set(control.phases) == {"sampling", "policy"}
-    as_reference = memory_of(rl(prm={"reference": "policy"}), Layout(), shape, shape)
-    assert as_reference.resident["weights"] == 2 * 4 * p
+            assert found.phases[phase]["weights"] == 3 * 4 * p / ranks
 
 
-def test_adapters_on_one_base_hold_it_once(tmp_path: Path):
-    shape = shape_of(build(2), tmp_path)
-    p, a = shape.parameters, shape.adapter(LoRAConfig(rank=4))
-    on, off = {"lora": {"rank": 4}}, {}
-    for policy, prm, weights, trained in (
-        (on, on, p + 2 * a, 2 * a),
-        (on, off, 2 * p + a, p + a),
-        (off, on, 2 * p + a, p + a),
-        (off, off, 3 * p, 2 * p),
-    ):
-        budget = memory_of(rl(policy=policy, prm=prm), Layout(), shape, shape)
-        assert budget.resident == {"weights": 4 * weights, "optimiser": 8 * trained}
-    other = memory_of(rl(policy=on, prm=on | {"model": "other"}), Layout(), shape, shape)
+@pytest.mark.parametrize(
+    ("config", "models", "trained"),
+    [
+        (build(RLConfig, {}), 3, 2),
+        (build(RLConfig, {"algorithm": "distill"}), 3, 2),
+        (build(RLConfig, {"algorithm": "outcome"}), 1, 1),
+        (build(RLConfig, {"prm": {"reference": "policy"}}), 2, 2),
+        (build(RLConfig, {"prm": {"update": "never", "model": "m"}}), 3, 1),
+        (SFTConfig(), 1, 1),
+        (OfflinePRMConfig(), 2, 1),
+    ],
+)
+def test_memory_of__every_model_of_a_run_is_held(shape: Shape, config, models: int, trained: int):
+    found = memory_of(config, Machine(), shape, shape)
+    assert found.resident == {
+        "weights": 4 * models * shape.parameters,
+        "optimiser": 8 * trained * shape.parameters,
+    }
+    expected = {"sampling", "policy", "prm", "reference"} if isinstance(config, RLConfig) else {"training"}
+    assert len(found.phases) == models + isinstance(config, RLConfig)
+    assert set(found.phases) <= expected | {"prm", "reference"}
+
+
+@pytest.mark.parametrize(
+    ("on", "weights", "trained"),
+    [
+        (("policy", "prm"), (1, 2), (0, 2)),  # (models, adapters)
+        (("policy",), (2, 1), (1, 1)),
+        (("prm",), (2, 1), (1, 1)),
+        ((), (3, 0), (2, 0)),
+    ],
+)
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_memory_of__adapters_share_a_base_and_every_rank_has_them(
+    shape: Shape, on: tuple, weights: tuple, trained: tuple, ranks: int
+):
+    a = shape.adapter(LoRAConfig(rank=4))
+    settings = {name: {"lora": {"rank": 4}} for name in on} | {"engine": {"kind": "server"}}
+    found = budget(shape, Machine(ranks), **settings)
+    (whole, adapters), (whole_trained, trained_adapters) = weights, trained
+    p = shape.parameters / ranks
+    assert found.resident == {
+        "weights": 4 * (whole * p + adapters * a),
+        "optimiser": 8 * (whole_trained * p + trained_adapters * a),
+    }
+    assert found.phases["policy"]["gradients"] == 4 * (a if "policy" in on else p)
+
+
+def test_memory_of__adapters_on_other_bases_and_of_an_offline_prm(shape: Shape):
+    p, a, on = shape.parameters, shape.adapter(LoRAConfig(rank=4)), {"lora": {"rank": 4}}
+    other = budget(shape, policy=on, prm=on | {"model": "other"})
     assert other.resident["weights"] == 4 * (2 * p + 2 * a)
+    offline = memory_of(OfflinePRMConfig.model_validate({"optimizer": on}), Machine(), shape, shape)
+    assert offline.resident == {"weights": 4 * (p + a), "optimiser": 8 * a}
 
 
-def test_stages_of_one_model_and_of_a_prm_with_its_reference(tmp_path: Path):
-    shape = shape_of(build(2), tmp_path)
-    p = shape.parameters
-    assert memory_of(SFTConfig(), Layout(), shape, shape).resident == {"weights": 4 * p, "optimiser": 8 * p}
-    assert memory_of(OfflinePRMConfig(), Layout(), shape, shape).resident["weights"] == 8 * p
-    lora = OfflinePRMConfig.model_validate({"optimizer": {"lora": {"rank": 2}}})
-    a = shape.adapter(LoRAConfig(rank=2))
-    assert memory_of(lora, Layout(), shape, shape).resident == {"weights": 4 * (p + a), "optimiser": 8 * a}
-
-
-def test_offloading_moves_what_waits_to_the_host(tmp_path: Path):
-    shape = shape_of(build(2), tmp_path)
-    there = memory_of(rl(), Layout(ranks=4), shape, shape)
-    away = memory_of(rl(), Layout(ranks=4, cpu_offload=True), shape, shape)
+def test_memory_of__offloading_moves_what_waits_to_the_host(shape: Shape):
+    there = budget(shape, Machine(ranks=4))
+    away = budget(shape, Machine(ranks=4), parallel={"cpu_offload": True})
     assert {name for name, size in away.resident.items() if size} == {"engine"}, "it samples while they wait"
     assert away.peak < there.peak
     # Weights of three models; gradients and two moments of two of them.
@@ -234,46 +282,32 @@ def test_offloading_moves_what_waits_to_the_host(tmp_path: Path):
     assert there.host["offloaded"] == 0
 
 
-def test_ranks_share_the_base_and_each_has_the_adapters(tmp_path: Path):
-    shape = shape_of(build(2), tmp_path)
-    p, a = shape.parameters, shape.adapter(LoRAConfig(rank=2))
-    on = {"lora": {"rank": 2}}
-    budget = memory_of(rl(policy=on, prm=on), Layout(ranks=4, engine="server"), shape, shape)
-    assert budget.resident == {"weights": 4 * (p / 4 + 2 * a), "optimiser": 8 * 2 * a}
-    assert budget.phases["policy"]["gradients"] == 4 * a
-    mixed = memory_of(rl(policy=on), Layout(ranks=4, engine="server"), shape, shape)
-    assert mixed.resident == {"weights": 4 * (2 * p / 4 + a), "optimiser": 8 * (p / 4 + a)}
+def test_memory_of__engines_differ_in_sampling_alone(shape: Shape):
+    def phases(**engine: object) -> dict:
+        return budget(shape, Machine(memory=GiB), engine=engine).phases
 
-
-def test_engines_differ_in_sampling_alone(tmp_path: Path):
-    shape = shape_of(build(2), tmp_path)
-    budgets = {
-        engine: memory_of(rl(), Layout(engine=engine, memory=GiB, engine_share=0.25), shape, shape).phases
-        for engine in ("transformers", "vllm", "server")
-    }
-    assert budgets["vllm"]["sampling"]["engine"] == 0.25 * GiB
-    assert set(budgets["server"]["sampling"]) == {"weights", "optimiser"}
-    cache = budgets["transformers"]["sampling"]["cache"]
+    own, vllm, server = phases(), phases(kind="vllm", gpu_memory=0.25), phases(kind="server")
+    assert vllm["sampling"]["engine"] == 0.25 * GiB
+    assert set(server["sampling"]) == {"weights", "optimiser"}
     # 256 sequences of 4096 positions, two blocks, keys and values of 128 numbers; one of the four moves at a time.
-    assert cache == pytest.approx(256 * 4096 * 2 * 2 * 128 * 4 * 1.25)
-    for engine in budgets:
-        assert budgets[engine]["policy"] == budgets["server"]["policy"]
+    assert own["sampling"]["cache"] == pytest.approx(256 * 4096 * 2 * 2 * 128 * 4 * 1.25)
+    assert own["policy"] == vllm["policy"] == server["policy"]
 
 
-def test_settings_that_save_memory_do(tmp_path: Path):
-    shape = shape_of(build(4), tmp_path)
+def test_memory_of__settings_that_save_memory_do(tmp_path: Path):
+    shape = shape_of(make_model(4), tmp_path)
+    short = {"rollout": {"max_response_tokens": 64}, "data": {"max_prompt_tokens": 64}}
 
-    def activations(layout: Layout = Layout(), **policy) -> float:  # noqa: B008
-        config = rl(policy=policy, rollout={"max_response_tokens": 64}, data={"max_prompt_tokens": 64})
-        return memory_of(config, layout, shape, shape).phases["policy"]["activations"]
+    def activations(**settings) -> float:
+        return budget(shape, **merge(short, settings)).phases["policy"]["activations"]
 
-    assert activations(gradient_checkpointing=True) < 0.5 * activations()
-    assert activations(tokens_per_microbatch=8192) == pytest.approx(activations() / 2)
-    assert activations(Layout(token_limit=2048)) == pytest.approx(activations() / 8)
+    assert activations(policy={"gradient_checkpointing": True}) < 0.5 * activations()
+    assert activations(policy={"tokens_per_microbatch": 8192}) == pytest.approx(activations() / 2)
+    assert activations(device="cpu") == pytest.approx(activations() / 8)  # 2,048 tokens at most
 
 
-def test_a_micro_batch_holds_whole_sequences():
-    config = OptimizerConfig(tokens_per_microbatch=1000)
-    assert micro_batch_tokens(config, 300, Layout()) == 900
-    assert micro_batch_tokens(config, 3000, Layout()) == 3000
-    assert micro_batch_tokens(config, 300, Layout(token_limit=700)) == 600
+def test_micro_batch_tokens__are_those_of_whole_sequences():
+    config = LoRAOptimizerConfig(tokens_per_microbatch=5000)
+    assert micro_batch_tokens(config, 300) == 4800
+    assert micro_batch_tokens(config, 8000) == 8000
+    assert micro_batch_tokens(config, 300, "cpu") == 1800

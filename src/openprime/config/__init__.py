@@ -28,6 +28,7 @@ from openprime.config.reading import (
     build,
     find_config,
     merge,
+    nearest,
     package_configs,
     read_config,
     read_tags,

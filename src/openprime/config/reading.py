@@ -8,6 +8,7 @@ import argparse
 import difflib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -97,10 +98,14 @@ def method(schema: type[Schema], tags: Tags, where: str = "") -> type[Schema]:
         return schema
     name = tags["algorithm"]
     if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name, ALGORITHMS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(ALGORITHMS)}"
-        raise UserError(f"{where}: no algorithm {name!r}; {hint}")
+        raise UserError(f"{where}: no algorithm {name!r}; {nearest(name, ALGORITHMS)}")
     return ALGORITHMS[name][0]  # pyright: ignore[reportReturnType]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Proposes what may have been meant."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
 
 
 def fitting(values: dict, keys: list[str], before: list[str], prefix: str = "") -> tuple[dict, list[str]]:

@@ -22,19 +22,19 @@ from openprime.config import (
     read_config,
     read_tags,
 )
-from openprime.models.hub import find_file
 from openprime.plan.memory import (
     PARTS,
     GiB,
     Machine,
+    Shape,
     TrainingConfig,
     cache_per_token,
     longest_of,
     memory_of,
     parts_of,
+    read_shape,
     work_of,
 )
-from openprime.plan.shape import Shape, read_shape
 from openprime.types import UserError
 
 RESERVE = 3.0
@@ -58,9 +58,9 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     Raises UserError for a configuration or a model that cannot be read.
     """
     run = read_run(config)
-    shape = prm = read_shape(config.architecture or located(run.model))
+    shape = prm = read_shape(config.architecture or run.model)
     if isinstance(run, PrimeConfig) and run.prm.model not in ("", run.model):
-        prm = read_shape(config.prm_architecture or located(run.prm.model))
+        prm = read_shape(config.prm_architecture or run.prm.model)
     machine = machine_of(config)
     budget = memory_of(run, machine, shape, prm)
     limit = config.gpu_memory - (RESERVE if run.device != "cpu" else 0.0)
@@ -118,16 +118,6 @@ def changed_run(run: TrainingConfig, settings: tuple[str, ...]) -> TrainingConfi
             value = {name: value}
         values = merge(values, value)
     return build(RLConfig if isinstance(run, RLConfig) else type(run), values, where="--set")
-
-
-def located(model: str) -> str:
-    """The model's configuration, said with what to do where there is none."""
-    if find_file(model, "config.json") is None:
-        raise UserError(
-            f"{model}: its config.json is not here: name one with --architecture (or --prm-architecture), such as "
-            "configs/models/qwen2.5-math-7b"
-        )
-    return model
 
 
 def machine_of(config: PlanConfig) -> Machine:
