@@ -105,17 +105,13 @@ def target(tmp_path_factory):
     made.close()
 
 
-def start(wrapped):
-    with pytest.MonkeyPatch.context() as patch:
-        if not wrapped:
-            patch.setattr(module.shutil, "which", lambda name: None)
-        return Sandbox()
-
-
 @pytest.fixture(scope="module")
 def box(target):
     """A sandbox without bubblewrap, started while the target's descriptor is open."""
-    with start(wrapped=False) as made:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.shutil, "which", lambda name: None)
+        made = Sandbox()
+    with made:
         assert made.level == "strict"
         yield made
 
@@ -126,7 +122,7 @@ def boxes(request, box):
     if request.param == "plain":
         yield box
         return
-    with start(wrapped=True) as made:
+    with Sandbox() as made:
         if made.level != "strict+bubblewrap":
             pytest.skip("bubblewrap is missing or does not work here: the sandbox under it was NOT tested")
         yield made
