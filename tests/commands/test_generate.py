@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from openprime.cli import main
 from openprime.data.records import vocabulary_id
-from openprime.run import run as run_module
+from openprime.run import jsonl
 from openprime.tasks.clock import check_steps
 from support.tiny_runs import end, lines, records, start_in_chunks, wait_for
 
@@ -46,7 +46,7 @@ def write(path: Path, rows: list[dict]) -> str:
 # What is written
 
 
-def test_each_prompt_has_a_line_with_its_responses(done: Path, model: Path):
+def test_generate__each_prompt_has_a_line_with_its_responses(done: Path, model: Path):
     rows, tokenizer = records(done / "responses.jsonl"), AutoTokenizer.from_pretrained(model)
     assert [row["item"] for row in rows] == list(range(10))
     assert [row["id"] for row in rows] == [f"task:clock:prm:{i}" for i in range(10)]
@@ -63,44 +63,28 @@ def test_each_prompt_has_a_line_with_its_responses(done: Path, model: Path):
             right = r["text"].strip().splitlines()[-1:] == [f"#### {row['answer']}"]
             assert r["outcome"] == float(right)
             assert (r["reason"] == "right") == right
+            lines_right = check_steps(user["content"].removesuffix("\nGo."), r["text"])
+            assert (
+                r["outcome"] == 1.0 or len(lines_right) != 3 or not all(lines_right)
+            )  # answers of their prompts
     texts = [r["text"] for row in rows for r in row["responses"]]
     assert len(set(texts)) > 30  # sampled, not decoded greedily
 
 
-def test_answers_belong_to_their_prompts(done: Path):
-    """A response that the perfect checker calls right in every line has the outcome 1."""
-    for row in records(done / "responses.jsonl"):
-        prompt = row["prompt"][1]["content"].removesuffix("\nGo.")
-        for r in row["responses"]:
-            verdicts = check_steps(prompt, r["text"])
-            if len(verdicts) == 3 and all(verdicts):
-                assert r["outcome"] == 1.0
-
-
-def test_outcomes_are_counted_at_the_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    rows = generate(model, tmp_path / "out")
+def test_generate__what_changes_the_samples(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The seed, not how many are decoded at a time; at temperature 0 they are greedy, all alike."""
+    rows = generate(model, tmp_path / "many")
     said = " ".join(capsys.readouterr().out.split())
     reasons = [r["reason"] for row in rows for r in row["responses"]]
     assert "50 responses: " in said
-    for reason in set(reasons):
-        assert f"{reason} {reasons.count(reason)}" in said
-
-
-def test_how_many_are_decoded_at_a_time_changes_no_sample(model: Path, tmp_path: Path):
-    one = generate(model, tmp_path / "one", "--sequences", "1")
-    assert generate(model, tmp_path / "many") == one
-
-
-def test_the_seed_changes_the_samples(model: Path, tmp_path: Path):
-    assert generate(model, tmp_path / "a", "--seed", "1") != generate(model, tmp_path / "b")
-
-
-def test_temperature_0_is_greedy(model: Path, tmp_path: Path):
-    for row in generate(model, tmp_path / "out", "--temperature", "0"):
+    assert all(f"{reason} {reasons.count(reason)}" in said for reason in reasons)
+    assert generate(model, tmp_path / "one", "--sequences", "1") == rows
+    assert generate(model, tmp_path / "seed", "--seed", "1") != rows
+    for row in generate(model, tmp_path / "greedy", "--temperature", "0"):
         assert len({tuple(r["token_ids"]) for r in row["responses"]}) == 1
 
 
-def test_equal_prompts_are_each_answered(model: Path, tmp_path: Path):
+def test_generate__equal_prompts_are_each_answered(model: Path, tmp_path: Path):
     rows = [{"prompt": "Start one\n+two = ?\n+one = ?", "answer": "4"}] * 3
     source = write(tmp_path / "d.jsonl", rows)
     found = generate(model, tmp_path / "out", "--data.source", source, "--data.limit", "0")
@@ -108,14 +92,14 @@ def test_equal_prompts_are_each_answered(model: Path, tmp_path: Path):
     assert len({str(row["responses"]) for row in found}) == 3  # with random numbers of its own
 
 
-def test_what_is_left_out_is_said_and_keeps_its_number(
+def test_generate__what_is_left_out_is_said_and_keeps_its_number(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     tests = json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})
     rows = [
         {"prompt": "Start one", "answer": tests},
         {"prompt": "Start one " * 50, "answer": tests},
-        {"prompt": "Start two", "answer": "[no tests"},
+        {"prompt": "Start two", "answer": '["[/INST]", 1'},
         {"prompt": "Start six", "answer": tests},
     ]
     source = write(tmp_path / "d.jsonl", rows)
@@ -126,15 +110,7 @@ def test_what_is_left_out_is_said_and_keeps_its_number(
     said = " ".join(capsys.readouterr().out.split())
     assert "1 of 4 prompts are over 60 tokens: dropped" in said
     assert "1 of 3 prompts have tests that cannot be judged: left out (d.jsonl:2: " in said
-
-
-def test_brackets_in_what_is_said_are_no_markup(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """rich would end with an error at [/INST]."""
-    good, bad = json.dumps({"inputs": ["1"], "outputs": ["2"]}), '["[/INST]", 1'
-    rows = [{"prompt": "a", "answer": good}, {"prompt": "b", "answer": bad}]
-    source = write(tmp_path / "d.jsonl", rows)
-    generate(model, tmp_path / "out", "--data.source", source, "--data.verifier", "code")
-    assert "[/INST]" in capsys.readouterr().out
+    assert "[/INST]" in said  # no markup of rich, which would end with an error
 
 
 REWARD = """
@@ -143,14 +119,16 @@ def score(prompts, completions, **columns):
 """
 
 
-def test_outcomes_of_ones_own(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_generate__outcomes_of_ones_own(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "graded.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
     for row in generate(model, tmp_path / "out", "--data.verifier", "graded:score"):
         assert [r["outcome"] for r in row["responses"]] == [None, 0.25, 0.5, 0.75, 1.0]
 
 
-def test_a_model_without_a_chat_template(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_generate__a_model_without_a_chat_template(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     plain = Path(shutil.copytree(model, tmp_path / "plain"))
     (plain / "chat_template.jinja").unlink()
     assert main(args(plain, tmp_path / "out")) == 2
@@ -165,15 +143,17 @@ def test_a_model_without_a_chat_template(model: Path, tmp_path: Path, capsys: py
 @pytest.fixture
 def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four prompts at a time."""
-    monkeypatch.setattr(run_module, "CHUNK", 4)
+    monkeypatch.setattr(jsonl, "CHUNK", 4)
 
 
 @pytest.mark.usefixtures("chunks")
-def test_wherever_it_dies_the_same_comes_out(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_generate__wherever_it_dies_the_same_comes_out(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Within a chunk and at its end, and with half a line."""
     generate(model, tmp_path / "whole")
     whole = (tmp_path / "whole" / "responses.jsonl").read_bytes()
-    out, real = tmp_path / "out", run_module.append_jsonl
+    out, real = tmp_path / "out", jsonl.append_jsonl
     for count in (1, 4, 6, 10):
 
         def die(path: Path, row: dict, count: int = count) -> None:
@@ -181,12 +161,12 @@ def test_wherever_it_dies_the_same_comes_out(model: Path, tmp_path: Path, monkey
             if lines(path) == count:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(run_module, "append_jsonl", die)
+        monkeypatch.setattr(jsonl, "append_jsonl", die)
         assert main(args(model, out, *(["--resume"] if count > 1 else []))) == 130
         assert lines(out / "responses.jsonl") == count
         with (out / "responses.jsonl").open("ab") as file:
             file.write('{"item": 7, "id": "é'.encode()[: 5 * count])
-    monkeypatch.setattr(run_module, "append_jsonl", real)
+    monkeypatch.setattr(jsonl, "append_jsonl", real)
     generate(model, out, "--resume", "--sequences", "7")
     assert (out / "responses.jsonl").read_bytes() == whole
 
@@ -195,7 +175,7 @@ MANY = ("--data.limit", "72", "--responses", "8")
 
 
 @pytest.mark.usefixtures("chunks")
-def test_a_kill_and_a_signal_cost_no_prompt(model: Path, tmp_path: Path):
+def test_generate__a_kill_and_a_signal_cost_no_prompt(model: Path, tmp_path: Path):
     """kill -9, then SIGTERM, each in a process of its own, at some moment."""
     out = tmp_path / "out"
     process = start_in_chunks(args(model, out, *MANY))
@@ -217,7 +197,7 @@ def test_a_kill_and_a_signal_cost_no_prompt(model: Path, tmp_path: Path):
     assert (out / "responses.jsonl").read_bytes() == whole
 
 
-def test_a_folder_in_use_is_refused_and_other_settings_too(
+def test_generate__a_folder_in_use_is_refused_and_other_settings_too(
     done: Path, model: Path, capsys: pytest.CaptureFixture
 ):
     before = (done / "responses.jsonl").read_bytes()
@@ -231,7 +211,9 @@ def test_a_folder_in_use_is_refused_and_other_settings_too(
     assert (done / "responses.jsonl").read_bytes() == before
 
 
-def test_nothing_is_begun_with_bad_input(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_generate__nothing_is_begun_with_bad_input(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     spoilt = Path(shutil.copytree(model, tmp_path / "spoilt"))
     (spoilt / "model.safetensors").write_bytes(b"half a file")
     assert main(args(spoilt, tmp_path / "out")) != 0
