@@ -33,7 +33,7 @@ from rich.table import Table
 
 from candidates import Candidate, Lab, only_changed
 from openprime.cli import main as openprime
-from openprime.evaluation.page import COLOURS, figure, write_page
+from openprime.evaluation.page import COLOURS, figure, write
 from openprime.evaluation.voting import bootstrap_interval
 from openprime.run.jsonl import read_jsonl
 from openprime.tasks.clock import DIGITS, OPERATIONS, apply
@@ -348,7 +348,7 @@ def main() -> None:
     bench.out.mkdir(parents=True, exist_ok=True)
     (bench.out / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     sections = [overview(report), *(page(*item) for item in report.items())]
-    write_page(bench.out / "results.html", "Sample efficiency", sections)
+    write(bench.out / "results.html", "Sample efficiency", sections)
     console.print(f"written: {bench.out / 'results.json'}, results.html")
 
 

@@ -121,8 +121,7 @@ def test_ask__samples_from_the_whole_distribution_whatever_the_model_says(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """A model's own generation_config.json would cut or bend it."""
-    bent = tmp_path / "bent"
-    shutil.copytree(model, bent)
+    bent = Path(shutil.copytree(model, tmp_path / "bent"))
     own = json.loads((bent / "generation_config.json").read_text())
     own |= {"top_k": 1, "top_p": 0.1, "temperature": 0.01, "repetition_penalty": 5.0, "do_sample": True}
     (bent / "generation_config.json").write_text(json.dumps(own))
@@ -146,35 +145,26 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return prompts
 
 
-def test_ask__model_is_asked_as_it_was_trained(model: Path, tmp_path: Path, asked: list[list[int]]):
-    assert (model / "prompt_format.json").is_file()  # written by openprime sft
-    assert ask(model, "q") == 0
-    assert asked.pop() == rendered(model, ("user", "q"))
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
-    form = {"system": "Be brief.", "suffix": " Box it."}
-    (other / "prompt_format.json").write_text(json.dumps(form))
-    assert ask(other, "q") == 0
-    assert asked.pop() == rendered(model, ("system", "Be brief."), ("user", "q Box it."))
-    assert ask(other, "q", "--template", "none") == 0
-    assert asked.pop() == rendered(model, ("user", "q"))
-
-
-def test_ask__other_models_are_asked_as_published(model: Path, tmp_path: Path, asked: list[list[int]]):
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
-    (other / "prompt_format.json").unlink()
-    cases: list[tuple[list[str], list[tuple[str, str]]]] = [
-        ([], [("user", "q" + MATH)]),
-        (["--kind", "code"], [("user", "q" + CODE)]),
-        (["--template", "none"], [("user", "q")]),
-        (["--template", "eurus-actions"], [("system", SYSTEM), ("user", "q" + MATH)]),
-    ]
-    for flags, messages in cases:
-        assert ask(other, "q", *flags) == 0
+def test_ask__asks_as_the_model_was_trained_else_as_published(
+    model: Path, tmp_path: Path, asked: list[list[int]]
+):
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    (other / "prompt_format.json").write_text(json.dumps({"system": "Be brief.", "suffix": " Box it."}))
+    unknown = Path(shutil.copytree(model, tmp_path / "unknown"))
+    (unknown / "prompt_format.json").unlink()
+    for folder, flags, *messages in (
+        (model, [], ("user", "q")),  # openprime sft wrote its prompt_format.json
+        (other, [], ("system", "Be brief."), ("user", "q Box it.")),
+        (other, ["--template", "none"], ("user", "q")),
+        (unknown, [], ("user", "q" + MATH)),
+        (unknown, ["--kind", "code"], ("user", "q" + CODE)),
+        (unknown, ["--template", "none"], ("user", "q")),
+        (unknown, ["--template", "eurus-actions"], ("system", SYSTEM), ("user", "q" + MATH)),
+    ):
+        assert ask(folder, "q", *flags) == 0
         assert asked.pop() == rendered(model, *messages)
-    (other / "chat_template.jinja").unlink()
-    assert ask(other, "q") == 0
+    (unknown / "chat_template.jinja").unlink()
+    assert ask(unknown, "q") == 0
     assert asked.pop() == AutoTokenizer.from_pretrained(model)("q" + MATH)["input_ids"]
 
 
@@ -430,11 +420,11 @@ def test_interrupt__before_a_token_and_of_a_single_question(
     assert capsys.readouterr().err == "openprime: interrupted\n"
 
 
-def test_session__in_a_terminal(model: Path, prm: Path, tmp_path: Path):
+def test_session__in_a_terminal(model: Path, prm: Path):
     """A whole session through a pseudo-terminal: pasted lines are one question, colours, Ctrl-D leaves."""
     ours, theirs = pty.openpty()
     terminal = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "90"}
-    flags = ["--prm", str(prm), "--page", str(tmp_path / "page.html"), "--max-response-tokens", str(LIMIT)]
+    flags = ["--prm", str(prm), "--max-response-tokens", str(LIMIT)]
     args = [sys.executable, "-m", "openprime", "ask", str(model), *flags]
     streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     process = subprocess.Popen(args, env=os.environ | PYTHONPATH | terminal, **streams)
@@ -460,15 +450,8 @@ def test_session__in_a_terminal(model: Path, prm: Path, tmp_path: Path):
         assert greedy(model, QUESTIONS[0])[1].text in Text.from_ansi(said).plain
         assert "48;2;" in said
         wait_for("> ")
-        os.write(ours, QUESTIONS[2].encode() + b"\r")
-        said = wait_for("tokens/s").replace("\r\n", "\n")
-        assert greedy(model, QUESTIONS[2])[1].text.split("\n")[0] in Text.from_ansi(said).plain
-        wait_for("> ")
         os.write(ours, b"\x04")
         assert process.wait(timeout=60) == 0
-        page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-        assert page.text.count("question") == 2
-        assert QUESTIONS[0] in page.text
     finally:
         process.kill()
         process.wait()

@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from openprime.cli import main
+from openprime.evaluation.accuracy import step_auc
 from openprime.models.hub import load_tokenizer
 from openprime.models.lm import LM
 from openprime.models.tiny import build_model, build_tokenizer
@@ -93,10 +94,7 @@ def test_evaluate__results_follow_from_the_responses(with_prm: Path):
     assert results[f"avg@{N}"][0] == pytest.approx(np.mean(right))
     assert results["greedy"][0] == pytest.approx(np.mean([row["greedy"]["outcome"] for row in rows]))
     for k, value in results["pass@k"].items():
-        shares = [
-            np.mean([max(chosen) == 1 for chosen in itertools.combinations(outcomes, int(k))])
-            for outcomes in right
-        ]
+        shares = [brute.pass_at_k(N, int(sum(outcomes)), int(k)) for outcomes in right]
         assert value[0] == pytest.approx(np.mean(shares))
     answers = [[canonical_answer(r["text"]) for r in row["responses"]] for row in rows]
     scores = {name: [[way(r) for r in row["responses"]] for row in rows] for name, way in WAYS.items()}
@@ -130,28 +128,19 @@ def test_evaluate__outcomes_follow_from_the_texts(with_prm: Path, model: Path):
             assert tokenizer.decode(r["token_ids"], skip_special_tokens=True) == r["text"]
         for r in row["responses"]:
             assert "".join(r["tokens"]) == r["text"]
-            assert len(r["tokens"]) == len(r["rewards"]) == len(r["token_ids"])
-            assert len(r["step_rewards"]) == max(
-                1, len([line for line in r["text"].split("\n") if line.strip()])
-            )
+            assert len(r["tokens"]) == len(r["rewards"]) == len(r["token_ids"]) <= 16
+            lines = [line for line in r["text"].split("\n") if line.strip()]
+            assert len(r["step_rewards"]) == max(1, len(lines))
             assert sum(r["step_rewards"]) == pytest.approx(r["reward"], abs=1e-4)
 
 
-def test_evaluate__step_auc_follows_from_the_responses(with_prm: Path):
+def test_evaluate__lines_have_verdicts_of_the_oracle(with_prm: Path):
     results, rows = read(with_prm)
-    values, labels = [], []
     for row in rows:
         for r in row["responses"]:
-            found: list[float] = [0.0]
-            for token, reward in zip(r["tokens"], r["rewards"], strict=True):
-                found[-1] += reward
-                found += [0.0] * token.count("\n")
             assert r["steps"] == check_steps(row["prompt"][0]["content"], r["text"])
-            verdicts = r["steps"][:-1]
-            labels += verdicts
-            values += found[: len(verdicts)]
-    assert set(labels) == {True, False}
-    assert results["step_auc"] == pytest.approx(brute.roc_auc(values, labels), abs=1e-6)
+    assert {verdict for row in rows for r in row["responses"] for verdict in r["steps"]} == {True, False}
+    assert results["step_auc"] == pytest.approx(step_auc(rows))
 
 
 def test_evaluate__rewards_are_the_log_ratio_of_prm_and_reference(with_prm: Path, prm: Path, model: Path):
@@ -192,14 +181,6 @@ def test_evaluate__batch_sizes_change_nothing(
     assert results["avg@6"] == other["avg@6"]
 
 
-def test_evaluate__length_may_be_limited(model: Path, entry: str, without: Path, tmp_path: Path):
-    def longest(folder: Path) -> int:
-        return max(len(r["token_ids"]) for row in read(folder)[1] for r in row["responses"])
-
-    assert longest(without) <= 16
-    assert longest(evaluate(model, entry, tmp_path / "o", "--max-response-tokens", "5")) == 5
-
-
 def test_evaluate__greedy_alone(
     model: Path, entry: str, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -213,11 +194,12 @@ def test_evaluate__greedy_alone(
     assert f"{results['greedy'][0]:.3f}" in said
 
 
-def test_evaluate__one_sample_is_an_average_without_a_choice(model: Path, entry: str, tmp_path: Path):
-    results, rows = read(evaluate(model, entry, tmp_path / "o", "--samples", "1"))
+def test_evaluate__one_short_sample_is_an_average_without_a_choice(model: Path, entry: str, tmp_path: Path):
+    short = ("--samples", "1", "--max-response-tokens", "5")
+    results, rows = read(evaluate(model, entry, tmp_path / "o", *short))
+    assert max(len(row["responses"][0]["token_ids"]) for row in rows) == 5
     assert results["avg@1"][0] == pytest.approx(np.mean([row["responses"][0]["outcome"] for row in rows]))
-    assert "best_of_n" not in results
-    assert "pass@k" not in results
+    assert not {"best_of_n", "pass@k"} & set(results)
 
 
 def test_print_results__takes_80_columns(

@@ -20,18 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from openprime.config import AskConfig, PromptFormat
 from openprime.data.chat import encode_prompts, suitable
 from openprime.data.steps import token_texts
-from openprime.evaluation.page import (
-    NEGATIVE,
-    POSITIVE,
-    STRONGEST,
-    card,
-    full_colour,
-    legend,
-    pair,
-    response_card,
-    step_bars,
-    write_page,
-)
+from openprime.evaluation import page
 from openprime.models.hub import (
     end_tokens,
     load_model,
@@ -81,11 +70,11 @@ def ask(config: AskConfig) -> None:
     """Answer `config.question`, or one question after the other, and show the rewards of the answers."""
     config.check()
     place, console = Placement.of(config), Console()
-    page = Path(config.page) if config.page else None
-    if page:
-        if page.is_dir():
-            raise UserError(f"page: {page} is a folder: name a file, such as {page / 'answer.html'}")
-        page.parent.mkdir(parents=True, exist_ok=True)
+    out = Path(config.page) if config.page else None
+    if out:
+        if out.is_dir():
+            raise UserError(f"page: {out} is a folder: name a file, such as {out / 'answer.html'}")
+        out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(config.model)
     if config.prm:
         *_, theirs = find_parts(config.prm, config.reference)
@@ -120,11 +109,11 @@ def ask(config: AskConfig) -> None:
             ended = ", cut at --max-response-tokens"
         speed = f"{len(ids)} tokens, {len(ids) / seconds:,.0f} tokens/s{ended}"
         console.print(speed, style="dim", highlight=False)
-        if page:
+        if out:
             parts += shown(answer)
-            write_page(page, f"Asked: {config.model}", parts)
-    if page and len(parts) > 1:
-        console.print(f"written: {page}", highlight=False, markup=False, soft_wrap=True)
+            page.write(out, f"Asked: {config.model}", parts)
+    if out and len(parts) > 1:
+        console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def prompt_format(config: AskConfig) -> PromptFormat:
@@ -237,7 +226,7 @@ def show(answer: Answer, console: Console) -> None:
             print(f"{reward:+9.4f}  {step.translate(CONTROLS).rstrip()}")
         print(total)
         return
-    largest = full_colour(piece.reward for piece in answer.pieces)
+    largest = page.full_colour(piece.reward for piece in answer.pieces)
     few = console.color_system not in ("256", "truecolor")
     table = Table.grid()
     table.add_column(overflow="fold", style=colour(0, few))
@@ -275,8 +264,8 @@ def colour(share: float, few: bool = False) -> str:
     strength = min(1.0, abs(share))
     if few:
         return SIXTEEN[share < 0][round(2 * strength)]
-    full = POSITIVE if share > 0 else NEGATIVE
-    mixed = (round(255 + (channel - 255) * STRONGEST * strength) for channel in full)
+    full = page.POSITIVE if share > 0 else page.NEGATIVE
+    mixed = (round(255 + (channel - 255) * page.STRONGEST * strength) for channel in full)
     return f"{INK} on #" + "".join(f"{channel:02x}" for channel in mixed)
 
 
@@ -285,11 +274,11 @@ def colour(share: float, few: bool = False) -> str:
 
 def shown(answer: Answer) -> list[str]:
     """A question, its answer, and the rewards of its tokens and steps."""
-    question, score = card("question", escape(answer.question)), answer.score
+    question, score = page.card("question", escape(answer.question)), answer.score
     if score is None:
-        return [pair(question, card("answer", escape(answer.text)))]
+        return [page.pair(question, page.card("answer", escape(answer.text)))]
     tokens, rewards = [piece.text for piece in answer.pieces], [piece.reward for piece in answer.pieces]
-    verdict, largest = f"probability of being right {score.probability:.3f}", full_colour(rewards)
-    coloured = response_card(verdict, tokens, rewards, largest)
-    steps = step_bars(score.steps, score.step_rewards)
-    return [pair(question, coloured), f"<p class=tag>{legend(largest)}</p>", steps]
+    verdict, largest = f"probability of being right {score.probability:.3f}", page.full_colour(rewards)
+    response = page.response_card(verdict, tokens, rewards, largest)
+    steps = page.step_bars(score.steps, score.step_rewards)
+    return [page.pair(question, response), f"<p class=tag>{page.legend(largest)}</p>", steps]

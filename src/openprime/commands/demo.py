@@ -29,23 +29,16 @@ def demo(config: DemoConfig) -> None:
         raise UserError(f"{out} holds a demo already: choose another --out, or remove it")
     console = Console()
     begun = time.perf_counter()
-    rl, start = ["rl", "configs/rl/tiny.yaml"], ["--model", f"{out}/sft/model", *seed]
-    choose = [
-        "evaluate",
-        "configs/evaluate/tiny.yaml",
-        "--model",
-        f"{out}/sft/model",
-        "--prm",
-        f"{out}/prime/prm",
-    ]
-    report = ["report", "--runs", *(f"{out}/{name}" for name in RUNS), "--evaluation", f"{out}/best-of-n"]
+    start, evaluation = ["--model", f"{out}/sft/model", *seed], f"{out}/best-of-n"
+    runs, prm = [f"{out}/{name}" for name in RUNS], ["--prm", f"{out}/prime/prm"]
+    report = ["report", "--title", "openprime demo", "--out", f"{out}/report.html"]
     commands = [
         ["sft", "configs/sft/tiny.yaml", "--out", f"{out}/sft", *seed],
-        [*rl, *start, "--out", f"{out}/prime"],
+        ["rl", "configs/rl/tiny.yaml", *start, "--out", f"{out}/prime"],
         ["rl", "configs/rl/tiny-distill.yaml", *start, "--out", f"{out}/distill"],
-        [*rl, *start, "--out", f"{out}/outcome-only", "--algorithm", "outcome"],
-        [*choose, "--out", f"{out}/best-of-n", *seed],
-        [*report, "--out", f"{out}/report.html", "--title", "openprime demo"],
+        ["rl", "configs/rl/tiny.yaml", *start, "--out", f"{out}/outcome-only", "--algorithm", "outcome"],
+        ["evaluate", "configs/evaluate/tiny.yaml", *start, *prm, "--out", evaluation],
+        [*report, "--runs", *runs, "--evaluation", evaluation],
     ]
     for command in commands:
         console.rule(align="left", style="dim")

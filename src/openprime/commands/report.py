@@ -7,20 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from openprime.config import ReportConfig
-from openprime.evaluation.page import (
-    Rows,
-    card,
-    evaluation,
-    figure,
-    full_colour,
-    legend,
-    model_names,
-    pair,
-    response_card,
-    table,
-    traces,
-    write_page,
-)
+from openprime.evaluation import page
 from openprime.run.jsonl import read_jsonl
 from openprime.types import UserError
 
@@ -53,13 +40,13 @@ def report(config: ReportConfig) -> None:
     parts = [overview(runs), "<h2>Learning</h2>", learning(runs), "<h2>Time</h2>", times(runs)]
     if config.evaluation:
         parts += evaluated(Path(config.evaluation))
-    write_page(Path(config.out), config.title, parts)
+    page.write(Path(config.out), config.title, parts)
     Console().print(f"written: {config.out}")
 
 
 def overview(runs: Runs) -> str:
     """Where each run began and ended."""
-    rows: Rows = {}
+    rows: page.Rows = {}
     for name, metrics in runs.items():
         held_out = [row for row in metrics if "eval/greedy" in row]
         seconds = [row["time/step"] for row in metrics if "time/step" in row]
@@ -74,7 +61,7 @@ def overview(runs: Runs) -> str:
                 "seconds a step": f"{sum(seconds) / len(seconds):.2f}",
             }
     note = "<p>Accuracy on held-out prompts, start → end. Rollouts are counted before the filter.</p>"
-    return table("run", rows) + note
+    return page.table("run", rows) + note
 
 
 def learning(runs: Runs) -> str:
@@ -88,8 +75,8 @@ def learning(runs: Runs) -> str:
             known = [row for row in rows if key in row]
             series[name] = [(row.get("rollout/rollouts", row["step"]), row[key]) for row in known]
         if any(series.values()):
-            lines = traces(series, type="scatter", mode="lines")
-            figures.append(figure(lines, title, "rollouts" if counted else "step", unit))
+            lines = page.traces(series, type="scatter", mode="lines")
+            figures.append(page.figure(lines, title, "rollouts" if counted else "step", unit))
     return f"<div class=grid>{''.join(figures)}</div>"
 
 
@@ -100,8 +87,8 @@ def times(runs: Runs) -> str:
         key = f"time/{phase}"
         seconds = {name: [row[key] for row in rows if key in row] for name, rows in runs.items()}
         series[phase] = [(name, sum(values) / max(1, len(values))) for name, values in seconds.items()]
-    bars = traces(series, flat=True, type="bar")
-    return figure(bars, "Seconds a step", "seconds", "", 150 + 45 * len(runs), barmode="stack")
+    bars = page.traces(series, flat=True, type="bar")
+    return page.figure(bars, "Seconds a step", "seconds", "", 150 + 45 * len(runs), barmode="stack")
 
 
 def evaluated(folder: Path) -> list[str]:
@@ -111,7 +98,7 @@ def evaluated(folder: Path) -> list[str]:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     if "benchmarks" not in results:
         raise UserError(f"{folder}: not an evaluation's folder: its results.json is of another command")
-    parts = [f"<h2>Evaluation: {escape(model_names(results))}</h2>", *evaluation(results)]
+    parts = [f"<h2>Evaluation: {escape(page.model_names(results))}</h2>", *page.evaluation(results)]
     for name, result in results["benchmarks"].items():
         path = folder / name / "responses.jsonl"
         if not path.is_file():
@@ -134,19 +121,18 @@ def token_rewards(name: str, rows: list[dict], prompts: int = 6) -> str:
         return ""
     chosen = chosen[:prompts]
     responses = [r for _, *both in chosen for r in both]
-    largest = full_colour(reward for r in responses for reward in r["rewards"])
-    note = legend(largest)
+    largest = page.full_colour(reward for r in responses for reward in r["rewards"])
+    note = page.legend(largest)
     if any("steps" in r for r in responses):
-        note += (
-            " A wavy line marks a step that the oracle step checker calls wrong; it is not used in training."
-        )
+        note += " A wavy line: the oracle step checker, which took no part in training, calls the step wrong."
     parts = [f"<h2>The reward of every token: {escape(name)}</h2><p>{note}</p>"]
     for row, *both in chosen:
         prompt = row["prompt"]
         if not isinstance(prompt, str):
             prompt = "\n".join(message["content"] for message in prompt)
-        cards = [
-            response_card(r["reason"], r["tokens"], r["rewards"], largest, r.get("steps", ())) for r in both
-        ]
-        parts.append(pair(card(f"prompt, answer {row['answer']}", escape(prompt)), *cards))
+        cards = [page.card(f"prompt, answer {row['answer']}", escape(prompt))]
+        for r in both:
+            steps = r.get("steps", ())
+            cards.append(page.response_card(r["reason"], r["tokens"], r["rewards"], largest, steps))
+        parts.append(page.pair(*cards))
     return "".join(parts)

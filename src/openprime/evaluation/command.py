@@ -18,19 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from openprime.config import EvaluateConfig
 from openprime.data.records import group_row, response_row, row_number, vocabulary_id
 from openprime.engines.make import make_engine
+from openprime.evaluation import page
 from openprime.evaluation.accuracy import summarise
 from openprime.evaluation.benchmarks import Benchmark, read_benchmarks
 from openprime.evaluation.first_error import first_errors
-from openprime.evaluation.page import (
-    Rows,
-    accuracy_rows,
-    best_of_n_rows,
-    evaluation,
-    first_error_rows,
-    grid,
-    model_names,
-    write_page,
-)
 from openprime.models.hub import load_tokenizer
 from openprime.prime.prm import ImplicitPRM
 from openprime.prime.rollouts import derive_seed, sample_and_verify
@@ -72,12 +63,10 @@ class Models:
     def prm(self) -> ImplicitPRM | None:
         """The PRM, where one is named."""
         c = self.config
+        if not c.prm:
+            return None
         bfloat16 = c.dtype == "bfloat16"
-        return (
-            ImplicitPRM.from_pretrained(c.prm, c.reference, c.device, c.tokens_per_microbatch, bfloat16)
-            if c.prm
-            else None
-        )
+        return ImplicitPRM.from_pretrained(c.prm, c.reference, c.device, c.tokens_per_microbatch, bfloat16)
 
     def load(self, engine: bool) -> None:
         """Load what will be needed: a model that cannot be read is named before a folder is begun."""
@@ -125,7 +114,8 @@ def evaluate(config: EvaluateConfig) -> dict:
             (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     written = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     print_results(written, console)
-    write_page(folder / "results.html", f"openprime evaluate: {model_names(written)}", evaluation(written))
+    title = f"openprime evaluate: {page.model_names(written)}"
+    page.write(folder / "results.html", title, page.evaluation(written))
     console.print(
         f"written: {folder / 'results.json'}, results.html, and responses.jsonl in a folder each",
         markup=False,
@@ -283,20 +273,20 @@ def add_rewards(rows: list[dict], models: Models, sampled: list[Group]) -> None:
 
 def print_results(results: dict[str, Any], console: Console) -> None:
     """One line a benchmark, then the first errors, then the ways to choose among N; 80 columns will do."""
-    console.print(f"\n{model_names(results)}; 95 % intervals over items", markup=False, highlight=False)
-    for rows in (accuracy_rows(results), first_error_rows(results)):
+    console.print(f"\n{page.model_names(results)}; 95 % intervals over items", markup=False, highlight=False)
+    for rows in (page.accuracy_rows(results), page.first_error_rows(results)):
         if rows:
             console.print(table("benchmark", rows))
     for name, result in results["benchmarks"].items():
         if len(result.get("best_of_n", {})) > 3:
             console.print(f"{name}: accuracy of the chosen response", markup=False, highlight=False)
-            console.print(table("chosen by", best_of_n_rows(result)))
+            console.print(table("chosen by", page.best_of_n_rows(result)))
 
 
-def table(first: str, rows: Rows) -> Table:
+def table(first: str, rows: page.Rows) -> Table:
     """Rows for the terminal: an interval goes on a line of its own, and a long name rather than a number is folded."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    (name, *headings), *lines = grid(first, rows)
+    (name, *headings), *lines = page.grid(first, rows)
     made.add_column(name, overflow="fold")
     for heading in headings:
         made.add_column(heading, justify="right", no_wrap=True)

@@ -23,7 +23,7 @@ STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 THRESHOLDS = {"threshold 0": "0", "threshold from the other half": "tuned"}
 
 
-def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
+def write(path: Path, title: str, parts: Iterable[str]) -> None:
     """Write one file with everything inside: the style and, where there are figures, plotly."""
     body = "\n".join(part for part in (f"<h1>{escape(title)}</h1>", *parts) if part)
     script = ""
@@ -85,7 +85,7 @@ def _label(value: Any) -> Any:
 
 
 def figure(traces: list[dict[str, Any]], title: str, x: str, y: str, height: int = 300, **layout: Any) -> str:
-    """A figure of plotly traces, without the library: `write_page` adds it."""
+    """A figure of plotly traces, without the library: `write` adds it."""
     from plotly.graph_objects import Figure
 
     made = Figure(traces)
