@@ -104,21 +104,3 @@ def together(work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result
-
-
-def deal(lengths: Tensor, together: Tensor | None = None) -> list[list[int]]:
-    """Rows of each rank, about as many tokens for every one; the same answer on every rank.
-
-    Args: lengths [B]; together [B]: rows with the same number go to the same rank. A rank may get none.
-    """
-    units: dict[int, list[int]] = {}
-    for row, unit in enumerate(range(len(lengths)) if together is None else together.tolist()):
-        units.setdefault(unit, []).append(row)
-    sizes = lengths.tolist()
-    shares: list[list[int]] = [[] for _ in range(world())]
-    tokens = [0] * world()
-    for rows in sorted(units.values(), key=lambda rows: -sum(sizes[row] for row in rows)):
-        least = tokens.index(min(tokens))
-        shares[least] += rows
-        tokens[least] += sum(sizes[row] for row in rows)
-    return [sorted(rows) for rows in shares]

@@ -16,8 +16,6 @@ from transformers.masking_utils import sdpa_mask
 NAME = "openprime"
 PACKS = frozenset(("llama", "mistral", "qwen2", "qwen3", "phi", "gemma2", "cohere", "granite", "gpt2"))
 """Architectures (`model_type`) whose layers mix tokens in attention alone, and hand it its keyword arguments."""
-ALIKE = 0.75
-"""Rows are attended together when the shortest is at least this share of the longest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,64 +30,6 @@ class Packing:
     places: Tensor  # [M]: of the tokens before the M True places of the mask, row by row
 
 
-def pack(token_ids: Tensor, mask: Tensor) -> Packing:
-    """Pack all tokens that come before a True of `mask`, token_ids and mask [B, T].
-
-    What comes before a row's first True is its prompt; equal prompts are packed once. At least one row has a True,
-    and none at position 0.
-    """
-    ids, wanted = token_ids.tolist(), mask.tolist()
-    tokens: list[int] = []
-    positions: list[int] = []
-    prompts: dict[tuple[int, ...], int] = {}  # first place of each
-    rows: list[list[int]] = []  # places of each row's tokens
-    for row, marks in zip(ids, wanted, strict=True):
-        if True not in marks:
-            rows.append([])
-            continue
-        start, end = marks.index(True), len(marks) - 1 - marks[::-1].index(True)
-        assert start, "no token comes before position 0"
-        prompt = tuple(row[:start])
-        if prompt not in prompts:
-            prompts[prompt] = len(tokens)
-            tokens += prompt
-            positions += range(start)
-        first = prompts[prompt]
-        own = range(len(tokens), len(tokens) + end - start)
-        tokens += row[start:end]
-        positions += range(start, end)
-        rows.append([*range(first, first + start), *own])
-    device = token_ids.device
-    back, offset, blocks = [0] * len(tokens), 0, []
-    for block in alike([len(row) for row in rows]):
-        width = len(rows[block[0]])
-        blocks.append([rows[b] + [0] * (width - len(rows[b])) for b in block])
-        for b in block:
-            for t, place in enumerate(rows[b]):
-                back[place] = offset + t
-            offset += width
-    places = [rows[b][t - 1] for b, t in mask.nonzero().tolist()]
-    return Packing(
-        token_ids=torch.tensor([tokens], device=device),
-        positions=torch.tensor([positions], device=device),
-        rows=tuple(torch.tensor(block, device=device) for block in blocks),
-        back=torch.tensor(back, device=device),
-        places=torch.tensor(places, dtype=torch.long, device=device),
-    )
-
-
-def alike(lengths: list[int]) -> list[list[int]]:
-    """Rows in blocks of about one length, longest first; rows of length 0 are left out."""
-    blocks: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if lengths[row] == 0:
-            break
-        if not blocks or lengths[row] < ALIKE * lengths[blocks[-1][0]]:
-            blocks.append([])
-        blocks[-1].append(row)
-    return blocks
-
-
 def use_own_attention(model: PreTrainedModel) -> None:
     """Put `attention` in the place of `sdpa`; anything else stays."""
     if model.config._attn_implementation == "sdpa":
@@ -100,18 +40,6 @@ def packs(model: PreTrainedModel) -> bool:
     """Whether the model may be given packed tokens."""
     use_own_attention(model)
     return model.config._attn_implementation == NAME and model.config.model_type in PACKS
-
-
-def packed_inputs(packing: Packing) -> dict:
-    """What a model is called with."""
-    return {
-        "input_ids": packing.token_ids,
-        "position_ids": packing.positions,
-        # Four dimensions: taken for a mask that is complete, and passed on as it is.
-        "attention_mask": packing.positions.new_zeros(1, 1, 1, 1),
-        "packing": packing,
-        "use_cache": False,
-    }
 
 
 def attention(

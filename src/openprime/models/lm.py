@@ -15,7 +15,7 @@ from openprime.models.logprobs import token_distributions, token_logprobs
 from openprime.models.lora import add_adapter, merged_model, merged_tensors, using_adapter
 from openprime.models.placement import Placement
 from openprime.models.sharding import load_trained
-from openprime.ranks import all_sum, deal, rank, world
+from openprime.ranks import all_sum, rank, world
 from openprime.types import Batch
 
 CPU_TOKENS = 2048
@@ -121,6 +121,24 @@ def micro_batches(
     ]
     own, count = cuts[rank()], max(map(len, cuts))
     return own + [shares[0][:0]] * (count - len(own))
+
+
+def deal(lengths: Tensor, together: Tensor | None = None) -> list[list[int]]:
+    """Rows of each rank, about as many tokens for every one; the same answer on every rank.
+
+    Args: lengths [B]; together [B]: rows with the same number go to the same rank. A rank may get none.
+    """
+    units: dict[int, list[int]] = {}
+    for row, unit in enumerate(range(len(lengths)) if together is None else together.tolist()):
+        units.setdefault(unit, []).append(row)
+    sizes = lengths.tolist()
+    shares: list[list[int]] = [[] for _ in range(world())]
+    tokens = [0] * world()
+    for rows in sorted(units.values(), key=lambda rows: -sum(sizes[row] for row in rows)):
+        least = tokens.index(min(tokens))
+        shares[least] += rows
+        tokens[least] += sum(sizes[row] for row in rows)
+    return [sorted(rows) for rows in shares]
 
 
 def cut(lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False) -> list[Tensor]:

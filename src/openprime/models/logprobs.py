@@ -1,4 +1,4 @@
-"""Token log-probabilities from float32 logits in bounded memory."""
+"""Token log-probabilities from float32 logits in bounded memory, on packed tokens where the model allows."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from openprime.models.attention import alike, pack, packed_inputs, packs
+from openprime.models.attention import Packing, packs
 
 BLOCK_ELEMENTS = 2**22
 """Logits held at a time: 16 MiB in float32, which stay in a CPU's cache."""
 KEPT_ELEMENTS = 2**26
 """Logits that the forward pass leaves to the backward pass, 256 MiB in float32; the others are made again."""
+ALIKE = 0.75
+"""Rows are attended together when the shortest is at least this share of the longest."""
 
 
 def token_logprobs(
@@ -96,6 +98,76 @@ def token_distributions(
             logits = model(**inputs).logits[places].float()  # [N, V]
     with torch.autocast(logits.device.type, enabled=False):
         return (logits / temperature).log_softmax(-1)
+
+
+def pack(token_ids: Tensor, mask: Tensor) -> Packing:
+    """Pack all tokens that come before a True of `mask`, token_ids and mask [B, T].
+
+    What comes before a row's first True is its prompt; equal prompts are packed once. At least one row has a True,
+    and none at position 0.
+    """
+    ids, wanted = token_ids.tolist(), mask.tolist()
+    tokens: list[int] = []
+    positions: list[int] = []
+    prompts: dict[tuple[int, ...], int] = {}  # first place of each
+    rows: list[list[int]] = []  # places of each row's tokens
+    for row, marks in zip(ids, wanted, strict=True):
+        if True not in marks:
+            rows.append([])
+            continue
+        start, end = marks.index(True), len(marks) - 1 - marks[::-1].index(True)
+        assert start, "no token comes before position 0"
+        prompt = tuple(row[:start])
+        if prompt not in prompts:
+            prompts[prompt] = len(tokens)
+            tokens += prompt
+            positions += range(start)
+        first = prompts[prompt]
+        own = range(len(tokens), len(tokens) + end - start)
+        tokens += row[start:end]
+        positions += range(start, end)
+        rows.append([*range(first, first + start), *own])
+    device = token_ids.device
+    back, offset, blocks = [0] * len(tokens), 0, []
+    for block in alike([len(row) for row in rows]):
+        width = len(rows[block[0]])
+        blocks.append([rows[b] + [0] * (width - len(rows[b])) for b in block])
+        for b in block:
+            for t, place in enumerate(rows[b]):
+                back[place] = offset + t
+            offset += width
+    places = [rows[b][t - 1] for b, t in mask.nonzero().tolist()]
+    return Packing(
+        token_ids=torch.tensor([tokens], device=device),
+        positions=torch.tensor([positions], device=device),
+        rows=tuple(torch.tensor(block, device=device) for block in blocks),
+        back=torch.tensor(back, device=device),
+        places=torch.tensor(places, dtype=torch.long, device=device),
+    )
+
+
+def alike(lengths: list[int]) -> list[list[int]]:
+    """Rows in blocks of about one length, longest first; rows of length 0 are left out."""
+    blocks: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if lengths[row] == 0:
+            break
+        if not blocks or lengths[row] < ALIKE * lengths[blocks[-1][0]]:
+            blocks.append([])
+        blocks[-1].append(row)
+    return blocks
+
+
+def packed_inputs(packing: Packing) -> dict:
+    """What a model is called with."""
+    return {
+        "input_ids": packing.token_ids,
+        "position_ids": packing.positions,
+        # Four dimensions: taken for a mask that is complete, and passed on as it is.
+        "attention_mask": packing.positions.new_zeros(1, 1, 1, 1),
+        "packing": packing,
+        "use_cache": False,
+    }
 
 
 _PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

@@ -9,7 +9,7 @@ from openprime.config import ALGORITHMS, RLConfig
 from openprime.data.collate import tokens_containing
 from openprime.data.readers import read_prompts
 from openprime.engines.make import make_engine
-from openprime.models.hub import pad_token
+from openprime.models.hub import load_tokenizer, pad_token
 from openprime.models.lm import Loader
 from openprime.models.placement import Placement
 from openprime.prime.learner import Learner
@@ -23,9 +23,9 @@ from openprime.verifiers.pool import Pool
 
 
 def build(
-    config: RLConfig, pool: Pool, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Run, Learner, Method, Engine, Rollouts | RolloutsAhead, list[Prompt]]:
-    """(run, policy, method, engine, rollouts, held-out prompts): pi = phi = ref = the SFT model."""
+    config: RLConfig, pool: Pool
+) -> tuple[Run, Learner, Method, Engine, Rollouts | RolloutsAhead, list[Prompt], PreTrainedTokenizerBase]:
+    """(run, policy, method, engine, rollouts, held-out prompts, tokenizer): pi = phi = ref = the SFT model."""
     notes = config.check()
     if config.rollout.max_staleness and world() > 1:
         raise UserError(
@@ -34,6 +34,7 @@ def build(
     method_of = find_method(config.algorithm)
     place = Placement.of(config)
     pool.prepare(d.verifier for d in (config.data, config.eval_data) if d.source and not d.verifier_field)
+    tokenizer = load_tokenizer(config.model)
     data = read_prompts(config.data, tokenizer)
     prompts = pool.admit(data.prompts, notes.append)
     held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
@@ -69,7 +70,7 @@ def build(
     ahead = (
         RolloutsAhead(rollouts, rollout.max_staleness, config.steps) if rollout.max_staleness else rollouts
     )
-    return run, policy, method, engine, ahead, held_out
+    return run, policy, method, engine, ahead, held_out, tokenizer
 
 
 def find_method(name: str) -> type[Method]:

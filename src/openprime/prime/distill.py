@@ -24,9 +24,8 @@ from openprime.models.sharding import load_trained
 from openprime.prime.learner import Learner, minibatches
 from openprime.prime.losses import distillation_loss, prm_loss, tilted_reference
 from openprime.prime.methods import Write, minibatch_generator
-from openprime.prime.online import mean_scores
 from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, fitting_beta
-from openprime.prime.rewards import pairwise_accuracy, response_scores
+from openprime.prime.rewards import mean_scores, pairwise_accuracy, response_scores
 from openprime.ranks import world
 from openprime.run.console import Clock
 from openprime.types import Batch, Metrics, UserError

@@ -35,7 +35,6 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import RLConfig
-from openprime.models.hub import load_tokenizer
 from openprime.prime.build import build
 from openprime.prime.rollouts import accuracy
 from openprime.run.launch import joined, workers
@@ -46,8 +45,7 @@ from openprime.verifiers.pool import Pool
 def train(config: RLConfig) -> None:
     """Train a policy. Leaves metrics, samples, checkpoints, `model` and the method's models in `config.out`."""
     with joined(config), Pool(config.verify, workers(config.verify)) as pool:
-        tokenizer = load_tokenizer(config.model)
-        run, policy, method, engine, rollouts, held_out = build(config, pool, tokenizer)
+        run, policy, method, engine, rollouts, held_out, tokenizer = build(config, pool)
         longest = config.eval.max_response_tokens or config.rollout.max_response_tokens
         evaluate = partial(accuracy, engine, pool, held_out, config.eval.samples, longest, config.seed)
         with run, closing(rollouts):

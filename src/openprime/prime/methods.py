@@ -19,8 +19,7 @@ from openprime.models.lm import Loader
 from openprime.prime.advantages import skill_gate, with_advantages
 from openprime.prime.learner import Learner, minibatches
 from openprime.prime.losses import importance_weights, policy_loss, token_weights
-from openprime.prime.online import OnlinePRM
-from openprime.prime.prm import is_prm, read_settings
+from openprime.prime.prm import OnlinePRM, is_prm, read_settings
 from openprime.prime.rollouts import derive_seed
 from openprime.ranks import all_sum
 from openprime.run.console import Clock
@@ -115,7 +114,7 @@ class Prime(OutcomeOnly):
         known = reference_name(config)
         frozen = models.reference(known, config.prm.tokens_per_microbatch) if known else None
         prm = OnlinePRM(learner, frozen, config.prm, clock)
-        return cls(config, clock, prm, lambda folder: prm.prm.save_pretrained(folder, tokenizer, known))
+        return cls(config, clock, prm, lambda folder: prm.save_pretrained(folder, tokenizer, known))
 
     def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
         """One PRM update and one policy update: algorithm 1, lines 6 to 12."""

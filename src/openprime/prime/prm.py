@@ -1,29 +1,36 @@
-"""The implicit process reward model: two language models, and the log-ratio between them as reward of every token."""
+"""The implicit process reward model: two language models, the log-ratio between them is the reward of a token."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openprime.config import PromptFormat, StepSplit
+from openprime.config import PRMConfig, PromptFormat, StepSplit
 from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages, suitable
 from openprime.data.collate import collate
 from openprime.data.steps import ENDS, split_steps, steps_of_tokens, text_of_tokens, token_texts
 from openprime.models.hub import find_file, load_model, load_tokenizer, same_vocabulary
 from openprime.models.lm import LM
 from openprime.models.placement import Placement, pick_device
-from openprime.prime.rewards import token_rewards
+from openprime.prime.learner import Learner
+from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count
+from openprime.prime.rewards import response_scores, score_metrics, token_rewards
 from openprime.ranks import first
-from openprime.types import Batch, Group, Prompt, Response, UserError
+from openprime.run.console import Clock
+from openprime.types import Batch, Group, Metrics, Prompt, Response, UserError
 
 SETTINGS_FILE = "implicit_prm.json"
 PUBLISHED_BETA = 0.05
+SKILL_RATE = 0.2
+"""Weight of a new batch in the moving average of a PRM's skill."""
+NO_UPDATE: Metrics = {"prm/loss": math.nan, "prm/grad_norm": math.nan, "prm/lr": 0.0}
 REACH = 0.5
 """What `fitting_beta` makes of beta S, where S is -log ref of the median response: its P(right) can reach 0.62."""
 ROWS = 256
@@ -179,6 +186,96 @@ class ImplicitPRM:
             Score(pieces, *found[i], own, steps_of_tokens(pieces, own))
             for i, (pieces, own) in enumerate(zip(texts, steps, strict=True))
         ]
+
+
+class OnlinePRM(ImplicitPRM):
+    """An implicit PRM that learns beside the policy, from outcomes alone (PRIME section 3.2, eq. 3 and 4)."""
+
+    def __init__(self, learner: Learner, reference: LM | None, config: PRMConfig, clock: Clock) -> None:
+        """`reference` None: the sampling policy's log-probabilities, which a batch carries."""
+        super().__init__(learner.lm, reference, config.beta)
+        self.learner, self.config, self.clock = learner, config, clock
+        self.skill: float | None = None
+        """Moving average of pairwise accuracy on groups new to the PRM."""
+
+    def score_and_update(self, batch: Batch) -> tuple[Batch, Metrics]:
+        """The batch with its process rewards (eq. 3), and what the PRM's update on its outcomes (eq. 4) did.
+
+        `config.update`: after: score, then update. before: update, then score. never: score only. One version of the
+        PRM scores the whole batch (trap 4).
+        """
+        how, size = self.config.update, self.config.minibatch
+        with self.clock.phase("reference"):
+            batch = self.with_reference(batch)
+        with self.clock.phase("prm"):
+            # Single forward: the only optimiser step's own forward pass sees the weights before it.
+            one_pass = how == "after" and not 0 < size < len(batch)
+            fresh = None if one_pass else self.lm.logprobs(batch)
+            own, metrics = self.learn(batch) if how != "never" else (None, NO_UPDATE)
+            fresh = own if fresh is None else fresh  # log phi [B, T] before any update on this batch
+            if fresh is None:  # DPO without a right and a wrong response: there was none
+                fresh = self.lm.logprobs(batch)
+            logprobs = self.lm.logprobs(batch) if how == "before" else fresh
+        assert batch.ref_logprobs is not None
+        rewards, scored = (
+            token_rewards(values, batch.ref_logprobs, batch.response_mask, self.beta)  # [B, T]
+            for values in (logprobs, fresh)
+        )
+        metrics = metrics | score_metrics(response_scores(scored), batch)
+        self.skill = moving_average(self.skill, metrics["prm/pairwise_accuracy"])
+        metrics |= {} if self.skill is None else {"prm/skill": self.skill}
+        return replace(batch, rewards=rewards), metrics
+
+    def learn(self, batch: Batch) -> tuple[Tensor | None, Metrics]:
+        """Train on the batch's outcomes, one pass in minibatches of whole groups (PRIME eq. 4).
+
+        Returns log phi [B, T] as the optimiser steps' own forward passes gave it, None where there was no step, and
+        what was done.
+        """
+        logprobs, done = torch.zeros_like(batch.logprobs), []
+        loss = partial(prm_loss, self.config.loss, beta=self.beta)
+        for rows in minibatches_of_groups(batch.group, self.config.minibatch):
+            part = batch.select(rows)
+            if count := prm_loss_count(self.config.loss, part):
+                done.append(self.learner.update(part, loss, count, whole_groups=self.config.loss in PAIRS))
+                logprobs[rows, : part.token_ids.shape[1]] = done[-1].logprobs
+        if not done:
+            return None, NO_UPDATE
+        return logprobs, {
+            "prm/loss": sum(update.loss for update in done) / len(done),
+            "prm/grad_norm": max(update.grad_norm for update in done),
+            "prm/lr": done[-1].lr,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return self.learner.state() | {"skill": self.skill}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        self.skill = state["skill"]
+        self.learner.restore(state)
+
+
+def moving_average(before: float | None, value: float) -> float | None:
+    """The skill after another batch; nan, where there are no pairs, says nothing."""
+    if math.isnan(value):
+        return before
+    return value if before is None else before + SKILL_RATE * (value - before)
+
+
+def minibatches_of_groups(group: Tensor, size: int) -> list[Tensor]:
+    """Rows in minibatches of about `size` responses, groups kept whole, in the batch's order; 0 is all."""
+    if size == 0:
+        return [torch.arange(len(group), device=group.device)]
+    batches: list[list[int]] = [[]]
+    last = None
+    for row, g in enumerate(group.tolist()):
+        if g != last and len(batches[-1]) >= size:
+            batches.append([])
+        batches[-1].append(row)
+        last = g
+    return [torch.tensor(rows, device=group.device) for rows in batches]
 
 
 def fitting_beta(nats: float) -> float:

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from openprime.types import Batch, Metrics
+
 Granularity = Literal["token", "step", "response"]
 
 
@@ -88,3 +90,18 @@ def pairwise_accuracy(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[
     margin = scores[:, None] - scores[None, :]  # [B, B]
     won = (margin > 0).double() + 0.5 * (margin == 0)
     return (won * better).sum(), better.sum()
+
+
+def score_metrics(scores: Tensor, batch: Batch) -> Metrics:
+    """How good scores [B] of responses new to a PRM are: pairs, Brier score, means."""
+    won, pairs = pairwise_accuracy(scores, batch.outcome, batch.group)
+    return {
+        "prm/pairwise_accuracy": float(won / pairs),  # nan where there are no pairs
+        "prm/brier": float(((scores.sigmoid() - batch.outcome) ** 2).mean()),
+    } | mean_scores(scores, batch)
+
+
+def mean_scores(scores: Tensor, batch: Batch) -> Metrics:
+    """Mean score s(y) of right and of wrong responses; scores [B]."""
+    right = batch.outcome > 0.5
+    return {"prm/score_right": float(scores[right].mean()), "prm/score_wrong": float(scores[~right].mean())}
