@@ -1,0 +1,83 @@
+"""Signals are noted and raised where a run can save; the clock adds up by phase."""
+
+import os
+import pickle
+import signal
+import time
+
+import pytest
+from rich.console import Console
+
+from openprime.run.console import Bar, Clock, Interrupted, Signals, with_step_time
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals__the_first_is_noted_and_raised_at_the_next_check(
+    number: signal.Signals, capsys: pytest.CaptureFixture
+):
+    before = signal.getsignal(number)
+    with Signals() as signals:
+        signals.check()
+        assert signals.agree() == 0
+        os.kill(os.getpid(), number)
+        assert signals.received == signals.agree() == number
+        with pytest.raises(
+            Interrupted, match=f"stopped by {number.name}: saved; go on with --resume"
+        ) as stop:
+            signals.check()
+    assert stop.value.exit_code == 128 + number
+    assert pickle.loads(pickle.dumps(stop.value)).exit_code == 128 + number  # as it travels between ranks
+    assert signal.getsignal(number) == before
+    assert "saving first" in capsys.readouterr().err
+
+
+def test_signals__a_second_interrupt_stops_at_once():
+    with Signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_signals__handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), Signals():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_clock__adds_up_by_phase_and_begins_anew(monkeypatch: pytest.MonkeyPatch):
+    now = iter([0.0, 1.0, 5.0, 7.0, 10.0, 14.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    clock = Clock()
+    with clock.phase("a"):
+        pass
+    with clock.phase("b"):
+        pass
+    with pytest.raises(ZeroDivisionError), clock.phase("a"):
+        raise ZeroDivisionError
+    assert clock.take() == {"time/a": 5.0, "time/b": 2.0}
+    assert clock.take() == {}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "step"),
+    [
+        ({"time/rollout": 3.0, "time/policy": 2.0, "time/evaluate": 9.0, "x": 7.0}, 5.0),
+        (
+            {"time/wait": 1.0, "time/rollout": 3.0, "time/verify": 4.0, "time/policy": 2.0},
+            3.0,
+        ),  # sampled ahead
+        ({"time/step": 8.0}, 8.0),  # measured
+    ],
+)
+def test_with_step_time__is_what_its_phases_took_one_after_the_other(metrics: dict, step: float):
+    assert with_step_time(metrics) == metrics | {"time/step": step}
+
+
+def test_bar__is_a_line_a_report_where_there_is_no_terminal(capsys: pytest.CaptureFixture):
+    with Bar(Console(), "sft", 8, 2) as bar:
+        bar.report(4, {"loss": "0.5", "tok/s": "1,000"})
+    assert capsys.readouterr().out.splitlines()[0].startswith("sft 4/8  loss 0.5  tok/s 1,000  left 00:00:0")
+    with Bar(Console(quiet=True), "sft", 8, 2) as bar:  # another rank than the first
+        bar.report(4, {"loss": "0.5"})
+    assert capsys.readouterr().out == ""
