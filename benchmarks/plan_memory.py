@@ -165,13 +165,12 @@ def settings(folder: Path, case: Case, out: str) -> "PrimeConfig":  # noqa: F821
 
 def run_steps(config, steps: int) -> list[dict[str, int]]:
     """Peak of the resident set in each phase of each step, in bytes."""
-    from openprime.models.hub import load_tokenizer
     from openprime.prime.build import build
     from openprime.verifiers.pool import Pool
 
     found = []
     with Pool(config.verify) as pool:
-        run, policy, method, _, rollouts, _ = build(config, pool, load_tokenizer(config.model))
+        run, policy, method, _, rollouts, *_ = build(config, pool)
         for step in range(steps):
             peaks: dict[str, int] = {}
             run.clock.phase = lambda name, peaks=peaks: watched(name, peaks)
