@@ -5,33 +5,26 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from openprime import __version__, cli
-from openprime.commands import report as report_stage
+from openprime.run.console import Interrupted
+from openprime.types import RunError, StorageError, UserError
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "plotly")
 
 
-def run(*args: str, **options) -> subprocess.CompletedProcess:
+def run(*args: str) -> subprocess.CompletedProcess:
     """A program in a process of its own."""
-    return subprocess.run(args, capture_output=True, text=True, timeout=120, check=False, **options)
-
-
-def raising(error: BaseException):
-    """A stage that fails."""
-
-    def stage(config: object) -> None:
-        raise error
-
-    return stage
+    return subprocess.run(args, capture_output=True, text=True, timeout=120, check=False)
 
 
 # Without torch
 
 
-def test_help_and_bad_input_need_no_torch():
+def test_main__help_and_bad_input_need_no_torch():
     """One process for all of them: each must leave its status without importing anything heavy."""
     program = f"""
 import contextlib, io, json, sys
@@ -45,10 +38,11 @@ def status(*argv):
             code = stop.code
     return [code, out.getvalue(), err.getvalue()]
 said = {{"help": status("--help"), "none": status(), "version": status("--version")}}
-for stage in COMMANDS:
-    said[stage] = status(stage, "--help")
+said |= {{command: status(command, "--help") for command in COMMANDS}}
+said["outcome"] = status("rl", "--algorithm", "outcome", "--engine.kind", "vllm", "--help")
 said["flag"] = status("rl", "--steps", "0")
 said["file"] = status("rl", "nowhere.yaml")
+said["unset"] = status("rl")
 said["command"] = status("rll")
 print(json.dumps([said, [name for name in {HEAVY!r} if name in sys.modules]]))
 """
@@ -56,20 +50,28 @@ print(json.dumps([said, [name for name in {HEAVY!r} if name in sys.modules]]))
     assert done.returncode == 0, done.stderr
     said, heavy = json.loads(done.stdout)
     assert heavy == []
-    for name in ("help", "none", "version", *cli.COMMANDS):
-        assert said[name][0] == 0
-        assert said[name][2] == ""
+    for name in ("help", "none", "version", "outcome", *cli.COMMANDS):
+        assert (said[name][0], said[name][2]) == (0, "")
     assert said["none"] == said["help"]
     assert said["version"][1] == f"openprime {__version__}\n"
-    for stage in cli.COMMANDS:
-        assert stage in said["help"][1]
-        assert f"openprime {stage}" in said[stage][1]
-    for setting in ("--prm.beta", "--advantage.process-weight", "--rollout.prompts", "--resume"):
-        assert setting in said["rl"][1]
-    assert "Reward a nat of log-ratio" in said["rl"][1]  # the docstrings are the help
-    for name in ("flag", "file", "command"):
-        assert said[name][0] == 2
-        assert said[name][1] == ""
+    for command in cli.COMMANDS:
+        assert command in said["help"][1]
+        assert f"openprime {command}" in said[command][1]
+    for words in (
+        "--prm.beta",
+        "--advantage.process-weight",
+        "--rollout.prompts",
+        "--resume",
+        "Scale of the",
+    ):
+        assert words in said["rl"][1]  # the docstrings are the help
+    assert "openprime rl --algorithm outcome --help" in " ".join(said["rl"][1].replace("│", " ").split())
+    assert "--engine.gpu-memory" in said["outcome"][1]
+    assert not any(
+        words in said["outcome"][1] for words in ("--prm.", "--advantage.process", "--engine.urls")
+    )
+    for name in ("flag", "file", "unset", "command"):
+        assert said[name][:2] == [2, ""]
         assert "Traceback" not in said[name][2]
 
 
@@ -90,14 +92,14 @@ def test_module_and_program_are_the_same_command():
         ("zzzzz", "there are: demo, sft, rl"),
     ],
 )
-def test_an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture, command: str, hint: str):
+def test_main__an_unknown_command_is_told_the_nearest(capsys: pytest.CaptureFixture, command: str, hint: str):
     assert cli.main([command]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"openprime: no command {command!r}; {hint}")
 
 
-def test_bad_input_is_status_2_and_one_message_on_stderr(
+def test_main__bad_input_is_status_2_and_one_message_on_stderr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.chdir(tmp_path)
@@ -118,6 +120,10 @@ def test_bad_input_is_status_2_and_one_message_on_stderr(
         (["rl", *model, *source, "--data.verifier", "maths"], "no verifier 'maths'"),
         (["rl", *model, *source, "--data.verifier", "nowhere:score"], "no module nowhere"),
         (["rl", *model, *source, "--filter.low", "0.9"], "filter.low=0.9 is above filter.high=0.8"),
+        (
+            ["rl", *model, *source, "--device", "toaster"],
+            "device=toaster: no such device: set auto, cpu or cuda",
+        ),
         (["evaluate", *model, "--benchmark", "clock", "--out", "o"], str(tmp_path / "nowhere")),
         (["report", "--out", "page.html"], "runs is not set"),
         (["report", "--runs", "nowhere", "--out", "page.html"], "nowhere: not a run's folder"),
@@ -133,51 +139,46 @@ def test_bad_input_is_status_2_and_one_message_on_stderr(
     assert not (tmp_path / "page.html").exists()
 
 
-def test_an_unknown_device_is_bad_input(capsys: pytest.CaptureFixture):
-    args = ["--model", "m", "--data.source", "task:clock", "--out", "o", "--device", "toaster"]
-    try:
-        status = cli.main(["rl", *args])
-    except SystemExit as stop:  # where the schema refuses it
-        status = stop.code
-    assert status == 2
-    err = capsys.readouterr().err
-    assert "device" in err
-    assert "cuda" in err
-    assert "Traceback" not in err
-
-
 # What goes wrong inside
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ValueError("a b c"), 2), (OSError("a b c"), 1), (RuntimeError("a b c"), 1)]
+    ("error", "status", "traced"),
+    [
+        (UserError("a b c"), 2, False),
+        (RunError("a b c"), 1, False),
+        (StorageError("a b c"), 1, False),
+        (ValueError("a b c"), 2, True),
+        (OSError("a b c"), 1, True),
+        (RuntimeError("a b c"), 1, True),
+        (KeyboardInterrupt(), 130, False),
+        (Interrupted(signal.SIGTERM), 128 + signal.SIGTERM, False),
+        (Interrupted(signal.SIGINT), 128 + signal.SIGINT, False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_errors_from_inside_libraries_keep_their_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, error: Exception, status: int
+def test_main__an_error_s_status_and_a_traceback_where_it_is_not_one_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    error: BaseException,
+    status: int,
+    traced: bool,
 ):
     """A message of ours speaks for itself; a library's needs the place that it came from."""
-    monkeypatch.setattr(report_stage, "report", raising(error))  # raised in this file, so not by the package
+
+    def fail(config: object) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "openprime.failing", SimpleNamespace(fail=fail))
+    monkeypatch.setitem(cli.COMMANDS, "report", ("ReportConfig", "failing:fail", ""))
     assert cli.main(["report", "--runs", "r", "--out", "page.html"]) == status
     out, err = capsys.readouterr()
     assert out == ""
-    assert "Traceback" in err
-    assert "test_cli.py" in err
-    assert err.endswith("openprime: a b c\n")
+    assert ("Traceback" in err) == ("test_cli.py" in err) == traced
+    assert err.endswith(f"openprime: {'interrupted' if isinstance(error, KeyboardInterrupt) else error}\n")
 
 
-def test_errors_of_builtins_that_our_code_calls_keep_their_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    """Python's and torch's own functions leave no frame, but what they say is no message to a user."""
-    (tmp_path / "metrics.jsonl").touch()
-    monkeypatch.setattr(report_stage, "escape", int)  # report.py calls it with the title
-    assert cli.main(["report", "--runs", str(tmp_path), "--out", "page.html"]) != 0
-    err = capsys.readouterr().err
-    assert "invalid literal for int()" in err
-    assert "Traceback" in err
-
-
-def test_a_users_function_that_fails_keeps_its_traceback(
+def test_main__a_users_function_that_fails_keeps_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     (tmp_path / "failing_on_import.py").write_text("raise ValueError('from my own file')\n")
@@ -189,17 +190,3 @@ def test_a_users_function_that_fails_keeps_its_traceback(
     assert "failing_on_import.py" in err
     assert "openprime: the verifier failing_on_import:score does not load:" in err
     assert err.endswith("ValueError: from my own file\n\n")
-
-
-def test_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setattr(report_stage, "report", raising(KeyboardInterrupt()))
-    assert cli.main(["report", "--runs", "r", "--out", "page.html"]) == 130
-    assert capsys.readouterr().err == "openprime: interrupted\n"
-
-
-def test_an_error_may_bring_its_own_status(monkeypatch: pytest.MonkeyPatch):
-    from openprime.run.console import Interrupted
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        monkeypatch.setattr(report_stage, "report", raising(Interrupted(number)))
-        assert cli.main(["report", "--runs", "r", "--out", "page.html"]) == 128 + number
