@@ -52,7 +52,7 @@ class Piece:
     reward: float
     step: int
     special: bool = False
-    """Whether it is the name of a special token, which is no part of the text."""
+    """True for the name of a special token, which is no part of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def ask(config: AskConfig) -> None:
 
 
 def prompt_format(config: AskConfig) -> PromptFormat:
-    """How the question is asked: as in training where that is known, else by the template."""
+    """The format of the question: as in training where that is known, else by the template."""
     if config.template != "auto":
         return PromptFormat(template=config.template)
     return read_format(config.model) or PromptFormat(template="eurus")

@@ -69,7 +69,7 @@ def summarise(out: Path) -> dict:
 
 
 def verdict(summary: dict) -> str:
-    """What came out, as it is."""
+    """The figures in words."""
     lines = [
         f"Held-out greedy accuracy, {summary['runs']['prime']['start']:.3f} at the start. One seed: a few hundredths "
         "are noise."
@@ -93,7 +93,7 @@ def verdict(summary: dict) -> str:
 
 
 def crossing(curve: list[tuple[float, float]], mark: float) -> float | None:
-    """Where a curve first reaches the mark, on straight lines between its points; None if nowhere."""
+    """x where a curve first reaches the mark, on straight lines between its points; None if nowhere."""
     x0, y0 = curve[0]
     for x, y in curve:
         if y >= mark:

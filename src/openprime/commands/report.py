@@ -45,7 +45,7 @@ def report(config: ReportConfig) -> None:
 
 
 def overview(runs: Runs) -> str:
-    """Where each run began and ended."""
+    """A table of runs: held-out accuracy at the start and the end, rollouts, seconds a step."""
     rows: page.Rows = {}
     for name, metrics in runs.items():
         held_out = [row for row in metrics if "eval/greedy" in row]
@@ -92,7 +92,7 @@ def times(runs: Runs) -> str:
 
 
 def evaluated(folder: Path) -> list[str]:
-    """What `openprime evaluate` found, and some responses with the rewards of their tokens."""
+    """Results of `openprime evaluate`, and some responses with the rewards of their tokens."""
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder}: not an evaluation's folder: it has no results.json")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

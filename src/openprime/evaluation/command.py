@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
@@ -51,12 +50,12 @@ class Models:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer."""
+        """The tokenizer of the model that is evaluated."""
         return load_tokenizer(self.config.model)
 
     @cached_property
     def vocabulary(self) -> str:
-        """Its vocabulary."""
+        """Name of that tokenizer's vocabulary."""
         return vocabulary_id(self.tokenizer)
 
     @cached_property
@@ -85,10 +84,10 @@ def evaluate(config: EvaluateConfig) -> dict:
     """Evaluate; leaves results.json, results.html and a responses.jsonl for each benchmark in `config.out`."""
     config.check()
     check_folder(config, "evaluate")
-    console, models = Console(), Models(config)
+    console, models = Console(markup=False, highlight=False), Models(config)
     benchmarks = read_benchmarks(config, lambda: models.tokenizer)
     for note in notes(config, benchmarks):
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(f"note: {note}")
     with ExitStack() as pools:
         pool = {
             mode: pools.enter_context(Pool(config.verify.model_copy(update={"answers": mode})))
@@ -103,8 +102,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             place = folder / benchmark.name
             place.mkdir(exist_ok=True)
             about = benchmark.config.about or benchmark.config.data.source
-            said = f"{benchmark.name}: {about}; {len(benchmark.items)} items"
-            console.print(said, markup=False, highlight=False)
+            console.print(f"{benchmark.name}: {about}; {len(benchmark.items)} items")
             if benchmark.is_process and models.prm:
                 found = first_errors(benchmark, models.prm, config.seed, place, console)
             else:
@@ -116,15 +114,12 @@ def evaluate(config: EvaluateConfig) -> dict:
     print_results(written, console)
     title = f"openprime evaluate: {page.model_names(written)}"
     page.write(folder / "results.html", title, page.evaluation(written))
-    console.print(
-        f"written: {folder / 'results.json'}, results.html, and responses.jsonl in a folder each",
-        markup=False,
-    )
+    console.print(f"written: {folder / 'results.json'}, results.html, and responses.jsonl in a folder each")
     return results
 
 
 def notes(config: EvaluateConfig, benchmarks: list[Benchmark]) -> list[str]:
-    """On settings that have no effect."""
+    """Notes on settings that have no effect."""
     said, default = [], EvaluateConfig()
     if any(b.is_sampled for b in benchmarks):
         if config.prm and not config.samples:
@@ -150,14 +145,11 @@ def admit(benchmark: Benchmark, pool: Pool, console: Console) -> Benchmark:
     if benchmark.is_process:
         return benchmark
 
-    def say(note: str) -> None:
-        console.print(f"{benchmark.name}: {note}", markup=False, highlight=False)
-
-    items = pool.admit(benchmark.items, say)
-    kept = {item.id for item in items}
-    recorded = benchmark.recorded and [
-        texts for texts, item in zip(benchmark.recorded, benchmark.items, strict=True) if item.id in kept
-    ]
+    items = pool.admit(benchmark.items, lambda note: console.print(f"{benchmark.name}: {note}"))
+    kept, recorded = {item.id for item in items}, benchmark.recorded
+    if recorded:
+        pairs = zip(recorded, benchmark.items, strict=True)
+        recorded = [texts for texts, item in pairs if item.id in kept]
     left_out = benchmark.left_out + len(benchmark.items) - len(items)
     return replace(benchmark, items=items, recorded=recorded, left_out=left_out)
 
@@ -194,7 +186,7 @@ def judge(benchmark: Benchmark, models: Models, pool: Pool, folder: Path, consol
 def sampled_rows(
     benchmark: Benchmark, chunk: range, models: Models, pool: Pool, check: Callable[[], None]
 ) -> list[dict]:
-    """A row an item: its greedy response, N sampled ones, their outcomes, their scores by the PRM."""
+    """A row for each item: its greedy response, N sampled ones, their outcomes, their rewards by the PRM."""
     config, prompts = models.config, benchmark.items[chunk.start : chunk.stop]
     seed = derive_seed(config.seed, benchmark.name, chunk.start)
     tokens = config.max_response_tokens or benchmark.config.max_response_tokens
@@ -217,7 +209,7 @@ def sampled_rows(
 def recorded_rows(
     benchmark: Benchmark, chunk: range, models: Models, pool: Pool, check: Callable[[], None]
 ) -> list[dict]:
-    """A row an item: its recorded responses, their outcomes, their scores by the PRM."""
+    """A row for each item: its recorded responses, their outcomes, their rewards by the PRM."""
     assert benchmark.recorded is not None
     groups: list[Group] = []
     for start in range(chunk.start, chunk.stop, JUDGED):
@@ -273,13 +265,13 @@ def add_rewards(rows: list[dict], models: Models, sampled: list[Group]) -> None:
 
 def print_results(results: dict[str, Any], console: Console) -> None:
     """One line a benchmark, then the first errors, then the ways to choose among N; 80 columns will do."""
-    console.print(f"\n{page.model_names(results)}; 95 % intervals over items", markup=False, highlight=False)
+    console.print(f"\n{page.model_names(results)}; 95 % intervals over items")
     for rows in (page.accuracy_rows(results), page.first_error_rows(results)):
         if rows:
             console.print(table("benchmark", rows))
     for name, result in results["benchmarks"].items():
         if len(result.get("best_of_n", {})) > 3:
-            console.print(f"{name}: accuracy of the chosen response", markup=False, highlight=False)
+            console.print(f"{name}: accuracy of the chosen response")
             console.print(table("chosen by", page.best_of_n_rows(result)))
 
 
@@ -291,5 +283,5 @@ def table(first: str, rows: page.Rows) -> Table:
     for heading in headings:
         made.add_column(heading, justify="right", no_wrap=True)
     for name, *cells in lines:
-        made.add_row(escape(name), *(cell.replace(" (", "\n").replace(")", "") for cell in cells))
+        made.add_row(name, *(cell.replace(" (", "\n").replace(")", "") for cell in cells))
     return made

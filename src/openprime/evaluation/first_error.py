@@ -75,7 +75,7 @@ def first_error(step_scores: Sequence[float], threshold: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FirstErrorF1:
-    """How well the first wrong steps are found; nan where there is no response to tell it by."""
+    """ProcessBench's F1 and its two accuracies; nan where there is no response to measure one."""
 
     error_accuracy: float
     """Share of the erroneous responses whose first wrong step is named exactly."""
