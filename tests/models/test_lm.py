@@ -1,6 +1,7 @@
 """A model with its circumstances against the functions it is made of; micro-batches on one rank and on several."""
 
 import json
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from openprime.config import LoRAConfig, LoRAOptimizerConfig, OptimizerConfig, PromptFormat
 from openprime.models.hub import load_model, load_tokenizer, read_format
-from openprime.models.lm import LM, Loader, cut, micro_batches
+from openprime.models.lm import LM, Loader, cut, deal, micro_batches
 from openprime.models.lora import add_adapter, merged_model, merged_tensors, trained_parameters
 from openprime.models.placement import Placement
 from openprime.models.tiny import build_model, build_tokenizer
@@ -212,3 +213,25 @@ def test_micro_batches__all_ranks_have_as_many_and_together_the_batch(
     assert any(len(own[-1]) for own in found)  # somebody needs the last one
     if unit is not None:  # a pair is on one rank
         assert sum(len(unit[torch.cat(own)].unique()) for own in found) == len(unit.unique())
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(2, 9), st.integers(1, 8))
+@property_test
+def test_deal__gives_everything_out_with_units_kept_together_and_no_rank_far_ahead(
+    lengths: list[int], world: int, units: int
+):
+    unit = [row % units for row in range(len(lengths))]
+    with pytest.MonkeyPatch.context() as patch:
+        become(patch, 0, world)
+        shares = deal(torch.tensor(lengths), torch.tensor(unit))
+        alone = deal(torch.tensor(lengths))
+    assert len(shares) == world
+    where = {unit[row]: rank for rank, rows in enumerate(shares) for row in rows}
+    assert all(where[unit[row]] == rank for rank, rows in enumerate(shares) for row in rows)
+    for dealt, own in ((shares, unit), (alone, range(len(lengths)))):
+        assert sorted(row for rows in dealt for row in rows) == list(range(len(lengths)))
+        tokens = [sum(lengths[row] for row in rows) for rows in dealt]
+        largest = Counter()
+        for row, length in enumerate(lengths):
+            largest[own[row]] += length
+        assert max(tokens) - min(tokens) <= max(largest.values())

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openprime.models import logprobs
-from openprime.models.logprobs import has_plain_head, selected_logprobs, token_distributions, token_logprobs
+from openprime.models.attention import packs
+from openprime.models.logprobs import (
+    has_plain_head,
+    pack,
+    selected_logprobs,
+    token_distributions,
+    token_logprobs,
+)
 from openprime.models.placement import Placement
 from support.tiny_zoo import PLAIN, SCALED, VOCABULARY, logits_of_head, make
 
@@ -166,28 +173,31 @@ def test_selected_logprobs__keeps_no_more_logits_than_there_is_room_for(
 
 # Whole models
 
-PROMPTS, LENGTHS, WIDTH = [1, 4, 2, 7], [9, 5, 12, 8], 12
-
-MASK = torch.tensor([[p <= t < n for t in range(WIDTH)] for p, n in zip(PROMPTS, LENGTHS, strict=True)])
-"""[4, 12]: responses of 8, 1, 10 and 1 tokens."""
-IDS = torch.randint(VOCABULARY, (4, WIDTH), generator=torch.Generator().manual_seed(1))
-IDS[torch.tensor(LENGTHS)[:, None] <= torch.arange(WIDTH)] = 3  # padding is a token of the vocabulary
+PROMPTS, RESPONSES, WIDTH = ([5, 6, 7], [5, 6, 7], [8], [5, 6, 7], [8], [5, 6]), (9, 2, 20, 1, 4, 3), 21
+"""The first, second and fourth rows share a prompt, the third and fifth another one; the last is a part of one."""
+STARTS = [len(prompt) for prompt in PROMPTS]
+LENGTHS = [start + count for start, count in zip(STARTS, RESPONSES, strict=True)]
+MASK = torch.tensor([[s <= t < n for t in range(WIDTH)] for s, n in zip(STARTS, LENGTHS, strict=True)])
+IDS = torch.randint(VOCABULARY, (6, WIDTH), generator=torch.Generator().manual_seed(1))
+for row, prompt, length in zip(IDS, PROMPTS, LENGTHS, strict=True):
+    row[: len(prompt)] = torch.tensor(prompt)
+    row[length:] = 3  # padding is a token of the vocabulary
 WEIGHTS = torch.randn(MASK.shape, generator=torch.Generator().manual_seed(2))
 
 
-def own_distributions(model, temperature: float) -> Tensor:
-    """[N, V] of the response tokens, from the model's own logits of each row alone, without padding."""
+def own_distributions(model, temperature: float, token_ids: Tensor = IDS, mask: Tensor = MASK) -> Tensor:
+    """[N, V] of the response tokens, from the model's own logits of what stands before each, alone."""
     found = []
-    for ids, prompt, length in zip(IDS, PROMPTS, LENGTHS, strict=True):
-        logits = model(input_ids=ids[None, :length], use_cache=False).logits[0].float() / temperature
-        found.append(logits.log_softmax(-1)[prompt - 1 : length - 1])
+    for ids, marks in zip(token_ids, mask, strict=True):
+        logits = model(input_ids=ids[None], use_cache=False).logits[0].float() / temperature
+        found.append(logits.log_softmax(-1)[marks.nonzero()[:, 0] - 1])
     return torch.cat(found)
 
 
-def own_logprobs(model, temperature: float) -> Tensor:
-    """[4, 12] likewise."""
-    values = own_distributions(model, temperature).gather(-1, IDS[MASK][:, None])[:, 0]
-    return torch.zeros(MASK.shape).masked_scatter(MASK, values)
+def own_logprobs(model, temperature: float, ids: Tensor = IDS, mask: Tensor = MASK) -> Tensor:
+    """[B, T] likewise."""
+    values = own_distributions(model, temperature, ids, mask).gather(-1, ids[mask][:, None])[:, 0]
+    return torch.zeros(mask.shape).masked_scatter(mask, values)
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *SCALED])
@@ -242,6 +252,16 @@ def test_has_plain_head__a_cap_is_recognised_while_the_logits_are_still_small():
     )
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2, capped logits"])
+def test_token_logprobs__a_model_with_another_attention_keeps_it_and_reads_padded_rows(name: str):
+    model = make(name)
+    model.set_attn_implementation("eager")
+    assert not packs(model)
+    ours = token_logprobs(model, IDS, MASK)
+    torch.testing.assert_close(ours, token_logprobs(make(name), IDS, MASK), rtol=1e-4, atol=1e-4)
+    assert model.config._attn_implementation == "eager"
+
+
 def test_token_logprobs__padding_changes_nothing():
     model, mask = make("qwen2"), torch.nn.functional.pad(MASK, (0, 3))
     wider = torch.nn.functional.pad(IDS, (0, 3), value=9)
@@ -249,6 +269,15 @@ def test_token_logprobs__padding_changes_nothing():
     values = [token_logprobs(model, block, mask) for block in (wider, other)]
     assert torch.equal(values[0], values[1])
     torch.testing.assert_close(values[0][:, :WIDTH], token_logprobs(model, IDS, MASK), rtol=1e-5, atol=1e-5)
+
+
+def test_token_logprobs__masks_with_holes_and_rows_without_a_response():
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 9, 9, 9, 9], [1, 2, 3, 4, 9, 9]])
+    mask = torch.tensor([[0, 0, 1, 0, 1, 0], [0] * 6, [0, 0, 0, 1, 0, 0]]).bool()
+    model = make("qwen3")
+    torch.testing.assert_close(
+        token_logprobs(model, ids, mask), own_logprobs(model, 1.0, ids, mask), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_token_logprobs__prompts_and_padding_cost_no_work_in_the_head():
@@ -286,18 +315,17 @@ def test_token_logprobs__an_even_distribution_gives_log_one_over_the_vocabulary(
 
 @pytest.mark.parametrize("name", ["llama", "gpt2 tied", *SCALED])
 def test_token_logprobs__trap_11_logits_are_float32_although_the_transformer_runs_in_bfloat16(name: str):
-    """Against float32 logits of the same bfloat16 transformer: rounding logits to bfloat16 costs 1e-2."""
-    model = make(name)
-    rows, columns = MASK.nonzero(as_tuple=True)
+    """Against exact logits of the pass's own hidden states: rounding logits to bfloat16 costs 1e-2."""
+    model, states = make(name), []
+    exact = token_logprobs(model, IDS, MASK)[MASK].detach()
+    model.base_model.register_forward_hook(lambda *found: states.append(found[-1].last_hidden_state))
+    with torch.no_grad(), Placement(bfloat16=True).autocast():
+        ours, whole = token_logprobs(model, IDS, MASK)[MASK], token_distributions(model, IDS, MASK)
+    assert torch.equal(*states)
+    hidden = states[0][0, pack(IDS, MASK).places]  # [N, D]
     with torch.no_grad():
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
-        logits = logits_of_head(model, hidden[rows, columns - 1].double())
-        expected = logits.log_softmax(-1)[torch.arange(len(rows)), IDS[rows, columns]]
-        with Placement(bfloat16=True).autocast():
-            ours = token_logprobs(model, IDS, MASK)[MASK]
-            whole = token_distributions(model, IDS, MASK)
-        exact = token_logprobs(model, IDS, MASK)[MASK]
+        logits = logits_of_head(model, hidden.double())  # [N, V]
+    expected = logits.log_softmax(-1).gather(-1, IDS[MASK][:, None])[:, 0]
     torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(whole.double(), logits.log_softmax(-1), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, exact, atol=1e-4)  # the transformer did run in bfloat16
@@ -315,3 +343,57 @@ def test_token_logprobs__trap_11_a_bfloat16_pass_keeps_float32_weights_and_gradi
     assert mine.dtype == torch.float32
     assert len(mine) == len(other)
     assert 0.99 < float(torch.nn.functional.cosine_similarity(mine, other, dim=0)) < 1
+
+
+# Packing
+
+
+def test_pack__a_shared_prompt_is_read_once_and_neither_padding_nor_last_tokens():
+    model, seen = make("qwen2"), []
+    has_plain_head(model)  # looks at four tokens
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    token_logprobs(model, IDS, MASK)
+    assert seen == [(1, (3 + 1 + 2) + sum(n - 1 for n in RESPONSES))]
+
+
+@st.composite
+def rows(draw) -> tuple[Tensor, Tensor]:
+    """Up to six rows over three tokens, so that prompts often coincide."""
+    width, count = draw(st.integers(2, 12)), draw(st.integers(1, 6))
+
+    def block(values: st.SearchStrategy) -> Tensor:
+        row = st.lists(values, min_size=width, max_size=width)
+        return torch.tensor(draw(st.lists(row, min_size=count, max_size=count)))
+
+    ids, mask = block(st.integers(0, 2)), block(st.booleans())
+    mask[:, 0] = False
+    mask[0, 1] = True  # one at least
+    return ids, mask
+
+
+@property_test
+@given(rows())
+def test_pack__keeps_every_token_that_counts_with_all_that_it_sees(batch: tuple[Tensor, Tensor]):
+    """Against the definition: which tokens come before a True, where, and what stands to their left."""
+    ids, mask = batch
+    found = pack(ids, mask)
+    tokens, positions = found.token_ids[0].tolist(), found.positions[0].tolist()
+    contexts: dict[int, tuple[int, ...]] = {}  # of each place: the tokens up to it
+    flat = []
+    for block in found.rows:
+        for row in block.tolist():
+            flat += row
+            for t in range(len(row)):
+                if positions[row[t]] == t and row[t] not in contexts:
+                    contexts[row[t]] = tuple(tokens[place] for place in row[: t + 1])
+    assert sorted(contexts) == list(range(len(tokens)))  # every place is in a row
+    assert [flat[i] for i in found.back.tolist()] == list(range(len(tokens)))
+    before = [tuple(ids[b, :t].tolist()) for b, t in mask.nonzero().tolist()]
+    assert [contexts[place] for place in found.places.tolist()] == before
+    prompts, own = set(), 0
+    for row, marks in zip(ids.tolist(), mask.tolist(), strict=True):
+        if any(marks):
+            start, end = marks.index(True), max(t for t, mark in enumerate(marks) if mark)
+            prompts.add(tuple(row[:start]))
+            own += end - start
+    assert len(tokens) == sum(len(prompt) for prompt in prompts) + own
