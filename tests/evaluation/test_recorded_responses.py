@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from openprime.cli import main
-from openprime.evaluation.benchmarks import whole
+from openprime.evaluation.benchmarks import mark_bare
 from openprime.prime.prm import ImplicitPRM
 from openprime.run import jsonl
 from openprime.types import Prompt
@@ -188,16 +188,16 @@ def test_evaluate_responses__votes_are_of_the_answers_that_are_judged(tmp_path: 
         ("\\boxed{}", "wrong"),
     ],
 )
-def test_whole__a_bare_answer_is_one_but_prose_is_not(text: str, reason: str):
+def test_mark_bare__a_bare_answer_is_one_but_prose_is_not(text: str, reason: str):
     item = Prompt("p:0", (), "1 + 1?", "2")
-    (verdict,) = verify_math(item, [whole(text, item)])
+    (verdict,) = verify_math(item, [mark_bare(text, item)])
     assert verdict.reason == reason
 
 
-def test_whole__a_reference_of_several_words_is_an_answer_too():
+def test_mark_bare__a_reference_of_several_words_is_an_answer_too():
     item = Prompt("p:0", (), "Which?", "no real solution")
-    assert whole("no real solution", item) == r"\boxed{no real solution}"
-    assert whole("no known solution", item) == "no known solution"
+    assert mark_bare("no real solution", item) == r"\boxed{no real solution}"
+    assert mark_bare("no known solution", item) == "no known solution"
 
 
 # Bad input

@@ -73,7 +73,7 @@ class Script:
         told = self.outcomes(prompt.token_ids[0])
         return futures([Verdict(told[int(text)], "right" if told[int(text)] else "wrong") for text in texts])
 
-    def insist(self, groups: list[Group]) -> None:
+    def require_verdicts(self, groups: list[Group]) -> None:
         """No verdict is a failure."""
 
     def metrics(self) -> dict[str, float]:

@@ -21,12 +21,6 @@ from openprime.verifiers.pool import Pool
 def generate(config: GenerateConfig) -> None:
     """Sample and judge; leaves responses.jsonl in `config.out`, a line a prompt, in the order of the data."""
     config.check()
-    with Pool(config.verify) as pool:
-        generate_with(pool, config)
-
-
-def generate_with(pool: Pool, config: GenerateConfig) -> None:
-    """`generate` with verifiers at hand."""
     check_folder(config, "generate")
     pick_device(config.device)  # what is wrong with it is said at once
     console = Console()
@@ -34,28 +28,29 @@ def generate_with(pool: Pool, config: GenerateConfig) -> None:
     def say(note: str) -> None:
         console.print(f"note: {note}", markup=False, highlight=False)
 
-    pool.prepare([] if config.data.verifier_field else [config.data.verifier])
-    tokenizer = load_tokenizer(config.model)
-    data = read_prompts(config.data, tokenizer)
-    if data.dropped_long:
-        limit = config.data.max_prompt_tokens
-        say(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
-    prompts = pool.admit(data.prompts, say)
-    del data  # rows with tests, which `prompts` has packed
-    longest = config.data.max_prompt_tokens + config.max_response_tokens
-    engine = make_engine(config, tokenizer, config.sequences, longest)
-    sampling = Sampling(config.responses, config.max_response_tokens, config.temperature)
-    vocabulary = vocabulary_id(tokenizer)
-    path = open_folder(config, "generate") / "responses.jsonl"
+    with Pool(config.verify) as pool:
+        pool.prepare([] if config.data.verifier_field else [config.data.verifier])
+        tokenizer = load_tokenizer(config.model)
+        data = read_prompts(config.data, tokenizer)
+        if data.dropped_long:
+            limit = config.data.max_prompt_tokens
+            say(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
+        prompts = pool.admit(data.prompts, say)
+        del data  # rows with tests, which `prompts` has packed
+        longest = config.data.max_prompt_tokens + config.max_response_tokens
+        engine = make_engine(config, tokenizer, config.sequences, longest)
+        sampling = Sampling(config.responses, config.max_response_tokens, config.temperature)
+        vocabulary = vocabulary_id(tokenizer)
+        path = open_folder(config, "generate") / "responses.jsonl"
 
-    def make(items: range, check: Callable[[], None]) -> list[dict]:
-        seed = derive_seed(config.seed, "generate", items.start)
-        chosen = prompts[items.start : items.stop]
-        groups = sample_and_verify(engine, pool, chosen, sampling, seed, check)
-        return [group_row(row_number(g.prompt), g, config.data, vocabulary) for g in groups]
+        def make(items: range, check: Callable[[], None]) -> list[dict]:
+            seed = derive_seed(config.seed, "generate", items.start)
+            chosen = prompts[items.start : items.stop]
+            groups = sample_and_verify(engine, pool, chosen, sampling, seed, check)
+            return [group_row(row_number(g.prompt), g, config.data, vocabulary) for g in groups]
 
-    console.print(f"{len(prompts)} prompts, {config.responses} responses each", highlight=False)
-    rows = fill_jsonl(path, len(prompts), "generate", console, make)
-    reasons = Counter(response["reason"] for row in rows for response in row["responses"])
-    said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-    console.print(f"{sum(reasons.values())} responses: {said}\nwritten: {path}", highlight=False)
+        console.print(f"{len(prompts)} prompts, {config.responses} responses each", highlight=False)
+        rows = fill_jsonl(path, len(prompts), "generate", console, make)
+        reasons = Counter(response["reason"] for row in rows for response in row["responses"])
+        said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        console.print(f"{sum(reasons.values())} responses: {said}\nwritten: {path}", highlight=False)

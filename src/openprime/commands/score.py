@@ -31,7 +31,7 @@ AT_A_TIME = 128
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What is scored of a row."""
+    """The responses of a row, to be scored."""
 
     name: str
     prompt: str | Messages
@@ -107,7 +107,7 @@ def score(config: ScoreConfig) -> None:
 
 
 def read_item(row: Row, where: str, vocabulary: str) -> Item:
-    """What is scored of a row; `vocabulary` is the PRM's. Raises UserError for what cannot be scored."""
+    """The responses of a row; `vocabulary` is the PRM's. Raises UserError for what cannot be scored."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -8,16 +8,18 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from openprime.config import VerifyStageConfig
 from openprime.data.readers import Row
 from openprime.data.records import read_rows, to_verify
+from openprime.run.console import Bar
 from openprime.types import Prompt, UserError, Verdict
 from openprime.verifiers.pool import Pool
 
 AHEAD = 1000
 """Rows that are submitted before the first of them is written."""
+REPORTED = 100
+"""Rows between two reports of progress."""
 
 
 def verify(config: VerifyStageConfig) -> None:
@@ -33,28 +35,18 @@ def verify(config: VerifyStageConfig) -> None:
         raise UserError(f"out: {out} is the file to read")
     prompts = [to_verify(row, f"{path}, row {i + 1}", config.verifier) for i, row in enumerate(rows)]
     counts: Counter[str] = Counter()
-    shown = (
-        TextColumn("verify"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     with Pool(config.verify) as pool:
         pool.prepare(prompt.verifier for prompt in prompts)
         begun = time.monotonic()
         out.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            out.open("w", encoding="utf-8") as file,
-            Progress(*shown, console=console, transient=True) as bar,
-        ):
-            task = bar.add_task("", total=len(rows))
-            for row, verdict in _judged(pool, rows, prompts):
+        with out.open("w", encoding="utf-8") as file, Bar(console, "verify", len(rows), 0) as bar:
+            for done, (row, verdict) in enumerate(_judged(pool, rows, prompts), 1):
                 taken = round(verdict.seconds, 6)
                 result = {"outcome": verdict.outcome, "reason": verdict.reason, "seconds": taken}
                 file.write(json.dumps(row | result, ensure_ascii=False) + "\n")
                 counts[verdict.reason] += 1
-                bar.advance(task)
+                if done % REPORTED == 0:
+                    bar.report(done, {})
     seconds = time.monotonic() - begun
     share = counts["right"] / max(1, len(rows))
     said = dict.fromkeys(("right", "wrong", "no_answer", "rejected", "timeout"), 0) | counts

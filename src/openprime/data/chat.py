@@ -15,7 +15,7 @@ SUFFIXES = {
     "math": "\n\nPresent the answer in LaTex format: \\boxed{Your answer}",
     "code": "\n\nWrite Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end.",
 }
-"""What the published recipe puts behind a question, by verifier (PRIME, arXiv 2502.01456; the Eurus-2 model cards)."""
+"""Text behind a question in the published recipe, by verifier (PRIME, arXiv 2502.01456; the Eurus-2 model cards)."""
 ACTIONS = ("ASSESS", "ADVANCE", "VERIFY", "SIMPLIFY", "SYNTHESIZE", "PIVOT", "OUTPUT")
 """The seven actions of the published SFT data (PRIME, section 4.1)."""
 SYSTEM = (

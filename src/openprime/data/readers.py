@@ -170,7 +170,7 @@ def prompts_and_responses(
 
 
 def load_rows(config: DataConfig) -> list[Row]:
-    """The rows of `data.source`, the first `data.limit` of them; a file is read anew each time.
+    """The rows of `data.source`, the first `data.limit` of them; a file is read again each time.
 
     Raises ValueError for a source that is not there, and for a file that cannot be read (FILE:LINE).
     """
@@ -203,7 +203,7 @@ def load_rows(config: DataConfig) -> list[Row]:
 
 
 def keeps(config: DataConfig, row: Row) -> bool:
-    """Whether `data.where` keeps a row."""
+    """True for a row that `data.where` keeps."""
     return all(text in str(value_at(row, field)) for field, text in config.where.items())
 
 
@@ -305,7 +305,7 @@ def response_text(value: Any, name: str) -> str:
 
 
 def verifiers_of(config: DataConfig, rows: list[Row]) -> list[str]:
-    """Who judges the responses to each row."""
+    """The verifier of each row."""
     if config.source.startswith("gym:") and config.verifier == "math":
         return ["reasoning_gym"] * len(rows)
     if not config.verifier_field:

@@ -52,7 +52,7 @@ class RecordedResponse:
     token_ids: tuple[int, ...] | None = None
     """As they were sampled, where they are of the vocabulary asked for; None: the text has to be encoded."""
     steps: tuple[str, ...] = ()
-    """Where the row has them; joined they are the text."""
+    """Those of the row, if it has them; joined they are the text."""
     entry: Row = field(default_factory=dict)
     """The object that the file has for it."""
 
@@ -81,9 +81,9 @@ class JudgedSet:
 
     rows: list[JudgedResponse]
     prompts: int
-    """How many prompts they answer."""
+    """Number of prompts that they answer."""
     notes: list[str]
-    """What was left out and why, for the user."""
+    """For the user: responses left out, and the reason."""
 
 
 # A row
@@ -150,7 +150,7 @@ def in_steps(value: object, where: str, blank: bool = True) -> RecordedResponse:
 
 
 def to_verify(row: Row, where: str, verifier: str = "") -> Prompt:
-    """What a verifier gets of a row with a `response`, which may be null: its answer or its tests, and its columns.
+    """A row with a `response`, which may be null, as a verifier gets it: its answer or its tests, and its columns.
 
     `verifier`, else the row's, else `code` for a row with tests and `math` for others. Raises UserError for a row
     without a response, and without an answer where mathematics needs one.
@@ -421,7 +421,7 @@ def _ends(
 
 
 def _key(messages: str | Messages) -> str:
-    """What makes two prompts the same."""
+    """A text that two prompts share if they are the same."""
     return json.dumps(messages, sort_keys=True)
 
 
@@ -429,7 +429,7 @@ def _key(messages: str | Messages) -> str:
 
 
 def group_row(item: int, group: Group, form: PromptFormat, vocabulary: str) -> dict[str, Any]:
-    """What is written of a group: the whole prompt as the model was asked, and each response.
+    """A group as a row: the prompt with all that was added, as the model was asked, and each response.
 
     `item` is the row's number in the data; `vocabulary` from `vocabulary_id` says whose the token ids are.
     """
@@ -445,12 +445,12 @@ def group_row(item: int, group: Group, form: PromptFormat, vocabulary: str) -> d
 
 
 def row_number(prompt: Prompt) -> int:
-    """Which row of the data a prompt is, those counted that were left out."""
+    """A prompt's row number in the data, those counted that were left out."""
     return int(prompt.id.rpartition(":")[2])
 
 
 def response_row(response: Response) -> dict[str, Any]:
-    """What is written of a response."""
+    """A response as an object of a row."""
     return {
         "text": response.text,
         "token_ids": list(response.token_ids),
@@ -461,6 +461,6 @@ def response_row(response: Response) -> dict[str, Any]:
 
 
 def vocabulary_id(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short name of a vocabulary: two tokenizers with the same one read the same token ids alike."""
+    """A short name of a vocabulary: two tokenizers with the same one give the same token ids the same meaning."""
     items = sorted(tokenizer.get_vocab().items())
     return f"{zlib.crc32(repr(items).encode()):08x}"

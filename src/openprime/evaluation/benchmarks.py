@@ -54,12 +54,12 @@ class Benchmark:
 
     @property
     def is_process(self) -> bool:
-        """Whether a PRM is asked for the first wrong step."""
+        """True where a PRM is asked for the first wrong step."""
         return self.config.kind == "first_error"
 
     @property
     def is_sampled(self) -> bool:
-        """Whether the model is asked."""
+        """True where the model is asked."""
         return self.recorded is None and not self.is_process
 
 
@@ -191,12 +191,13 @@ def read_recorded(
             f"--samples {fewest}"
         )
     return [
-        [whole(text, item, entry.answers) for text in texts] for texts, item in zip(lines, items, strict=True)
+        [mark_bare(text, item, entry.answers) for text in texts]
+        for texts, item in zip(lines, items, strict=True)
     ]
 
 
-def whole(text: str, item: Prompt, answers: Answers = "auto") -> str:
-    r"""A recorded response as a model would write it: a bare answer in a box, a bare program in a fence."""
+def mark_bare(text: str, item: Prompt, answers: Answers = "auto") -> str:
+    r"""A recorded response; one that is nothing but an answer gets a box, nothing but a program a fence."""
     bare = text.strip()
     if item.verifier == "math" and is_answer(bare, item):
         return f"#### {bare}" if answers == "hashes" else rf"\boxed{{{bare}}}"
@@ -210,14 +211,14 @@ def whole(text: str, item: Prompt, answers: Answers = "auto") -> str:
 
 
 def is_answer(bare: str, item: Prompt) -> bool:
-    """Whether a text is nothing but an answer: a line without words one after the other, or the reference itself."""
+    """True for a text that is nothing but an answer: a line without two words in a row, or the reference itself."""
     if not bare or "\n" in bare or extract_answer(bare) is not None:
         return False
     return bare == item.answer or not PROSE.search(LATEX.sub(" ", bare))
 
 
 def parses(program: str) -> bool:
-    """Whether a text is a Python program."""
+    """True for a Python program."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

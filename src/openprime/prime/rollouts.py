@@ -178,7 +178,7 @@ def sample_and_verify(
         parts = gather([(group.responses, group.policy_version) for group in judged])
         answers = [answer for part in parts for answer in part]
         groups = [Group(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    together(lambda: pool.insist(groups))
+    together(lambda: pool.require_verdicts(groups))
     if seconds is not None:
         seconds["rollout"] += ended - begun
         seconds["verify"] += time.perf_counter() - ended

@@ -64,7 +64,7 @@ OPERATORS: dict[type, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How the result of one case is judged."""
+    """Comparison of the result of one case with what is expected."""
 
     kind: Literal["equal", "differs", "is", "is_not", "truth"] = "equal"
     wrappers: tuple[tuple[str, tuple[Any, ...]], ...] = ()
@@ -106,7 +106,7 @@ def pack_tests(tests: Tests) -> bytes:
 
 
 def unpack_tests(packed: bytes) -> Tests:
-    """What `pack_tests` packed in this package: never anything out of a row, for a pickle can run code."""
+    """Tests that `pack_tests` packed: never anything out of a row, for a pickle can run code."""
     return pickle.loads(zlib.decompress(packed))
 
 
@@ -185,7 +185,7 @@ def _name(name: Any) -> str:
 
 
 def _json(source: Any) -> Any:
-    """What a JSON text holds; anything else as it is."""
+    """The value of a JSON text; anything else as it is."""
     try:
         return json.loads(source) if isinstance(source, str) and source else source
     except (ValueError, RecursionError) as error:
@@ -259,7 +259,7 @@ def _call(arguments: Any, expected: Any) -> tuple[list[Any], Any]:
 
 
 def is_text(text: str) -> bool:
-    """Whether a text can be encoded."""
+    """True for a text that can be encoded."""
     return SURROGATE.search(text) is None
 
 

@@ -53,7 +53,7 @@ DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class CodeOptions:
-    """How programs are run and scored."""
+    """Limits and score of programs."""
 
     score: Literal["share", "all"] = "share"
     """Outcome: the share of passed cases, as in the published recipe, or 1 for all of them and else 0."""
@@ -167,7 +167,7 @@ def _opens(fence: re.Match[str]) -> bool:
 
 
 def _passed(ran: Ran, tests: Tests, case: int) -> bool:
-    """Whether what came back from one case is what was expected."""
+    """True where the result of one case is the expected one."""
     if ran.status != "ok":
         return False
     expected = tests.outputs[case]
@@ -193,7 +193,7 @@ def _passed(ran: Ran, tests: Tests, case: int) -> bool:
 
 
 def same_output(output: str, expected: str) -> bool:
-    """Whether two texts are the same line by line, but for white space between and behind the words.
+    """True where two texts are the same line by line, but for white space between and behind the words.
 
     Empty lines at the end do not count. Where the expected word is a decimal number, with a point or an
     exponent, a number near it will do. Integers are compared as text.
@@ -225,7 +225,7 @@ def _same_word(word: str, wanted: str) -> bool:
 
 
 def same_value(value: Any, expected: Any, exact: bool, check: Check) -> bool:
-    """Whether a plain value is the expected one; takes time in proportion to the expected one.
+    """True where a plain value is the expected one; takes time in proportion to the expected one.
 
     Python's == on exact types, with a tolerance where a float is expected; NaN is NaN. Unless `exact`, a
     tuple will do for a list, and the key 1 for the key "1": JSON has no others.

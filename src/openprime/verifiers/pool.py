@@ -52,7 +52,7 @@ class Pool:
         self.sandbox = ""
         """Isolation of programs, such as `strict`; empty while no program was to be judged."""
         self.complaint = ""
-        """What the last verifier raised that failed on a response."""
+        """Traceback of the last verifier that failed on a response."""
         self._jobs: queue.Queue[_Job | None] = queue.Queue(WAITING)
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -114,10 +114,10 @@ class Pool:
         """The groups with outcome and reason in each response."""
         submitted = [self.submit(g.prompt, [r.text for r in g.responses]) for g in groups]
         judged = [with_verdicts(group, futures) for group, futures in zip(groups, submitted, strict=True)]
-        self.insist(judged)
+        self.require_verdicts(judged)
         return judged
 
-    def insist(self, judged: Sequence[Group]) -> None:
+    def require_verdicts(self, judged: Sequence[Group]) -> None:
         """Raise VerifierError where no response at all has an outcome because the verifier fails."""
         if self.complaint and all(r.outcome is None for group in judged for r in group.responses):
             raise VerifierError(
@@ -125,7 +125,7 @@ class Pool:
             )
 
     def metrics(self) -> dict[str, float]:
-        """What a run logs beside its verdicts: 1 where programs run in strict isolation, 0 where not."""
+        """Metrics of a run beside its verdicts: 1 where programs run in strict isolation, 0 where not."""
         return {"verify/strict_sandbox": float(self.sandbox.startswith("strict"))} if self.sandbox else {}
 
     def close(self) -> None:
@@ -274,11 +274,11 @@ class _Job:
 
     @property
     def built_in(self) -> bool:
-        """Whether the verifier is ours: what it cannot judge is then the response's fault."""
+        """True for a verifier of ours: what it cannot judge is then the response's fault."""
         return ":" not in self.name
 
     def finish(self, reason: str, begun: bool) -> None:
-        """End without the verifier's word."""
+        """End without a verdict of the verifier."""
         if self.prompt is None:
             self.future.set_exception(VerifierError(f"the verifier {self.name} did not load: {reason}"))
             return
