@@ -194,8 +194,8 @@ def steps(folder: Path, args: argparse.Namespace) -> dict:
         },
         "sampled_tokens_per_second": tokens / found["rollout"]["seconds"],
         "trained_tokens_per_second": int(batch.lengths.sum()) / training,
-        "training_flop_use": work.training_flops / training / peak,
-        "sampling_flop_use": work.sampling_flops / found["rollout"]["seconds"] / peak,
+        "training_flop_use": work["training_flops"] / training / peak,
+        "sampling_flop_use": work["sampling_flops"] / found["rollout"]["seconds"] / peak,
         "mismatch": max(mismatch),
     }
 

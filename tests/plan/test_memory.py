@@ -181,16 +181,16 @@ def test_work_of__a_rollout_step_is_the_sum_of_its_passes(shape: Shape):
     config = PrimeConfig.model_validate({"rollout": {"prompts": 6, "responses": 4}})
     models = parts_of(config, shape, shape)
     work = work_of(config, models, prompt=10, response=30, pass_rate=0.5)
-    assert work.sampled_tokens == 12 * 4 * 30
-    assert work.trained_tokens == 24 * 40
-    assert work.training_flops == 24 * sum(flops_of_row(part, config, 10, 30) for part in models)
+    assert work["sampled_tokens"] == 12 * 4 * 30
+    assert work["trained_tokens"] == 24 * 40
+    assert work["training_flops"] == 24 * sum(flops_of_row(part, config, 10, 30) for part in models)
     reference = flops_of_row(models[2], config, 10, 30)
     assert flops_of_row(models[0], config, 10, 30) > 3 * reference
     before = config.model_copy(update={"prm": config.prm.model_copy(update={"update": "before"})})
-    again = work_of(before, models, 10, 30, 0.5).training_flops - work.training_flops
+    again = work_of(before, models, 10, 30, 0.5)["training_flops"] - work["training_flops"]
     assert again == pytest.approx(24 * 2 * reference)
     one = work_of(config, models, 10, 30, pass_rate=1.0)
-    assert work.sampling_flops == 2 * one.sampling_flops
+    assert work["sampling_flops"] == 2 * one["sampling_flops"]
 
 
 def test_work_of__distillation_trains_its_prm_for_several_epochs(shape: Shape):

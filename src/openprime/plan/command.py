@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -61,7 +61,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     shape = prm = read_shape(config.architecture or run.model)
     if isinstance(run, PrimeConfig) and run.prm.model not in ("", run.model):
         prm = read_shape(config.prm_architecture or run.prm.model)
-    machine = machine_of(config)
+    machine = Machine(config.gpus, config.gpu_memory * GiB, config.gpus_per_node, config.pass_rate)
     budget = memory_of(run, machine, shape, prm)
     limit = config.gpu_memory - (RESERVE if run.device != "cpu" else 0.0)
 
@@ -70,8 +70,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         words = " ".join(settings).split()
         gpus = int(words[words.index("--gpus") + 1]) if "--gpus" in words else config.gpus
         changed = changed_run(run, tuple(word for word in words if "=" in word))
-        there = machine_of(config.model_copy(update={"gpus": gpus}))
-        return memory_of(changed, there, shape, prm).peak <= limit * GiB
+        return memory_of(changed, replace(machine, ranks=gpus), shape, prm).peak <= limit * GiB
 
     fit = budget.peak <= limit * GiB
     return {
@@ -91,7 +90,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         "fits": fit,
         "changes": [] if fit else advise(changes(run, config.gpus), fits),
         "host": {name: size / GiB for name, size in budget.host.items() if size},
-        "notes": notes(run, machine, shape) if isinstance(run, RLConfig) else [],
+        "notes": notes(run, machine, shape),
         **estimate(config, run, shape, prm),
     }
 
@@ -118,11 +117,6 @@ def changed_run(run: TrainingConfig, settings: tuple[str, ...]) -> TrainingConfi
             value = {name: value}
         values = merge(values, value)
     return build(RLConfig if isinstance(run, RLConfig) else type(run), values, where="--set")
-
-
-def machine_of(config: PlanConfig) -> Machine:
-    """Where the run is to run."""
-    return Machine(config.gpus, config.gpu_memory * GiB, config.gpus_per_node, config.pass_rate)
 
 
 def advise(settings: list[str], fits: Callable[[list[str]], bool]) -> list[list[str]]:
@@ -167,31 +161,20 @@ def changes(run: TrainingConfig, gpus: int) -> list[str]:
     return found + [f"--gpus {times * gpus}" for times in (2, 4, 8)]
 
 
-def notes(run: RLConfig, machine: Machine, shape: Shape) -> list[str]:
-    """What the numbers do not say by themselves."""
-    said, engine, bfloat16 = [], run.engine, run.dtype == "bfloat16"
-    if engine.kind == "vllm":
-        weights = (2 if bfloat16 else 4) * shape.parameters / engine.tensor_parallel
-        room = engine.gpu_memory * machine.memory - weights - 2 * GiB
-        longest = longest_of(run)
-        each = longest * cache_per_token(shape, bfloat16, "vllm") / engine.tensor_parallel
-        if room < each:
-            said.append(
-                f"vLLM's {engine.gpu_memory:.0%} of a GPU does not hold the model and one sequence of {longest} "
-                "tokens: raise engine.gpu_memory or engine.tensor_parallel"
-            )
-        else:
-            said.append(
-                f"vLLM's cache holds {int(room / each)} sequences of {longest} tokens a GPU at a time"
-            )
-    if engine.kind == "transformers" and machine.ranks > 1:
-        said.append(
-            "engine.kind=transformers keeps a whole copy of the policy on every GPU; vllm samples much faster"
-        )
-    rows = run.rollout.prompts * run.rollout.responses
-    if rows < machine.ranks:
-        said.append(f"{rows} responses a step for {machine.ranks} GPUs: some have nothing to train on")
-    return said
+def notes(run: TrainingConfig, machine: Machine, shape: Shape) -> list[str]:
+    """What fits into vLLM's share of a GPU."""
+    if not isinstance(run, RLConfig) or run.engine.kind != "vllm":
+        return []
+    engine, longest, bfloat16 = run.engine, longest_of(run), run.dtype == "bfloat16"
+    weights = (2 if bfloat16 else 4) * shape.parameters / engine.tensor_parallel
+    room = engine.gpu_memory * machine.memory - weights - 2 * GiB
+    each = longest * cache_per_token(shape, bfloat16, "vllm") / engine.tensor_parallel
+    if room >= each:
+        return [f"vLLM's cache holds {int(room / each)} sequences of {longest} tokens a GPU at a time"]
+    return [
+        f"vLLM's {engine.gpu_memory:.0%} of a GPU does not hold the model and one sequence of {longest} tokens: raise "
+        "engine.gpu_memory or engine.tensor_parallel"
+    ]
 
 
 def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) -> dict[str, Any]:
@@ -208,10 +191,10 @@ def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) 
     response = config.response_tokens or response_limit / 2
     work = work_of(run, parts_of(run, shape, prm), prompt, response, config.pass_rate)
     peak = config.gpus * config.gpu_tflops * 1e12
-    training = work.training_flops / (peak * config.mfu)
-    sampling = work.sampling_flops / (peak * config.sampling_mfu)
+    training = work["training_flops"] / (peak * config.mfu)
+    sampling = work["sampling_flops"] / (peak * config.sampling_mfu)
     if config.tokens_per_second:
-        sampling = work.sampled_tokens / config.tokens_per_second
+        sampling = work["sampled_tokens"] / config.tokens_per_second
     hours = steps * (training + sampling) / 3600
     assumed = [
         f"prompts of {prompt:,.0f} and responses of {response:,.0f} tokens on average"
@@ -230,7 +213,7 @@ def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) 
     elif not steps:
         assumed.append("the number of steps is not known: give --rows")
     return {
-        "step": asdict(work) | {"sampling_seconds": sampling, "training_seconds": training},
+        "step": work | {"sampling_seconds": sampling, "training_seconds": training},
         "steps": steps,
         "hours": hours,
         "gpu_hours": hours * config.gpus,

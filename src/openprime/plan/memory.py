@@ -348,22 +348,14 @@ def host_bytes(config: TrainingConfig, machine: Machine, models: list[Part]) -> 
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a step has to compute, all devices together."""
-
-    sampled_tokens: float
-    trained_tokens: float
-    """Prompt and response, each counted once however many models read it."""
-    sampling_flops: float
-    training_flops: float
-    """Of the passes of all models, those that gradient checkpointing repeats among them."""
-
-
 def work_of(
     config: TrainingConfig, models: list[Part], prompt: float, response: float, pass_rate: float
-) -> Work:
-    """Tokens and FLOPs of a step with prompts and responses of so many tokens on average."""
+) -> dict[str, float]:
+    """Tokens and FLOPs of a step, all devices together, with prompts and responses of so many tokens on average.
+
+    trained_tokens are those of a prompt and a response, each counted once however many models read it;
+    training_flops those of the passes of all models, what gradient checkpointing repeats among them.
+    """
     sampled = sampling = 0.0
     if isinstance(config, RLConfig):
         k, s = config.rollout.responses, models[0].shape
@@ -375,7 +367,12 @@ def work_of(
     else:
         rows = config.batch
     training = sum(rows * flops_of_row(part, config, prompt, response) for part in models)
-    return Work(sampled, rows * (prompt + response), sampling, training)
+    return {
+        "sampled_tokens": sampled,
+        "trained_tokens": rows * (prompt + response),
+        "sampling_flops": sampling,
+        "training_flops": training,
+    }
 
 
 def flops_of_row(part: Part, config: TrainingConfig, prompt: float, response: float) -> float:
