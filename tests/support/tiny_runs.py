@@ -50,7 +50,7 @@ def sft_model(root: Path) -> Path:
 
 def rl_args(model: Path, out: Path, *flags: str) -> list[str]:
     """Arguments of a small RL run."""
-    own = RL[:-2] if "outcome" in flags else RL  # without a PRM's flag
+    own = RL[:-2] if {"outcome", "raft"} & {*flags} else RL  # without a PRM's flag
     return [*own, "--model", str(model), "--out", str(out), *flags]
 
 
