@@ -1,4 +1,4 @@
-"""The implicit PRM against two models' own log-softmax in float64, token by token."""
+"""The implicit PRM against two models' own log-softmax in float64, token by token; saving and loading it."""
 
 import json
 import math
@@ -14,8 +14,10 @@ import openprime
 from openprime.config import PromptFormat
 from openprime.data.chat import SUFFIXES, SYSTEM
 from openprime.data.steps import ENDS, token_texts
+from openprime.models.hub import load_model
+from openprime.models.lm import LM
 from openprime.models.tiny import build_model, build_tokenizer
-from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, Score, find_parts
+from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, Score, find_parts, fitting_beta, read_settings
 from openprime.types import Group, Prompt, Response
 from support import tiny_zoo
 
@@ -38,10 +40,17 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return build_tokenizer(CORPUS, 320)
 
 
-def save(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> str:
+def save(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """A model of random weights, saved as others save theirs."""
-    build_model(tokenizer, 32, 2, 2, 512, seed).save_pretrained(folder)
+    build_model(tokenizer, 32, 2, 2, 512, 1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def save_prm(folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> str:
+    """A PRM of other random weights."""
+    model = build_model(tokenizer, 32, 2, 2, 512, 2)
+    ImplicitPRM(LM(model), None, BETA).save_pretrained(folder, tokenizer, reference)
     return str(folder)
 
 
@@ -49,11 +58,8 @@ def save(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> str:
 def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """A PRM with its settings, and its reference."""
     root = tmp_path_factory.mktemp("models")
-    reference = save(root / "reference", tokenizer, 1)
-    ImplicitPRM(build_model(tokenizer, 32, 2, 2, 512, 2), None, BETA).save_pretrained(
-        root / "prm", tokenizer, reference
-    )
-    return str(root / "prm"), reference
+    reference = save(root / "reference", tokenizer)
+    return save_prm(root / "prm", tokenizer, reference), reference
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +67,13 @@ def prm(folders: tuple[str, str]) -> ImplicitPRM:
     return ImplicitPRM.from_pretrained(folders[0], device="cpu")
 
 
-def brute(name: str, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
+def logprobs(name: str, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
     """log p of each response token by transformers alone, in float64."""
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float64)
     with torch.no_grad():
-        logprobs = model(torch.tensor([prompt_ids + response_ids])).logits.log_softmax(-1)[0]
+        table = model(torch.tensor([prompt_ids + response_ids])).logits.log_softmax(-1)[0]
     first = len(prompt_ids) - 1
-    return [float(logprobs[first + t, token]) for t, token in enumerate(response_ids)]
+    return [float(table[first + t, token]) for t, token in enumerate(response_ids)]
 
 
 def encoded(name: str, question: str, response: str) -> tuple[list[int], list[int]]:
@@ -83,43 +89,44 @@ def close(found: Sequence[float], expected: Sequence[float]) -> None:
     assert list(found) == pytest.approx(list(expected), abs=1e-5)
 
 
+def check_rewards(score: Score, names: Sequence[str], ids: tuple[list[int], list[int]], beta: float) -> None:
+    """They are beta times the log-ratio of the two models."""
+    phi, ref = (logprobs(name, *ids) for name in names)
+    close(score.token_rewards, [beta * (a - b) for a, b in zip(phi, ref, strict=True)])
+    close(score.reference_logprobs, ref)
+    assert score.reward == pytest.approx(beta * (sum(phi) - sum(ref)), abs=1e-5)
+
+
 def same(found: Score, expected: Score) -> None:
     close(found.token_rewards, expected.token_rewards)
     close(found.reference_logprobs, expected.reference_logprobs)
-    assert (found.tokens, found.steps, found.step_of_token) == (
-        expected.tokens,
-        expected.steps,
-        expected.step_of_token,
-    )
+    for name in ("tokens", "steps", "step_of_token"):
+        assert getattr(found, name) == getattr(expected, name)
 
 
 # The rewards
 
 
 @pytest.mark.parametrize("response", RESPONSES)
-def test_rewards_are_the_models_log_ratios(prm: ImplicitPRM, folders: tuple[str, str], response: str):
+def test_score__rewards_are_the_models_log_ratios(prm: ImplicitPRM, folders: tuple[str, str], response: str):
+    """The end-of-sequence token has a reward too, of an empty response as well."""
     (score,) = prm.score([QUESTION], [response])
     ids = encoded(folders[1], QUESTION, response)
-    phi, ref = brute(folders[0], *ids), brute(folders[1], *ids)
-    close(score.token_rewards, [BETA * (a - b) for a, b in zip(phi, ref, strict=True)])
-    close(score.reference_logprobs, ref)
+    check_rewards(score, folders, ids, BETA)
     assert max(map(abs, score.token_rewards)) > 0.01
     assert len(score.tokens) == len(score.step_of_token) == len(ids[1])
     assert "".join(score.tokens) == "".join(score.steps) == response
     assert score.tokens[-1] == ""
-    assert score.reward == pytest.approx(BETA * (sum(phi) - sum(ref)), abs=1e-5)
-
-
-def test_an_empty_response_is_its_end_of_sequence_token(prm: ImplicitPRM):
-    (score,) = prm.score([QUESTION], [""])
-    assert (score.tokens, score.steps, score.step_of_token) == ([""], [""], [0])
-    assert score.step_rewards == score.token_rewards == [score.reward]
+    if not response:
+        assert (score.steps, score.step_of_token) == ([""], [0])
 
 
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("response", RESPONSES)
-def test_steps_are_sums_and_the_total_is_the_same_for_every_split(prm: ImplicitPRM, how: str, response: str):
-    (score,) = prm.score([QUESTION], [response], how)  # type: ignore[arg-type]
+def test_score__steps_are_sums_and_the_total_is_the_same_for_every_split(
+    prm: ImplicitPRM, how: str, response: str
+):
+    (score,) = prm.score([QUESTION], [response], how)
     sums = [
         math.fsum(r for r, s in zip(score.token_rewards, score.step_of_token, strict=True) if s == step)
         for step in range(len(score.steps))
@@ -130,7 +137,7 @@ def test_steps_are_sums_and_the_total_is_the_same_for_every_split(prm: ImplicitP
     assert whole.step_rewards == [pytest.approx(score.reward, abs=1e-5)]
 
 
-def test_rewards_do_not_depend_on_company_order_or_memory(
+def test_score__does_not_depend_on_company_order_or_memory(
     folders: tuple[str, str], prm: ImplicitPRM, monkeypatch: pytest.MonkeyPatch
 ):
     questions = [QUESTION, "what?", "Start " + "nine " * 40]
@@ -147,7 +154,7 @@ def test_rewards_do_not_depend_on_company_order_or_memory(
     assert prm.score([], []) == []
 
 
-def test_sampled_tokens_are_scored_as_they_are(prm: ImplicitPRM, folders: tuple[str, str]):
+def test_score_sampled__tokens_are_scored_as_they_are(prm: ImplicitPRM, folders: tuple[str, str]):
     """A model may sample ids that its text would not be encoded to, and stop without an end of sequence."""
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
     prompt_ids, _ = encoded(folders[0], QUESTION, "")
@@ -161,21 +168,15 @@ def test_sampled_tokens_are_scored_as_they_are(prm: ImplicitPRM, folders: tuple[
     assert [len(row) for row in scores] == [2, 1]
     for group, row in zip(groups, scores, strict=True):
         for response, score in zip(group.responses, row, strict=True):
-            ids = list(group.prompt.token_ids), list(response.token_ids)
-            phi, ref = brute(folders[0], *ids), brute(folders[1], *ids)
-            close(score.token_rewards, [BETA * (a - b) for a, b in zip(phi, ref, strict=True)])
+            check_rewards(score, folders, (list(group.prompt.token_ids), list(response.token_ids)), BETA)
             assert score.tokens == token_texts(tokenizer, response.token_ids)
     assert scores[0][0].tokens == list("eleven")
 
 
-# Steps that are given
-
-
-def test_given_steps(prm: ImplicitPRM):
+def test_score__takes_steps_that_are_given(prm: ImplicitPRM):
     steps = [["Step 1: a\n\n", "b 😀"], ["x"], ["a", "", "b"]]
     texts = ["".join(row) for row in steps]
-    scores = prm.score([QUESTION] * 3, texts, steps)
-    plain = prm.score([QUESTION] * 3, texts)
+    scores, plain = prm.score([QUESTION] * 3, texts, steps), prm.score([QUESTION] * 3, texts)
     for score, row, other in zip(scores, steps, plain, strict=True):
         assert score.steps == row
         assert len(score.step_rewards) == len(row)
@@ -185,61 +186,54 @@ def test_given_steps(prm: ImplicitPRM):
 
 
 @pytest.mark.parametrize(
-    ("split", "message"),
+    ("response", "split", "message"),
     [
-        ([["a", "c"]], "steps of response 0 do not join"),
-        ([["xy"]], "steps of response 0 do not join"),
-        ([[]], "steps of response 0 do not join"),
-        ([["ab"], ["ab"]], "steps of 2 responses, but there are 1"),
-        ("lines", "no 'lines'; there are: newline, blank_line, numbered, actions"),
+        ("ab", [["a", "c"]], "steps of response 0 do not join"),
+        ("ab", [["xy"]], "steps of response 0 do not join"),
+        ("ab", [[]], "steps of response 0 do not join"),
+        ("", [[]], "steps of response 0 do not join"),  # it has one step all the same
+        ("ab", [["ab"], ["ab"]], "steps of 2 responses, but there are 1"),
+        ("ab", "lines", "no 'lines'; there are: newline, blank_line, numbered, actions"),
     ],
 )
-def test_steps_that_are_not_the_responses_are_refused(prm: ImplicitPRM, split, message: str):
+def test_score__refuses_steps_that_are_not_the_responses(prm: ImplicitPRM, response, split, message: str):
     with pytest.raises(ValueError, match=message):
-        prm.score([QUESTION], ["ab"], split)
-
-
-def test_an_empty_response_has_one_step_all_the_same(prm: ImplicitPRM):
-    with pytest.raises(ValueError, match="steps of response 0 do not join"):
-        prm.score([QUESTION], [""], [[]])
+        prm.score([QUESTION], [response], split)
 
 
 # Prompts
 
 
-def test_prompts_are_put_as_asked(prm: ImplicitPRM, folders: tuple[str, str]):
+def test_score__prompts_are_put_as_asked(prm: ImplicitPRM, folders: tuple[str, str]):
     """Every way to say the same prompt has the same rewards."""
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
     chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION + SUFFIXES["math"]}]
     rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    scores = [
+    (first,), *others = [
         prm.score([QUESTION], ["eleven"], form=PromptFormat(template="eurus-actions")),
         prm.score([QUESTION], ["eleven"], form=PromptFormat(system=SYSTEM, suffix=SUFFIXES["math"])),
         prm.score([chat], ["eleven"]),
         prm.score([rendered], ["eleven"], form=PromptFormat(chat_template="none")),
     ]
-    for (score,) in scores[1:]:
-        same(score, scores[0][0])
+    for (score,) in others:
+        same(score, first)
     (other,) = prm.score([QUESTION], ["eleven"])
-    assert other.reward != pytest.approx(scores[0][0].reward, abs=1e-3)
+    assert other.reward != pytest.approx(first.reward, abs=1e-3)
 
 
-def test_a_tokenizer_without_a_template_reads_the_plain_text(tmp_path: Path):
+def test_score__a_tokenizer_without_a_template_reads_the_plain_text(tmp_path: Path):
     """Another architecture, whose vocabulary is larger than its tokenizer's."""
     tokenizer = build_tokenizer(CORPUS, 320)
     tokenizer.chat_template = None
-    names = []
-    for seed in (1, 2):
+    names = [str(tmp_path / str(seed)) for seed in (1, 2)]
+    for seed, name in enumerate(names, 1):
         model = tiny_zoo.make("gemma2, capped logits", seed, vocab_size=330, max_position_embeddings=512)
-        model.save_pretrained(tmp_path / str(seed))
-        tokenizer.save_pretrained(tmp_path / str(seed))
-        names.append(str(tmp_path / str(seed)))
-    prm = ImplicitPRM.from_pretrained(*names, device="cpu")
-    (score,) = prm.score([QUESTION], [RESPONSES[0]])
+        model.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+    (score,) = ImplicitPRM.from_pretrained(*names, device="cpu").score([QUESTION], [RESPONSES[0]])
     prompt = tokenizer(QUESTION)["input_ids"]
     response = [*tokenizer(RESPONSES[0])["input_ids"], tokenizer.eos_token_id]
-    phi, ref = brute(names[0], prompt, response), brute(names[1], prompt, response)
-    close(score.token_rewards, [PUBLISHED_BETA * (a - b) for a, b in zip(phi, ref, strict=True)])
+    check_rewards(score, names, (prompt, response), PUBLISHED_BETA)
 
 
 @pytest.mark.parametrize(
@@ -250,19 +244,53 @@ def test_a_tokenizer_without_a_template_reads_the_plain_text(tmp_path: Path):
         ([[{"role": "user"}]], ["a"], "prompt 0: expected a message with `role` and `content`"),
     ],
 )
-def test_what_cannot_be_encoded_is_refused(prm: ImplicitPRM, prompts, responses, message: str):
+def test_score__refuses_what_cannot_be_encoded(prm: ImplicitPRM, prompts, responses, message: str):
     with pytest.raises(ValueError, match=message):
         prm.score(prompts, responses)
 
 
-# Loading
+# Saving and loading
 
 
-def test_the_package_exports_it():
+def test_implicit_prm__is_exported_by_the_package():
     assert openprime.ImplicitPRM is ImplicitPRM
 
 
-def test_any_model_with_a_reference_has_the_published_beta(folders: tuple[str, str], prm: ImplicitPRM):
+@pytest.mark.parametrize(("nats", "beta"), [(0.0, 1.0), (0.5, 1.0), (2.0, 0.25), (10.0, 0.05), (500.0, 0.05)])
+def test_fitting_beta__by_hand(nats: float, beta: float):
+    """One half over the nats of the median response, between the published beta and 1."""
+    assert fitting_beta(nats) == pytest.approx(beta)
+
+
+@pytest.mark.parametrize("reference", ["sft/model", ""])
+def test_save_pretrained__leaves_a_model_with_its_settings_beside_it(
+    reference: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+):
+    folder = Path(save_prm(tmp_path / "prm", tokenizer, reference))
+    ids = torch.tensor([[5, 9, 30, 2]])
+    with torch.no_grad():
+        expected = build_model(tokenizer, 32, 2, 2, 512, 2)(ids).logits
+        for loaded in (AutoModelForCausalLM.from_pretrained(folder), load_model(str(folder))):
+            assert torch.equal(loaded.eval()(ids).logits, expected)
+    assert AutoTokenizer.from_pretrained(folder).encode("Start") == tokenizer.encode("Start")
+    assert read_settings(str(folder)) == (BETA, reference)
+    written = json.loads((folder / "implicit_prm.json").read_text(encoding="utf-8"))
+    assert written == {"beta": BETA, "reference": reference}
+
+
+def test_save_pretrained__a_relative_reference_is_found_from_another_folder(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    save_prm(Path("prm"), tokenizer, save(Path("reference"), tokenizer))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert find_parts("../prm")[:2] == (BETA, str(tmp_path / "reference"))
+
+
+def test_from_pretrained__any_model_with_a_reference_has_the_published_beta(
+    folders: tuple[str, str], prm: ImplicitPRM
+):
     """As the published EurusPRM: a causal language model without settings beside it."""
     other = ImplicitPRM.from_pretrained(folders[1], folders[0], "cpu")
     assert other.beta == PUBLISHED_BETA == 0.05
@@ -270,50 +298,31 @@ def test_any_model_with_a_reference_has_the_published_beta(folders: tuple[str, s
     close(inverse.token_rewards, [-r * 0.05 / BETA for r in score.token_rewards])
 
 
-def test_another_reference_keeps_the_prms_beta(folders: tuple[str, str]):
+def test_from_pretrained__another_reference_keeps_the_prms_beta(folders: tuple[str, str]):
+    """Scored against itself every reward is 0."""
     prm = ImplicitPRM.from_pretrained(folders[0], folders[0], "cpu")
     assert prm.beta == BETA
     (score,) = prm.score([QUESTION], ["eleven"])
     assert score.token_rewards == [0.0] * len(score.tokens)
 
 
-def test_a_saved_prm_is_found_from_another_folder(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)
-    reference = save(Path("reference"), tokenizer, 1)
-    model = build_model(tokenizer, 32, 2, 2, 512, 2)
-    ImplicitPRM(model, None, BETA).save_pretrained(Path("prm"), tokenizer, reference)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert find_parts("../prm")[:2] == (BETA, str(tmp_path / "reference"))
-
-
-def test_models_that_do_not_fit_are_refused(
+def test_from_pretrained__refuses_models_that_do_not_fit(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, folders: tuple[str, str]
 ):
     prm, reference = folders
-    other = save(tmp_path / "other", build_tokenizer(["quite another text, longer"] * 5, 300), 1)
-    model = build_model(tokenizer, 32, 2, 2, 512, 2)
-    for name, settings in (("orphan", ""), ("lost", str(tmp_path / "gone"))):
-        ImplicitPRM(model, None, BETA).save_pretrained(tmp_path / name, tokenizer, settings)
-    broken = tmp_path / "broken"
-    ImplicitPRM(model, None, BETA).save_pretrained(broken, tokenizer, reference)
-    (broken / "implicit_prm.json").write_text('{"beta": 1}')
-    cases = [
-        (reference, "", "not an implicit PRM: .* needs a reference \\(--reference\\)"),
+    other = save(tmp_path / "other", build_tokenizer(["quite another text, longer"] * 5, 300))
+    orphan = save_prm(tmp_path / "orphan", tokenizer, "")
+    lost = save_prm(tmp_path / "lost", tokenizer, str(tmp_path / "gone"))
+    broken = save_prm(tmp_path / "broken", tokenizer, reference)
+    Path(broken, "implicit_prm.json").write_text('{"beta": 1}')
+    for model, against, message in (
+        (reference, "", r"not an implicit PRM: .*implicit_prm\.json.* needs a reference \(--reference\)"),
         (prm, other, "vocabulary of .*prm .* differs from that of .*other"),
         (other, prm, "vocabulary of .*other .* differs from that of .*prm"),
-        (str(tmp_path / "orphan"), "", "orphan: the PRM was saved without a reference model: name it"),
-        (
-            str(tmp_path / "lost"),
-            "",
-            "lost: its reference cannot be loaded: name it .*gone: no tokenizer",
-        ),
+        (orphan, "", "orphan: the PRM was saved without a reference model: name it"),
+        (lost, "", "lost: its reference cannot be loaded: name it .*gone: no tokenizer"),
         (str(tmp_path / "nowhere"), reference, "nowhere: no tokenizer"),
-        (str(broken), "", "implicit_prm.json: expected an object with beta and reference: KeyError"),
-    ]
-    for model_name, reference_name, message in cases:
+        (broken, "", "implicit_prm.json: expected an object with beta and reference: KeyError"),
+    ):
         with pytest.raises(ValueError, match=message):
-            ImplicitPRM.from_pretrained(model_name, reference_name, "cpu")
-    assert json.loads((Path(prm) / "implicit_prm.json").read_text()) == {"beta": BETA, "reference": reference}
+            ImplicitPRM.from_pretrained(model, against, "cpu")
