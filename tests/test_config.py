@@ -235,38 +235,38 @@ def test_algorithms__what_has_no_effect_does_not_exist():
 
 
 @pytest.mark.parametrize(
-    ("text", "flags", "note"),
+    ("given", "flags", "note", "kept"),
     [
         (
-            "{seed: 3, prm: {lr: 1}, advantage: {process_weight: 2, whiten: true}}",
-            ["--algorithm", "outcome"],
-            "algorithm=outcome has no prm, advantage.process_weight",
+            "prm.lr=1 advantage.process_weight=2 advantage.whiten=true",
+            "--algorithm outcome",
+            "algorithm=outcome has no advantage.process_weight, prm",
+            "advantage.whiten=true",
         ),
         (
-            "{seed: 3, engine: {kind: vllm, gpu_memory: 0.4, timeout: 9}}",
-            ["--engine.kind=server", "--engine.urls", "http://a"],
+            "engine.kind=vllm engine.gpu_memory=0.4 engine.timeout=9",
+            "--engine.kind=server --engine.urls http://a",
             "engine.kind=server has no engine.gpu_memory",
+            "engine.timeout=9",
         ),
         (
-            "{seed: 3, algorithm: distill, prm: {minibatch: 9}, distill: {low: -1}, engine: {kind: vllm, timeout: 9}}",
-            ["--algorithm", "prime", "--engine.kind", "transformers"],
+            "algorithm=distill prm.minibatch=9 distill.low=-1 engine.kind=vllm engine.timeout=9",
+            "--algorithm prime --engine.kind transformers",
             "algorithm=prime, engine.kind=transformers has no distill, engine.timeout",
+            "prm.minibatch=9",
         ),
-        ("{seed: 3, rollout: {prompts: 9}}", ["--algorithm", "outcome"], ""),
+        ("rollout.prompts=9", "--algorithm outcome", "", "rollout.prompts=9"),
     ],
 )
 def test_read_arguments__a_flag_over_the_file_s_choice_leaves_its_keys_out_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture, text: str, flags: list[str], note: str
+    tmp_path: Path, capsys: pytest.CaptureFixture, given: str, flags: str, note: str, kept: str
 ):
-    (tmp_path / "my.yaml").write_text(text)
-    config = read_arguments("RLConfig", "rl", [str(tmp_path / "my.yaml"), *FLAGS, *flags])
-    assert config.seed == 3
-    kept = {"advantage.whiten": True, "engine.timeout": 9, "prm.minibatch": 9}
-    for key, value in kept.items():
-        if key.split(".")[1] in text and key not in note:
-            assert value_of(config, key) == value
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", f"note: {note}: left out of {tmp_path / 'my.yaml'}\n" if note else "")
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(nested(given)))
+    config = read_arguments("RLConfig", "rl", [str(path), *FLAGS, *flags.split()])
+    key, _, value = kept.partition("=")
+    assert value_of(config, key) == yaml.safe_load(value)
+    assert capsys.readouterr() == ("", f"note: {note}: left out of {path}\n" if note else "")
 
 
 def test_read_arguments__a_flag_of_another_algorithm_or_engine_is_told_which(tmp_path: Path):
@@ -275,9 +275,7 @@ def test_read_arguments__a_flag_of_another_algorithm_or_engine_is_told_which(tmp
             read_arguments("RLConfig", "rl", list(flags))
         return str(error.value)
 
-    assert (
-        said("--algorithm", "outcome", "--prm.lr", "1") == "prm.lr needs algorithm=prime or algorithm=distill"
-    )
+    assert said("--algorithm=outcome", "--prm.lr", "1") == "prm.lr needs algorithm=prime or algorithm=distill"
     assert said("--distill.kl-coefficient=1") == "distill.kl_coefficient needs algorithm=distill"
     assert said("--engine.gpu-memory", "0.5") == "engine.gpu_memory needs engine.kind=vllm"
     assert said("--algorithm", "primo") == "the flags: no algorithm 'primo'; did you mean prime?"
@@ -306,16 +304,7 @@ def test_read_arguments__every_engine_has_its_own_settings(command: str):
 def test_read_arguments__flags_go_over_the_file(tmp_path: Path):
     path = tmp_path / "my.yaml"
     path.write_text("steps: 9\nseed: 4\nprm: {beta: 0.3, lr: 0.1}\nfilter: {low: 0.1}\n")
-    flags = [
-        "--steps",
-        "5",
-        "--prm.lr",
-        "0.2",
-        "--advantage.process-weight",
-        "2",
-        "--advantage.whiten",
-        "True",
-    ]
+    flags = "--steps 5 --prm.lr 0.2 --advantage.process-weight 2 --advantage.whiten True".split()
     config = read_arguments("RLConfig", "rl", [str(path), *FLAGS, *flags])
     assert (config.steps, config.prm.lr, config.advantage.process_weight) == (5, 0.2, 2)
     assert config.advantage.whiten is True

@@ -16,13 +16,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from openprime.config.commands import ALGORITHMS, RLConfig
+from openprime.config.sections import EngineConfig
 from openprime.types import UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Tags = dict[str, str]
 TAGS: Tags = {"algorithm": "prime", "engine.kind": "transformers"}
 """Settings that decide which others there are, and their defaults."""
-KINDS = ("transformers", "vllm", "server")
+KINDS = [engine.model_fields["kind"].default for engine in get_args(get_args(EngineConfig)[0])]
 
 
 def package_configs() -> Path:
