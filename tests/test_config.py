@@ -304,7 +304,7 @@ def test_read_arguments__every_engine_has_its_own_settings(command: str):
 def test_read_arguments__flags_go_over_the_file(tmp_path: Path):
     path = tmp_path / "my.yaml"
     path.write_text("steps: 9\nseed: 4\nprm: {beta: 0.3, lr: 0.1}\nfilter: {low: 0.1}\n")
-    flags = "--steps 5 --prm.lr 0.2 --advantage.process-weight 2 --advantage.whiten True".split()
+    flags = ["--steps=5", "--prm.lr=0.2", "--advantage.process-weight=2", "--advantage.whiten=True"]
     config = read_arguments("RLConfig", "rl", [str(path), *FLAGS, *flags])
     assert (config.steps, config.prm.lr, config.advantage.process_weight) == (5, 0.2, 2)
     assert config.advantage.whiten is True
