@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,14 +28,8 @@ AT_A_TIME = 128
 """Responses that are scored between two looks for a signal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """The responses of a row, to be scored."""
-
-    name: str
-    prompt: str | Messages
-    verifier: str
-    responses: list[RecordedResponse]
+Item = tuple[str | Messages, str, list[RecordedResponse]]
+"""(prompt, name of its verifier, responses) of a row."""
 
 
 def score(config: ScoreConfig) -> None:
@@ -52,7 +45,8 @@ def score(config: ScoreConfig) -> None:
     check_folder(config, "score")
     _, _, tokenizer = find_parts(config.prm, config.reference)
     vocabulary = vocabulary_id(tokenizer)
-    items = [read_item(row, f"{path}, row {i + 1}", vocabulary) for i, row in enumerate(rows)]
+    names = [f"{path}, row {i + 1}" for i in range(len(rows))]
+    items = [read_item(row, name, vocabulary) for row, name in zip(rows, names, strict=True)]
     same_rows(resume_jsonl(out), rows, path, out)
     form = suitable(config.prompt, tokenizer)
     bfloat16 = config.dtype == "bfloat16"
@@ -63,10 +57,10 @@ def score(config: ScoreConfig) -> None:
 
     def scored(places: range) -> list[Row]:
         chosen = items[places.start : places.stop]
-        names, prompts, verifiers = zip(*((i.name, i.prompt, i.verifier) for i in chosen), strict=True)
-        encoded = encode_prompts(prompts, names, form, tokenizer, verifiers)
-        prompt_ids = [ids for item, ids in zip(chosen, encoded, strict=True) for _ in item.responses]
-        responses = [response for item in chosen for response in item.responses]
+        prompts, verifiers, given = zip(*chosen, strict=True)
+        encoded = encode_prompts(prompts, names[places.start : places.stop], form, tokenizer, verifiers)
+        prompt_ids = [ids for ids, some in zip(encoded, given, strict=True) for _ in some]
+        responses = [response for some in given for response in some]
         encoded = encode_responses([r.text for r in responses], tokenizer)
         response_ids = [r.token_ids or ids for r, ids in zip(responses, encoded, strict=True)]
         texts = [
@@ -79,11 +73,11 @@ def score(config: ScoreConfig) -> None:
         ]
         scores = iter(prm.score_tokens(prompt_ids, response_ids, texts, steps))
         return [
-            scored_row(rows[i], item, [next(scores) for _ in item.responses])
-            for i, item in zip(places, chosen, strict=True)
+            scored_row(rows[i], some, [next(scores) for _ in some])
+            for i, some in zip(places, given, strict=True)
         ]
 
-    size = max(1, AT_A_TIME // max(len(item.responses) for item in items))
+    size = max(1, AT_A_TIME // max(len(responses) for _, _, responses in items))
 
     def make(places: range, check: Callable[[], None]) -> list[Row]:
         made: list[Row] = []
@@ -116,7 +110,7 @@ def read_item(row: Row, where: str, vocabulary: str) -> Item:
     if not field:
         raise UserError(f"{where}: no field {' or '.join(PROMPT_FIELDS)}; there are: {', '.join(row)}")
     prompt = read_messages(value, f"{where}, {field}")
-    return Item(where, prompt, str(row.get("verifier") or "math"), read_responses(row, where, vocabulary))
+    return prompt, str(row.get("verifier") or "math"), read_responses(row, where, vocabulary)
 
 
 def same_rows(done: list[Row], rows: list[Row], path: Path, out: Path) -> None:
@@ -126,11 +120,11 @@ def same_rows(done: list[Row], rows: list[Row], path: Path, out: Path) -> None:
         raise UserError(f"{path} has changed since {out} was begun: score it into another --out")
 
 
-def scored_row(row: Row, item: Item, scores: list[Score]) -> Row:
+def scored_row(row: Row, given: list[RecordedResponse], scores: list[Score]) -> Row:
     """The row with its rewards: beside its one response, or in each of its responses."""
     results = [_result(score) for score in scores]
     if "responses" in row:
-        return row | {"responses": [r.entry | x for r, x in zip(item.responses, results, strict=True)]}
+        return row | {"responses": [r.entry | result for r, result in zip(given, results, strict=True)]}
     (result,) = results
     if "response" not in row:
         del result["steps"]  # the row's own

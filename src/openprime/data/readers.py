@@ -365,9 +365,7 @@ def read_json(path: Path, limit: int) -> list[Row]:
             if not line.strip():
                 continue
             half = "" if line.endswith(b"\n") else HALF
-            row = _parse(
-                line.rstrip(b"\r\n"), path, number, half
-            )  # at the end of a half line, not on the next
+            row = _parse(line.rstrip(b"\r\n"), path, number, half)  # a half line's fault is on it, not behind
             if not isinstance(row, dict):
                 raise UserError(
                     f"{path}:{number}: expected an object {{...}} on each line, found {row!r:.80}"
