@@ -75,17 +75,15 @@ def test_load_rows__a_changed_file_gives_the_new_rows(tmp_path, kind):
         ("x.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', r"x\.jsonl:2: not UTF-8"),
         ("x.jsonl", '{"a": "1"}\n'.encode("utf-16"), r"x\.jsonl:1: not UTF-8"),
         ("x.jsonl", b'{"a": 1}\n[1, 2]\n', r"x\.jsonl:2: expected an object"),
-        ("x.jsonl", b"", r"x\.jsonl: no rows"),
-        ("x.jsonl", b"\n\n", r"x\.jsonl: no rows"),
+        ("x.jsonl", b"", r"x\.jsonl: no rows"), ("x.jsonl", b"\n\n", r"x\.jsonl: no rows"),
         ("x.json", b'[{"a": 1},\n {"a": }]', r"x\.json:2: not valid JSON"),
         ("x.json", b'[{"a": 1},\n\n {"a": "\xff"}]', r"x\.json:3: not UTF-8"),
-        ("x.json", b'[{"a": 1}, 7]', r"x\.json: entry 1 is not an object"),
-        ("x.json", b"[]", r"x\.json: no rows"),
+        ("x.json", b'[{"a": 1}, 7]', r"x\.json: entry 1 is not an object"), ("x.json", b"[]", r"x\.json: no rows"),
         ("x.json", b"", r"x\.json: no rows"),
         ("x.parquet", b"PAR1 not parquet", r"x\.parquet: not a readable parquet"),
         ("x.csv", b"a,b\n1,2\n", r"x\.csv is not one of the kinds .*\.jsonl, \.json, \.parquet"),
     ],
-)
+)  # fmt: skip
 def test_load_rows__faulty_files_are_named_with_the_line(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
@@ -165,21 +163,15 @@ TALK = [*USER, {"role": "assistant", "content": "two"}]
 @pytest.mark.parametrize(
     ("row", "messages", "answer"),
     [
-        (
-            {"data_source": "m", "prompt": USER, "reward_model": {"ground_truth": "2", "style": "rule"}},
-            USER,
-            "2",
-        ),
+        ({"data_source": "m", "prompt": USER, "reward_model": {"ground_truth": "2", "style": "rule"}}, USER, "2"),
         ({"prompt": USER, "reward_model": {"ground_truth": '["2"]'}, "answer": "no"}, USER, '["2"]'),
-        ({"prompt": "1+1?", "answer": "2", "level": 3}, "1+1?", "2"),
-        ({"prompt": USER, "answer": 2}, USER, "2"),
-        ({"messages": TALK, "answer": "2"}, USER, "2"),
-        ({"messages": USER, "answer": "2"}, USER, "2"),
+        ({"prompt": "1+1?", "answer": "2", "level": 3}, "1+1?", "2"), ({"prompt": USER, "answer": 2}, USER, "2"),
+        ({"messages": TALK, "answer": "2"}, USER, "2"), ({"messages": USER, "answer": "2"}, USER, "2"),
         ({"question": "1+1?", "answer": "so\n#### 2"}, "1+1?", "so\n#### 2"),
         ({"problem": "1+1?", "answer": 2.0}, "1+1?", "2"),
         ({"problem": "1+1?", "solution": "x", "expected_answer": "2"}, "1+1?", "2"),
     ],
-)
+)  # fmt: skip
 def test_read_prompts__shapes_are_recognised(source, tokenizer, row, messages, answer):
     (prompt,) = read_prompts(DataConfig(source=source([row])), tokenizer).prompts
     assert (prompt.messages, prompt.answer, prompt.columns) == (messages, answer, row)
@@ -317,18 +309,13 @@ def test_read_prompts__fields_of_a_template_that_no_row_has_are_named(source, to
 @pytest.mark.parametrize(
     ("value", "verifier", "answer"),
     [
-        (["2"], "math", "2"),
-        (["2"], "code", "2"),
-        (["$2$", "$3$"], "math", "$2$, $3$"),
-        ([2, 3.0, 0.5], "math", "2, 3, 0.5"),
-        ([7], "math", "7"),
-        ([], "math", ""),
-        (["2", "3"], "code", '["2", "3"]'),
-        (["2", "3"], "my:score", '["2", "3"]'),
+        (["2"], "math", "2"), (["2"], "code", "2"), (["$2$", "$3$"], "math", "$2$, $3$"),
+        ([2, 3.0, 0.5], "math", "2, 3, 0.5"), ([7], "math", "7"), ([], "math", ""),
+        (["2", "3"], "code", '["2", "3"]'), (["2", "3"], "my:score", '["2", "3"]'),
         ([[1, 2], [3]], "math", "[[1, 2], [3]]"),
         ({"inputs": [1], "outputs": [2]}, "math", '{"inputs": [1], "outputs": [2]}'),
     ],
-)
+)  # fmt: skip
 def test_as_answer__several_answers_are_one_list_for_mathematics(source, tokenizer, value, verifier, answer):
     assert as_answer(value, verifier) == answer
     if answer:

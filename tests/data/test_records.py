@@ -35,6 +35,10 @@ def flat(question: object, response: object = "yes", outcome: object = 1) -> dic
     return {"prompt": question, "response": response, "outcome": outcome}
 
 
+def listed(*responses: object) -> dict:
+    return {"prompt": "a", "responses": list(responses)}
+
+
 def steps(labels: object, *texts: str, question: str = "how") -> dict:
     return {"problem": question, "steps": list(texts) or ["a b", "c", "d"], "label": labels}
 
@@ -277,15 +281,10 @@ def test_read_judged__what_is_too_long_is_dropped_and_counted(read, tokenizer):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (-1, [1, 1, 1]),
-        (0, [0, 0, 0]),
-        (1, [1, 0, 0]),
-        (2, [1, 1, 0]),
-        ([True, False, True], [1, 0, 1]),
-        ([1, 0.25, 0], [1, 0.25, 0]),
-        ([1, -1, 1], [1, 0, 1]),
+        (-1, [1, 1, 1]), (0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 1, 0]), ([True, False, True], [1, 0, 1]),
+        ([1, 0.25, 0], [1, 0.25, 0]), ([1, -1, 1], [1, 0, 1]),
     ],
-)
+)  # fmt: skip
 def test_read_judged__labels_of_steps(read, value: object, expected: list[float]):
     """An index of the first wrong step makes it and all after it wrong."""
     row = read(steps(value), steps(-1, question="other"), steps=True).rows[0]
@@ -365,44 +364,23 @@ def test_collate_judged__keeps_prompts_responses_and_groups(read):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (
-            [{"prompt": "a", "response": "b", "good": 1}],
-            ("no row has a field outcome or correct or label", "good", "data.outcome_field"),
-        ),
+        ([{"prompt": "a", "good": 1}], ("no row has a field outcome or correct or label", "good", "data.outcome_field")),
         ([flat("a", "b", None)], ("no row has a field outcome or", "there are: prompt, response, outcome")),
-        (
-            [flat("a"), flat("a", "b", "yes")],
-            ("judged.jsonl:1: its outcome (outcome)", "from 0 to 1", "'yes'"),
-        ),
+        ([flat("a"), flat("a", "b", "yes")], ("judged.jsonl:1: its outcome (outcome)", "from 0 to 1", "'yes'")),
         ([flat("a", "b", -1)], ("judged.jsonl:0: its outcome", "-1")),
         ([flat("a", "b", 1.5)], ("judged.jsonl:0: its outcome", "1.5")),
         ([flat("a", "b", "1")], ("judged.jsonl:0: its outcome", "'1'")),
         ([flat("a", " ")], ("judged.jsonl:0: the response is empty",)),
         ([flat("", "b")], ("judged.jsonl:0: expected text or a list of messages",)),
-        (
-            [{"prompt": "a", "outcome": 1}],
-            ("judged.jsonl:0: no response: prompt is no conversation", "data.response_field"),
-        ),
+        ([{"prompt": "a", "outcome": 1}], ("judged.jsonl:0: no response: prompt is no", "data.response_field")),
         ([{"response": "b", "outcome": 1}], ("no row has a field prompt", "data.prompt_field")),
-        (
-            [{"prompt": "a", "responses": []}],
-            ("judged.jsonl:0, responses: expected a list with at least one entry, found []",),
-        ),
-        (
-            [{"prompt": "a", "responses": [{"text": "b", "outcome": 1}]}, flat("a")],
-            ('judged.jsonl:1: expected {"responses": [...]}, found the fields prompt, response',),
-        ),
-        (
-            [{"prompt": "a", "responses": ["b"]}],
-            ("none of 1 responses has an outcome",),
-        ),
-        (
-            [{"prompt": "a", "responses": [{"text": "b", "outcome": 2}]}],
-            ("judged.jsonl:0, responses[0]: its outcome", "found 2"),
-        ),
-        ([{"prompt": "a", "responses": [{"text": "b"}]}], ("none of 1 responses has an outcome",)),
+        ([listed()], ("judged.jsonl:0, responses: expected a list with at least one entry, found []",)),
+        ([listed("b"), flat("a")], ('judged.jsonl:1: expected {"responses": [...]}, found the fields prompt, resp',)),
+        ([listed("b")], ("none of 1 responses has an outcome",)),
+        ([listed({"text": "b", "outcome": 2})], ("judged.jsonl:0, responses[0]: its outcome", "found 2")),
+        ([listed({"text": "b"})], ("none of 1 responses has an outcome",)),
     ],
-)
+)  # fmt: skip
 def test_read_judged__outcomes_that_cannot_be_read(read, rows: list[dict], words: tuple[str, ...]):
     with pytest.raises(ValueError) as error:
         read(*rows)
@@ -424,10 +402,7 @@ def test_read_judged__token_ids_that_cannot_be_read(read, generated, ids: object
     [
         (flat("a"), ("no row has a field labels or label", "data.labels_field")),
         ({"prompt": "a", "label": 1}, ("no row has a field steps", "data.steps_field")),
-        (
-            steps(3),
-            ("judged.jsonl:0, label: expected", "of the first wrong one (0 to 2, -1 for none), found 3"),
-        ),
+        (steps(3), ("judged.jsonl:0, label: expected", "of the first wrong one (0 to 2, -1 for none), found 3")),
         (steps(-2), ("judged.jsonl:0, label: expected a label for each of 3 steps", "found -2")),
         (steps(True), ("judged.jsonl:0, label: expected a label for each of 3 steps", "True")),
         (steps(1.0), ("expected a label for each of 3 steps", "1.0")),
@@ -439,12 +414,9 @@ def test_read_judged__token_ids_that_cannot_be_read(read, generated, ids: object
         (steps([1, -1, True]), ("the data has labels of -1, so that True is neither",)),
         (steps(1, "a", " ", "c"), ("judged.jsonl:0, steps[1]: expected text that is not empty",)),
         ({"prompt": "a", "steps": "abc", "label": 1}, ("judged.jsonl:0, steps: expected a list", "'abc'")),
-        (
-            {"prompt": "a", "steps": [], "label": -1},
-            ("judged.jsonl:0, steps: expected a list with at least one entry, found []",),
-        ),
+        ({"prompt": "a", "steps": [], "label": -1}, ("judged.jsonl:0, steps: expected a list with at least one",)),
     ],
-)
+)  # fmt: skip
 def test_read_judged__steps_that_cannot_be_read(read, row: dict, words: tuple[str, ...]):
     with pytest.raises(ValueError) as error:
         read(row, steps=True)
