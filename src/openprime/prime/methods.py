@@ -66,18 +66,19 @@ class OutcomeOnly:
         return cls(config, clock)
 
     def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
-        """One policy update on the batch's outcomes."""
-        return self.improve(policy, replace(batch, rewards=torch.zeros_like(batch.logprobs)))
+        """Advantages from outcomes, one pass of policy updates."""
+        batch = replace(batch, rewards=torch.zeros_like(batch.logprobs))
+        batch, spread = with_advantages(batch, self.config.advantage)  # eq. 5, its second term
+        batch, improved = self.update(policy, batch)  # eq. 6
+        return batch, spread | improved
 
-    def improve(self, policy: Learner, batch: Batch, *weights: float) -> tuple[Batch, Metrics]:
-        """Advantages with the `weights` of process and outcome (eq. 5), then clipped policy updates (eq. 6)."""
+    def update(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """The old policy of the batch, then clipped policy updates on it (eq. 6)."""
         self.steps += 1
-        batch, spread = with_advantages(batch, self.config.advantage, *weights)
+        generator = minibatch_generator(self.config.seed, self.steps)
         with self.clock.phase("policy"):
             batch, mismatch = with_old_policy(policy, batch, self.config.policy.importance_clip)
-            generator = minibatch_generator(self.config.seed, self.steps)
-            metrics = update_policy(policy, batch, self.config.policy, generator)
-        return batch, spread | metrics | mismatch
+            return batch, update_policy(policy, batch, self.config.policy, generator) | mismatch
 
     def state(self) -> dict[str, Any]:
         """The steps taken, which seed the minibatches."""
@@ -117,14 +118,13 @@ class Prime(OutcomeOnly):
         return cls(config, clock, prm, lambda folder: prm.save_pretrained(folder, tokenizer, known))
 
     def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
-        """One PRM update and one policy update: algorithm 1, lines 6 to 12."""
-        batch, learnt = self.prm.score_and_update(
-            batch
-        )  # r_t = beta log(phi / ref), eq. 3; then phi by eq. 4
+        """One PRM update and one pass of policy updates: algorithm 1, lines 6 to 12."""
         how = self.advantage
+        batch, learnt = self.prm.score_and_update(batch)  # r_t = beta log(phi/ref), eq. 3; phi learns, eq. 4
         gate = skill_gate(learnt.get("prm/skill", 0.0)) if how.skill_gate else 1.0
-        batch, improved = self.improve(policy, batch, how.process_weight * gate, how.outcome_weight)
-        return batch, learnt | improved
+        batch, spread = with_advantages(batch, how, how.process_weight * gate, how.outcome_weight)  # eq. 5
+        batch, improved = self.update(policy, batch)  # eq. 6
+        return batch, learnt | spread | improved
 
     def state(self) -> dict[str, Any]:
         """The PRM's weights, optimiser and skill, and the steps taken."""
