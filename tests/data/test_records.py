@@ -364,7 +364,7 @@ def test_collate_judged__keeps_prompts_responses_and_groups(read):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"prompt": "a", "good": 1}], ("no row has a field outcome or correct or label", "good", "data.outcome_field")),
+        ([{"prompt": "a", "good": 1}], ("has a field outcome or correct or label", "good", "data.outcome_field")),
         ([flat("a", "b", None)], ("no row has a field outcome or", "there are: prompt, response, outcome")),
         ([flat("a"), flat("a", "b", "yes")], ("judged.jsonl:1: its outcome (outcome)", "from 0 to 1", "'yes'")),
         ([flat("a", "b", -1)], ("judged.jsonl:0: its outcome", "-1")),
