@@ -1,189 +1,132 @@
 """Distillation: a PRM learnt anew from the policy, and a policy that moves towards what its rewards ask for."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from openprime.config import DistillConfig, PolicyConfig, PRMConfig
+from openprime.config import DistillConfig, DistillPolicyConfig, DistillPRMConfig, DistillRLConfig
+from openprime.models.lm import LM
 from openprime.prime import distill
-from openprime.prime.distill import Distiller, minibatches
+from openprime.prime.distill import Distill
 from openprime.prime.learner import Learner
 from openprime.run.console import Clock
 from openprime.types import Batch
+from support import brute
+from support.tiny_lm import catch_gradients, make_batch, make_model, naive_distributions, weights
 
-GROUP, OUTCOMES = [0, 0, 0, 1, 1, 2, 2, 2], [1, 0, 1, 0, 1, 0, 1, 0]
-HOW = DistillConfig(prm_epochs=3, low=-1.5, high=0.4, anchor=0.7)
-
-
-@pytest.fixture
-def batch(make_batch: Callable[..., Batch]) -> Batch:
-    return make_batch(GROUP, OUTCOMES)
+HOW = DistillConfig(prm_epochs=3, low=-1.5, high=0.4, kl_coefficient=0.7)
 
 
 @pytest.fixture
-def policy(make_model) -> Learner:
-    return Learner(make_model(seed=5), PolicyConfig(lr=0.02, tokens_per_microbatch=40, clip_grad=1e9), 100)
+def batch() -> Batch:
+    return make_batch(outcomes=[1, 0, 1, 0, 1, 0, 1, 0])
 
 
 @pytest.fixture
-def make(make_model) -> Callable[..., Distiller]:
-    def build(**prm) -> Distiller:
-        options = {"lr": 0.01, "minibatch": 3, "tokens_per_microbatch": 20, **prm}
-        return Distiller(make_model(seed=1), make_model(seed=2), PRMConfig(**options), HOW)
+def policy() -> Learner:
+    return make_policy()
 
-    return build
+
+def make_policy() -> Learner:
+    config = DistillPolicyConfig(lr=0.02, tokens_per_microbatch=40, clip_grad=1e9)
+    return Learner(LM(make_model(seed=5)), config, 100)
+
+
+def make_method(lr: float = 0.01, minibatch: int = 8, epochs: int = 1) -> Distill:
+    """Neither its PRM nor its reference is the policy yet."""
+    config = DistillRLConfig(
+        policy=DistillPolicyConfig(minibatch=minibatch, epochs=epochs),
+        prm=DistillPRMConfig(lr=lr, minibatch=3, tokens_per_microbatch=20),
+        distill=HOW,
+    )
+    return Distill(config, LM(make_model(seed=1)), LM(make_model(seed=2)), Clock())
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def distributions(model, batch: Batch) -> list[Tensor]:
-    """log p(. | before) at every response token, one response at a time, in float64."""
-    model = copy.deepcopy(model).double()
-    found = []
-    for row, mask, length in zip(batch.token_ids, batch.response_mask, batch.lengths, strict=True):
-        logits = model(input_ids=row[None, :length]).logits[0]
-        found += [logits[t - 1].log_softmax(-1) for t in range(int(length)) if mask[t]]
-    return found
+def target_kl(policy: torch.nn.Module, method: Distill, batch: Batch) -> Tensor:
+    """Mean over tokens of KL(policy || ref * exp(clip(log phi/ref) / c) / Z), with autograd, in float64."""
+    pi = torch.cat(naive_distributions(policy, batch))  # [N, V]
+    with torch.no_grad():
+        models = (copy.deepcopy(lm.model).double() for lm in (method.prm.lm, method.reference))
+        phi, ref = (torch.cat(naive_distributions(model, batch)) for model in models)
+        target = (ref + (phi - ref).clamp(HOW.low, HOW.high) / HOW.kl_coefficient).log_softmax(-1)
+    return (pi.exp() * (pi - target)).sum(-1).mean()
 
 
-def target_kl(policy, prm, reference, batch: Batch) -> float:
-    """Mean over tokens of KL(policy || ref * exp(clip(log phi/ref) / anchor) / Z)."""
-    total, count = 0.0, 0
-    models = (distributions(m, batch) for m in (policy, prm, reference))
-    for pi, phi, ref in zip(*models, strict=True):
-        tilted = (ref + (phi - ref).clamp(HOW.low, HOW.high) / HOW.anchor).log_softmax(-1)
-        total += float((pi.exp() * (pi - tilted)).sum().detach())
-        count += 1
-    return total / count
-
-
-def test_the_prm_starts_from_the_policy_and_learns_the_outcomes(
-    make: Callable[..., Distiller], policy: Learner, batch: Batch
-):
-    distiller = make()
-    start = copy.deepcopy(policy.model.state_dict())
-    distiller.learn(policy, batch, generator())
-    for name, value in distiller.reference.state_dict().items():
-        assert torch.equal(value, start[name]), "the reference is the policy"
-    for name, value in policy.model.state_dict().items():
-        assert torch.equal(value, start[name]), "the policy has not moved"
-    reference = distiller.prm.reference_logprobs(batch)
-    scores = distiller.prm.token_rewards(batch, reference).sum(-1)
+def test_learn__the_prm_starts_from_the_policy_and_learns_the_outcomes(policy: Learner, batch: Batch):
+    method, start = make_method(), weights(policy.lm.model)
+    known, metrics = method.learn(policy, batch, generator())
+    assert torch.equal(weights(method.reference.model), start), "the reference is the policy"
+    assert torch.equal(weights(policy.lm.model), start), "the policy has not moved"
+    scores = method.prm.token_rewards(known).sum(-1)
     assert scores[batch.outcome > 0.5].mean() > scores[batch.outcome < 0.5].mean() + 0.1
-    nats = sorted((-reference.sum(-1)).tolist())
-    assert distiller.prm.beta == pytest.approx(min(1.0, max(0.05, 0.5 / nats[(len(nats) - 1) // 2])))
+    nats = sorted((-known.ref_logprobs.sum(-1)).tolist())
+    assert method.prm.beta == metrics["prm/beta"] == pytest.approx(min(1.0, max(0.05, 0.5 / nats[3])))
 
 
-def test_the_prm_begins_every_step_anew(make: Callable[..., Distiller], policy: Learner, batch: Batch):
+def test_learn__begins_every_step_anew(policy: Learner, batch: Batch):
     """What it learnt from another batch before leaves nothing behind, its optimiser's memory included."""
-    one, two = make(), make()
-    other = replace(batch, outcome=1 - batch.outcome)
-    one.learn(policy, other, generator(1))
-    one.learn(policy, batch, generator())
-    two.learn(policy, batch, generator())
-    for name, value in one.prm.model.state_dict().items():
-        assert torch.equal(value, two.prm.model.state_dict()[name])
+    one, two = make_method(), make_method()
+    one.learn(policy, replace(batch, outcome=1 - batch.outcome), generator(1))
+    for method in (one, two):
+        method.learn(policy, batch, generator())
+    assert torch.equal(weights(one.prm.lm.model), weights(two.prm.lm.model))
 
 
-def test_the_policy_approaches_the_tilted_reference(
-    make: Callable[..., Distiller], policy: Learner, batch: Batch
-):
-    distiller = make(lr=0.05)
-    distiller.learn(policy, batch, generator())
-    models = distiller.prm.model, distiller.reference
-    before = target_kl(policy.model, *models, batch)
-    distiller.teach(policy, batch, PolicyConfig(minibatch=8, epochs=40), generator())
-    after = target_kl(policy.model, *models, batch)
+def test_teach__the_policy_approaches_the_tilted_reference(policy: Learner, batch: Batch):
+    method = make_method(lr=0.05, epochs=40)
+    method.learn(policy, batch, generator())
+    before = target_kl(policy.lm.model, method, batch)
+    method.teach(policy, batch, generator())
     assert before > 0.01
-    assert after < before / 4
+    assert target_kl(policy.lm.model, method, batch) < before / 4
 
 
-def test_the_first_gradient_is_that_of_the_kl(make: Callable[..., Distiller], policy: Learner, batch: Batch):
-    """By autograd through the definition, in float64; `anchor` times KL, mean over the batch's tokens."""
-    distiller = make(lr=0.05)
-    distiller.learn(policy, batch, generator())
-    seen: dict[str, Tensor] = {}
-    step = policy.optimizer.step
-
-    def note() -> None:
-        seen.update({n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None})
-        step()
-
-    policy.optimizer.step = note  # pyright: ignore[reportAttributeAccessIssue]
-    model = copy.deepcopy(policy.model).double()
-    distiller.teach(policy, batch, PolicyConfig(minibatch=8, epochs=1), generator())
-    parts = (distributions(m, batch) for m in (distiller.prm.model, distiller.reference))
-    loss, count = torch.zeros((), dtype=torch.float64), 0
-    pairs = list(zip(*parts, strict=True))
-    at = 0
-    for row, mask, length in zip(batch.token_ids, batch.response_mask, batch.lengths, strict=True):
-        logits = model(input_ids=row[None, :length]).logits[0]
-        for t in range(int(length)):
-            if mask[t]:
-                phi, ref = (x.detach() for x in pairs[at])
-                tilted = (ref + (phi - ref).clamp(HOW.low, HOW.high) / HOW.anchor).log_softmax(-1)
-                pi = logits[t - 1].log_softmax(-1)
-                loss = loss + HOW.anchor * (pi.exp() * (pi - tilted)).sum()
-                at, count = at + 1, count + 1
-    (loss / count).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(seen[name].double(), parameter.grad, atol=2e-5, rtol=1e-3)
+def test_teach__first_gradient_is_that_of_the_kl(policy: Learner, batch: Batch):
+    """By autograd through the definition, in float64; the coefficient times KL, mean over the batch's tokens."""
+    method = make_method(lr=0.05)
+    method.learn(policy, batch, generator())
+    twin, caught = copy.deepcopy(policy.lm.model).double(), catch_gradients(policy.optimizer)
+    method.teach(policy, batch, generator())
+    (HOW.kl_coefficient * target_kl(twin, method, batch)).backward()
+    for mine, parameter in zip(caught[0], twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.double(), parameter.grad, atol=2e-5, rtol=1e-3)
 
 
-def test_targets_made_again_are_the_kept_ones(
-    make: Callable[..., Distiller], make_model, batch: Batch, monkeypatch: pytest.MonkeyPatch
-):
+def test_teach__targets_made_again_are_the_kept_ones(batch: Batch, monkeypatch: pytest.MonkeyPatch):
     results = []
     for most in (distill.KEPT_ELEMENTS, 0):
         monkeypatch.setattr(distill, "KEPT_ELEMENTS", most)
-        policy = Learner(make_model(seed=5), PolicyConfig(lr=0.02, tokens_per_microbatch=40), 100)
-        distiller = make()
-        distiller.learn(policy, batch, generator())
-        distiller.teach(policy, batch, PolicyConfig(minibatch=3, epochs=2), generator())
-        results.append(policy.model.state_dict())
-    for name, value in results[0].items():
-        torch.testing.assert_close(value, results[1][name], atol=1e-4, rtol=1e-3)
+        policy, method = make_policy(), make_method(minibatch=3, epochs=2)
+        method.learn(policy, batch, generator())
+        method.teach(policy, batch, generator())
+        results.append(weights(policy.lm.model))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-3)
 
 
-def test_teaching_looks_at_no_outcome(make: Callable[..., Distiller], make_model, batch: Batch):
+def test_teach__looks_at_no_outcome(batch: Batch):
     results = []
     for outcome in (batch.outcome, 1 - batch.outcome):
-        policy = Learner(make_model(seed=5), PolicyConfig(lr=0.02), 100)
-        distiller = make()
-        distiller.learn(policy, batch, generator())
-        distiller.teach(policy, replace(batch, outcome=outcome), PolicyConfig(minibatch=4), generator())
-        results.append(policy.model.state_dict())
-    for name, value in results[0].items():
-        assert torch.equal(value, results[1][name])
+        policy, method = make_policy(), make_method(minibatch=4)
+        method.learn(policy, batch, generator())
+        method.teach(policy, replace(batch, outcome=outcome), generator())
+        results.append(weights(policy.lm.model))
+    assert torch.equal(*results)
 
 
-def test_skill_is_measured_before_the_prm_has_seen_the_batch(
-    make: Callable[..., Distiller], policy: Learner, batch: Batch
-):
-    distiller, config = make(), PolicyConfig(minibatch=8)
-    _, first = distiller.step(policy, batch, config, generator(), Clock())
+def test_distill_step__skill_is_measured_before_the_prm_has_seen_the_batch(policy: Learner, batch: Batch):
+    method = make_method()
+    _, first = method.step(policy, batch)
     assert "prm/pairwise_accuracy" not in first, "there is no PRM before the first step"
-    twin = copy.deepcopy(distiller)
-    rewards = twin.prm.token_rewards(batch, twin.prm.reference_logprobs(batch)).sum(-1).tolist()
-    groups = batch.group.tolist()
-    pairs = [
-        float(rewards[i] > rewards[j]) + 0.5 * (rewards[i] == rewards[j])
-        for i in range(len(groups))
-        for j in range(len(groups))
-        if groups[i] == groups[j] and OUTCOMES[i] > OUTCOMES[j]
-    ]
-    _, second = distiller.step(policy, batch, config, generator(), Clock())
-    assert second["prm/pairwise_accuracy"] == pytest.approx(sum(pairs) / len(pairs))
-
-
-def test_minibatches_take_every_row_once(batch: Batch):
-    rows = torch.cat(minibatches(batch, 3, generator())).tolist()
-    assert sorted(rows) == list(range(len(batch)))
-    assert [len(part) for part in minibatches(batch, 3, generator())] == [3, 3, 2]
+    scores = method.prm.token_rewards(method.prm.with_reference(batch)).sum(-1).tolist()
+    won, pairs = brute.pairwise_accuracy(scores, batch.outcome.tolist(), batch.group.tolist())
+    done, second = method.step(policy, batch)
+    assert second["prm/pairwise_accuracy"] == pytest.approx(won / pairs)
+    right = done.rewards.sum(-1)[batch.outcome > 0.5]
+    assert second["prm/score_right"] == pytest.approx(right.mean().item(), rel=1e-5)

@@ -131,15 +131,11 @@ def test_learner_update__losses_of_the_whole_vocabulary_are_those_of_the_whole_b
         return (log_policy.exp() * (log_policy - torch.cat(micro.targets))).sum()
 
     twin, learner = make_model(), learner_for(make_model(), tokens_per_microbatch=tokens)
-    rows = naive_distributions(twin, batch)
-    flat = torch.cat(
-        [row[mask[1 : len(row) + 1]] for row, mask in zip(rows, batch.response_mask, strict=True)]
-    )
     batch = replace(batch, targets=targets)
     check_first_step(
         learner,
         twin,
-        loss(flat, batch) / 7.0,
+        loss(torch.cat(naive_distributions(twin, batch)), batch) / 7.0,
         lambda: learner.update(batch, loss, 7.0, whole_vocabulary=True),
     )
 

@@ -60,19 +60,19 @@ def make_batch(group: Sequence[int] = GROUP, outcomes: Sequence[float] = OUTCOME
 
 
 def naive_distributions(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> list[Tensor]:
-    """B x [T_b, V]: log p(. | tokens before t) of each row's tokens but the first, one row at a time, with autograd."""
-    rows = zip(batch.token_ids, batch.lengths.tolist(), strict=True)
-    logits = [model(input_ids=ids[None, :length], use_cache=False).logits[0, :-1] for ids, length in rows]
-    return [(row / temperature).log_softmax(-1) for row in logits]
+    """B x [T_b, V]: log p(. | tokens before t) of each row's response tokens, one row at a time, with autograd."""
+    found = []
+    for ids, mask, length in zip(batch.token_ids, batch.response_mask, batch.lengths.tolist(), strict=True):
+        logits = model(input_ids=ids[None, :length], use_cache=False).logits[0] / temperature
+        found.append(logits.log_softmax(-1)[:-1][mask[1:length]])
+    return found
 
 
 def naive_logprobs(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """[B, T] from the model's own logits, token by token, with autograd; 0 off the responses."""
-    rows = []
-    for b, table in enumerate(naive_distributions(model, batch, temperature)):
-        zero, ids, mask = table.new_zeros(()), batch.token_ids[b], batch.response_mask[b].tolist()
-        rows.append(torch.stack([table[t - 1, ids[t]] if own else zero for t, own in enumerate(mask)]))
-    return torch.stack(rows)
+    """[B, T]: log p of the response tokens from the model's own logits, with autograd; 0 elsewhere."""
+    tables, mask = torch.cat(naive_distributions(model, batch, temperature)), batch.response_mask
+    values = tables.gather(-1, batch.token_ids[mask][:, None])[:, 0]
+    return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter(mask, values)
 
 
 def catch_gradients(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
