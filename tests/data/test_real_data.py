@@ -8,11 +8,9 @@ import pytest
 from openprime.cli import main
 from openprime.config import DataConfig
 from openprime.data.readers import read_demonstrations, read_prompts
+from support.benchmark_files import FOLDER, needs_files, rows_of
 
-FOLDER = Path(__file__).parents[3] / "shared" / "data"
-pytestmark = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason="needs benchmark files in ../shared/data of the repository"
-)
+pytestmark = needs_files
 
 
 @pytest.mark.parametrize(
@@ -59,8 +57,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each reference and a wrong response, judged by one command."""
     folder = tmp_path_factory.mktemp("real")
     for name, (file, _, _, field) in JUDGED.items():
-        rows = [json.loads(line) for line in (FOLDER / file).read_text(encoding="utf-8").splitlines()]
-        pairs = [[str(row[field]), WRONG.get(name, r"\boxed{-98765}")] for row in rows]
+        pairs = [[str(row[field]), WRONG.get(name, r"\boxed{-98765}")] for row in rows_of(file)]
         text = "".join(json.dumps({"responses": pair}) + "\n" for pair in pairs)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     args = ["--data", *(str(FOLDER / file) for file, *_ in JUDGED.values())]
