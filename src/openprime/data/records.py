@@ -22,6 +22,7 @@ from openprime.data.chat import Messages, complete, encode_prompts, encode_respo
 from openprime.data.collate import collate
 from openprime.data.readers import (
     PROMPT_FIELDS,
+    RESPONSE_FIELDS,
     Row,
     as_answer,
     field_of,
@@ -273,6 +274,12 @@ def _read_generated(
 def _read_outcomes(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> list[_Found]:
     """A prompt, a response and its outcome a row; or a conversation, whose last message is the response."""
     field = field_of(config, rows, "outcome_field", OUTCOME_FIELDS, needed=True)
+    if not field_of(config, rows, "response_field", RESPONSE_FIELDS) and any(
+        config.steps_field in r for r in rows
+    ):
+        raise UserError(
+            f"{config.source}: {config.steps_field}, but no response: step labels need loss=steps"
+        )
     outcomes = [
         _number(value_at(row, field), f"{name}: its outcome ({field})")
         for name, row in zip(names, rows, strict=True)
