@@ -226,13 +226,13 @@ def test_background__writes_what_was_there_before_training_went_on(
     drawn = torch.rand(2)
     assert checkpoints(tmp_path) == []  # not before it is whole
     go_on.set()
-    background.settle()
+    background.wait()
     assert checkpoints(tmp_path) == [path]
     assert held(path) == [1.0, 2.0, 3.0]
     assert torch.equal(torch.rand(2), drawn)
     assert load_checkpoint(path)["collector"] == [7]
     save_checkpoint(tmp_path, 2, state, 1, background)
-    background.settle()
+    background.wait()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000002"]
     assert held(tmp_path / "step-000002") == [0.0, 0.0, 0.0]
 
@@ -243,7 +243,7 @@ def test_background__a_full_disk_is_an_error_of_the_next_save(
 ):
     small, large = torch.ones(3), torch.ones(2_000_000)
     save_checkpoint(tmp_path / "run", 1, {"policy": {SHARDS: {"w": small}}}, 1, background)
-    background.settle()
+    background.wait()
     shard, rest = (large, small) if part == "shards" else (small, large)
     state = {"policy": {SHARDS: {"w": shard}}, "rest": rest}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -254,13 +254,13 @@ def test_background__a_full_disk_is_an_error_of_the_next_save(
         with pytest.raises(
             StorageError, match=r"step-000002 could not be written .*previous checkpoint stays"
         ):
-            background.settle()
+            background.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000001"]
     assert held(tmp_path / "run" / "step-000001") == [1.0, 1.0, 1.0]
-    background.settle()  # said once
+    background.wait()  # said once
 
 
 def test_save_checkpoint__a_folder_that_cannot_be_made_is_named(tmp_path: Path):

@@ -114,7 +114,7 @@ def read_item(row: Row, where: str, vocabulary: str) -> Item:
 
 
 def same_rows(done: list[Row], rows: list[Row], path: Path, out: Path) -> None:
-    """Raises ValueError where the rows that are scored already are not the first ones of the file."""
+    """Raises UserError where the rows that are scored already are not the first ones of the file."""
     prompts = [[row.get(name) for name in PROMPT_FIELDS] for row in rows]
     if [[row.get(name) for name in PROMPT_FIELDS] for row in done] != prompts[: len(done)]:
         raise UserError(f"{path} has changed since {out} was begun: score it into another --out")

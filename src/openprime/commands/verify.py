@@ -25,7 +25,7 @@ REPORTED = 100
 def verify(config: VerifyStageConfig) -> None:
     """Judge every row of `config.file` and write it with outcome, reason and seconds to `config.out`.
 
-    Raises ValueError for rows without a response, or without an answer or tests. An empty answer, or tests
+    Raises UserError for rows without a response, or without an answer or tests. An empty answer, or tests
     that cannot be read, have no outcome.
     """
     config.check()

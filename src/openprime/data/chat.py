@@ -32,7 +32,7 @@ SYSTEM = (
 def read_messages(value: object, where: str) -> str | Messages:
     """A field's value as a prompt: text, or messages with a role and a text content each.
 
-    Raises ValueError, which begins with `where`, for anything else and for an empty prompt.
+    Raises UserError, which begins with `where`, for anything else and for an empty prompt.
     """
     if isinstance(value, str) and value.strip():
         return value
@@ -54,7 +54,7 @@ def read_messages(value: object, where: str) -> str | Messages:
 def complete(prompt: str | Messages, name: str, form: PromptFormat, verifier: str) -> Messages:
     """The prompt as messages, with the system message in front and the suffix behind, as `form` says.
 
-    `verifier` chooses the template's suffix; `name` is the prompt's, for messages. Raises ValueError where
+    `verifier` chooses the template's suffix; `name` is the prompt's, for messages. Raises UserError where
     there is no user message to put a suffix behind.
     """
     chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]

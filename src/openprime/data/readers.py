@@ -67,7 +67,7 @@ class DemonstrationSet:
 def read_questions(config: DataConfig) -> list[Prompt]:
     """The prompts of a data set, not yet tokenised, in the order of the rows.
 
-    Raises ValueError for rows that cannot be read, and for rows of the verifier `math` without an answer.
+    Raises UserError for rows that cannot be read, and for rows of the verifier `math` without an answer.
     """
     rows = load_rows(config)
     names = row_names(config, len(rows))
@@ -86,7 +86,7 @@ def read_questions(config: DataConfig) -> list[Prompt]:
 def read_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
     """The prompts of a data set, tokenised.
 
-    Raises ValueError as `read_questions` does, for prompts that are too long (where `too_long` is
+    Raises UserError as `read_questions` does, for prompts that are too long (where `too_long` is
     error), and where no prompt is left.
     """
     questions = read_questions(config)
@@ -102,7 +102,7 @@ def read_demonstrations(
     """The demonstrations of a data set, tokenised; those of more than `max_tokens` in all are left out.
 
     Without a field for the response, the prompt's field is a conversation and its last message, which
-    must be the assistant's, is the response. Raises ValueError for rows that cannot be read, for empty
+    must be the assistant's, is the response. Raises UserError for rows that cannot be read, for empty
     responses, for prompts that are too long (where `too_long` is error), and where no row is left.
     """
     rows = load_rows(config)
@@ -172,7 +172,7 @@ def prompts_and_responses(
 def load_rows(config: DataConfig) -> list[Row]:
     """The rows of `data.source`, the first `data.limit` of them; a file is read again each time.
 
-    Raises ValueError for a source that is not there, and for a file that cannot be read (FILE:LINE).
+    Raises UserError for a source that is not there, and for a file that cannot be read (FILE:LINE).
     """
     source = config.source
     path = Path(source).expanduser()

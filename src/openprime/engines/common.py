@@ -1,4 +1,4 @@
-"""What engines outside the trainer's model have in common."""
+"""Shared by engines: responses from tokens, seeds of prompts, files of weights."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

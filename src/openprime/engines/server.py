@@ -151,7 +151,7 @@ class ServerEngine:
 
         `sequences`: that each server is given at a time. `longest`: prompt and response together, in tokens.
 
-        Under torchrun every rank has servers of its own, urls[rank::ranks]. Raises ValueError where no server
+        Under torchrun every rank has servers of its own, urls[rank::ranks]. Raises UserError where no server
         answers or one was started in a way that cannot work.
         """
         self.rank, self.ranks = 0, 1
@@ -296,7 +296,7 @@ class ServerEngine:
             return [group for group in groups if group is not None]
 
     def _group(self, prompt: Prompt, choices: list[dict], version: int) -> Group:
-        """What a server returns for a prompt, as a group."""
+        """A group from a server's answer for a prompt."""
         responses = [
             to_response(c["token_ids"], c["logprobs"]["token_logprobs"], self.tokenizer, self.end_tokens)
             for c in choices
@@ -305,7 +305,7 @@ class ServerEngine:
 
 
 def _inspect(server: Server, longest: int) -> str:
-    """Why a server is not there; empty where it is. Raises ValueError where it was not started as it must be."""
+    """Why a server is not there; empty where it is. Raises UserError where it was not started as it must be."""
     try:
         info = server.ask("GET", "/server_info?config_format=json", timeout=30)["vllm_config"]
     except ServerFault as fault:

@@ -21,7 +21,7 @@ from openprime.models.placement import Placement
 from openprime.types import EngineError, Group, Prompt, Sampling, UserError
 
 EXTENSION = "openprime.engines.vllm_worker.Weights"
-"""What our weights are taken over with, mixed into vLLM's worker."""
+"""Mixed into vLLM's worker, to take over weights."""
 SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 GRACE = 60.0
 """Seconds that Python has to leave a hung call before the process is ended."""
@@ -182,7 +182,7 @@ class VLLMEngine:
             engine.abort_request([inner for _, inner in names.values()], internal=True)
 
     def _group(self, prompt: Prompt, output: Any) -> Group:
-        """What vLLM returns for a prompt, as a group."""
+        """A group from vLLM's output for a prompt."""
         responses = []
         for sample in sorted(output.outputs, key=lambda sample: sample.index):
             tokens = [int(token) for token in sample.token_ids]

@@ -1,4 +1,4 @@
-"""What vLLM's workers do with our weights; loaded by vLLM itself, here or in a server (`--worker-extension-cls`)."""
+"""Takes over weights in vLLM's workers; loaded by vLLM itself, here or in a server (`--worker-extension-cls`)."""
 
 from collections.abc import Iterable
 from typing import Any

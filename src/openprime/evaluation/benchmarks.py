@@ -70,7 +70,7 @@ Tokenizer = Callable[[], PreTrainedTokenizerBase]
 def find_benchmark(name: str) -> tuple[str, BenchmarkConfig]:
     """A benchmark by its name, as `math-500`, `MATH500` or `math_500`, or by a YAML file; returns its name too.
 
-    Raises ValueError for a name that is not there, with the nearest ones.
+    Raises UserError for a name that is not there, with the nearest ones.
     """
     if name.endswith((".yaml", ".yml")):
         path = find_config(name)
@@ -136,7 +136,7 @@ def read_benchmark(
 def read_solutions(data: DataConfig) -> list[Prompt]:
     """The rows as prompts: a problem, `steps` (texts) and `label` (index of the first wrong step, -1: none).
 
-    Raises ValueError, with the row, for anything else.
+    Raises UserError, with the row, for anything else.
     """
     rows = load_rows(data)
     field = field_of(data, rows, "prompt_field", PROMPT_FIELDS, needed=True)

@@ -37,7 +37,7 @@ logging.disable_progress_bar()  # "Loading weights" would break up our own progr
 def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel:
     """A causal language model with float32 weights, from a directory or a hub id.
 
-    Raises ValueError for a path that does not exist or a model that is not a causal language model.
+    Raises UserError for a path that does not exist or a model that is not a causal language model.
     """
     read_architecture(name)
     try:
@@ -48,7 +48,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel
 
 
 def read_architecture(name: str) -> PreTrainedConfig:
-    """The configuration of a causal language model; raises ValueError as `load_model` does."""
+    """The configuration of a causal language model; raises UserError as `load_model` does."""
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -98,7 +98,7 @@ def save_model(
 
 
 def read_format(name: str) -> PromptFormat | None:
-    """How a model was asked in training, if it was trained here."""
+    """Format of a model's prompts in training, if it was trained here."""
     path = find_file(name, FORMAT_FILE)
     return PromptFormat.model_validate_json(path.read_text(encoding="utf-8")) if path else None
 
@@ -118,7 +118,7 @@ def find_file(name: str, file: str) -> Path | None:
 def same_vocabulary(
     ours: PreTrainedTokenizerBase, name: str, theirs: PreTrainedTokenizerBase, other: str
 ) -> None:
-    """Raises ValueError where two models would read the same token ids as different texts."""
+    """Raises UserError where two models would read the same token ids as different texts."""
     if ours.get_vocab() != theirs.get_vocab():
         raise UserError(
             f"the vocabulary of {name} ({len(ours)} tokens) differs from that of {other} ({len(theirs)} tokens): "

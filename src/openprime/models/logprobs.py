@@ -16,7 +16,7 @@ BLOCK_ELEMENTS = 2**22
 """Logits held at a time: 16 MiB in float32, which stay in a CPU's cache."""
 KEPT_ELEMENTS = 2**26
 """Logits that the forward pass leaves to the backward pass, 256 MiB in float32; the others are made again."""
-ALIKE = 0.75
+SIMILAR = 0.75
 """Rows are attended together when the shortest is at least this share of the longest."""
 
 
@@ -44,7 +44,7 @@ def whole_logprobs(model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temp
     # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
     values = torch.zeros_like(mask, dtype=torch.float32)
     ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
-    blocks = alike(ends) or [[0]]  # one row where nothing is asked for: all passes leave a graph
+    blocks = similar_lengths(ends) or [[0]]  # one row where nothing is asked for: all passes leave a graph
     if isinstance(model, FSDPModule):  # as many passes on every rank
         blocks = [list(range(len(ends)))]
     for block in blocks:
@@ -129,7 +129,7 @@ def pack(token_ids: Tensor, mask: Tensor) -> Packing:
         rows.append([*range(first, first + start), *own])
     device = token_ids.device
     back, offset, blocks = [0] * len(tokens), 0, []
-    for block in alike([len(row) for row in rows]):
+    for block in similar_lengths([len(row) for row in rows]):
         width = len(rows[block[0]])
         blocks.append([rows[b] + [0] * (width - len(rows[b])) for b in block])
         for b in block:
@@ -146,13 +146,13 @@ def pack(token_ids: Tensor, mask: Tensor) -> Packing:
     )
 
 
-def alike(lengths: list[int]) -> list[list[int]]:
+def similar_lengths(lengths: list[int]) -> list[list[int]]:
     """Rows in blocks of about one length, longest first; rows of length 0 are left out."""
     blocks: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         if lengths[row] == 0:
             break
-        if not blocks or lengths[row] < ALIKE * lengths[blocks[-1][0]]:
+        if not blocks or lengths[row] < SIMILAR * lengths[blocks[-1][0]]:
             blocks.append([])
         blocks[-1].append(row)
     return blocks

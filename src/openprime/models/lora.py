@@ -23,7 +23,7 @@ from openprime.types import UserError
 def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> None:
     """Give a model an adapter and freeze its own weights; the adapter that came first is the active one.
 
-    Raises ValueError for a target that is no linear layer of the model's blocks.
+    Raises UserError for a target that is no linear layer of the model's blocks.
     """
     from peft import LoraConfig  # an extra: pip install 'openprime[lora]'
 

@@ -30,7 +30,7 @@ from openprime.types import UserError
 def load_trained(name: str, place: Placement) -> PreTrainedModel:
     """A model with float32 weights, from a folder or a hub id: in shares where there are several ranks.
 
-    Then every rank reads its own share of the weights only. Raises ValueError as `load_model` does.
+    Then every rank reads its own share of the weights only. Raises UserError as `load_model` does.
     """
     if world() == 1:
         return load_model(name, place.device)
@@ -94,7 +94,7 @@ def materialise(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def sampling_model(model: PreTrainedModel, place: Placement) -> PreTrainedModel:
-    """What an engine samples from: the live model; of a sharded one a whole copy, still without its weights.
+    """The model that an engine samples from: the live one; of a sharded one a whole copy, still without its weights.
 
     With bfloat16 the copy's blocks are bfloat16, as in `shard`.
     """

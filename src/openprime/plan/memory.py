@@ -75,7 +75,7 @@ class Shape:
 def read_shape(name: str) -> Shape:
     """The shape of a model folder, a config.json or a hub id; its weights are neither needed nor read.
 
-    Raises ValueError where there is no configuration of a causal language model.
+    Raises UserError where there is no configuration of a causal language model.
     """
     try:
         config = AutoConfig.from_pretrained(name)

@@ -22,7 +22,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Centring:
-    """How rewards are compared within their group."""
+    """Baseline of rewards within their group."""
 
     estimator: Estimator = "rloo"
     preset: Preset = "exact"
@@ -98,7 +98,7 @@ def centre(rewards: Tensor, positions: Tensor, group: Tensor, how: Centring) -> 
       arXiv 2402.03300, section 4.1.3), std with Bessel's correction; an all-equal group gives 0 (trap 15).
     - reinforce: c_t = r_t.
 
-    A group of one response has nobody to be compared with: rloo raises ValueError.
+    A group of one response has nobody to be compared with: rloo raises UserError.
     """
     rewards = rewards.double() * positions
     if how.estimator == "reinforce":
@@ -134,7 +134,7 @@ def combine(process: Tensor, outcome: Tensor, process_weight: float, outcome_wei
 
 
 def skill_gate(accuracy: float) -> float:
-    """What is left of the process weight under a PRM that ranks this share of pairs rightly: 1 of 1, 0 of chance."""
+    """Factor of the process weight for a PRM that ranks this share of pairs rightly: max(0, 2 a - 1), 0 at chance."""
     return max(0.0, 2 * accuracy - 1)
 
 

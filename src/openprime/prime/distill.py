@@ -72,7 +72,7 @@ class Distill:
         return batch, metrics | learnt | mean_scores(response_scores(batch.rewards), batch) | taught
 
     def skill(self, batch: Batch) -> Metrics:
-        """How often the last step's PRM ranks responses rightly that neither it nor its policy has seen."""
+        """Pairwise accuracy of the last step's PRM on responses that neither it nor its policy has seen."""
         rewards = self.prm.token_rewards(self.prm.with_reference(batch))
         won, pairs = pairwise_accuracy(response_scores(rewards), batch.outcome, batch.group)
         return {"prm/pairwise_accuracy": float(won / pairs)}
@@ -134,7 +134,7 @@ class Distill:
         return [found[b] for b in range(len(batch))]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the last step's PRM and its reference."""
+        """State for a checkpoint: the last step's PRM and its reference."""
         models = {"model": self.prm.lm.model.state_dict(), "reference": self.reference.model.state_dict()}
         return models | {"beta": self.prm.beta, "steps": self.steps}
 

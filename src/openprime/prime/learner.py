@@ -22,7 +22,7 @@ Loss = Callable[[Tensor, Batch], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one optimiser step did."""
+    """Result of one optimiser step."""
 
     loss: float
     grad_norm: float

@@ -171,7 +171,7 @@ def prm_loss(name: str, logprobs: Tensor, batch: Batch, beta: float, reference_p
 
 
 def prm_loss_count(name: str, batch: Batch) -> int:
-    """What divides the summed `prm_loss` of a batch: its responses, pairs or labelled steps; pairs may be 0."""
+    """Count that divides the summed `prm_loss` of a batch: responses, pairs (may be 0) or labelled steps."""
     if name == "steps":
         return int(batch.step_end.sum())
     return int(better_pairs(batch.outcome, batch.group).sum()) if name in PAIRS else len(batch)

@@ -30,7 +30,7 @@ Write = Callable[[Path], None]
 
 
 class Method(Protocol):
-    """What turns a batch of judged rollouts into better weights of the policy."""
+    """Turns a batch of judged rollouts into better weights of the policy."""
 
     @classmethod
     def build(cls, config: Any, models: Loader, tokenizer: PreTrainedTokenizerBase, clock: Clock) -> Self:
@@ -42,7 +42,7 @@ class Method(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the policy."""
+        """State for a checkpoint, beside the policy's."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Method(Protocol):
         ...
 
     def models(self) -> dict[str, Write]:
-        """What a run leaves beside the policy: the name of each folder, and what fills it."""
+        """Models that a run exports beside the policy: the name of each folder, and the function that fills it."""
         ...
 
 
@@ -176,7 +176,7 @@ def with_old_policy(policy: Learner, batch: Batch, ceiling: float) -> tuple[Batc
 
 
 def mismatch(logprobs: Tensor, batch: Batch) -> Metrics:
-    """How far the trainer's log-probabilities [B, T] of sampled tokens are from the sampler's, in nats (trap 12)."""
+    """Distance of the trainer's log-probabilities [B, T] of sampled tokens from the sampler's, in nats (trap 12)."""
     gap = (logprobs - batch.logprobs)[batch.response_mask].abs()
     return {"policy/mismatch_mean": float(gap.mean()), "policy/mismatch_max": float(gap.max())}
 

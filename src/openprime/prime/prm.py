@@ -32,7 +32,7 @@ SKILL_RATE = 0.2
 """Weight of a new batch in the moving average of a PRM's skill."""
 NO_UPDATE: Metrics = {"prm/loss": math.nan, "prm/grad_norm": math.nan, "prm/lr": 0.0}
 REACH = 0.5
-"""What `fitting_beta` makes of beta S, where S is -log ref of the median response: its P(right) can reach 0.62."""
+"""beta S as `fitting_beta` sets it, where S is -log ref of the median response: its P(right) can reach 0.62."""
 ROWS = 256
 """Responses that are scored at a time."""
 
@@ -135,7 +135,7 @@ class ImplicitPRM:
         Prompts are texts or chat messages, `form` says how they are put to the model (if not given: by the
         tokenizer's chat template, where it has one). `step_split` may be the steps of each response instead,
         which must join to the response. A response ends with the end-of-sequence token, which has its reward
-        in the last step. Raises ValueError for what cannot be encoded.
+        in the last step. Raises UserError for what cannot be encoded.
         """
         if len(prompts) != len(responses):
             raise UserError(
@@ -248,7 +248,7 @@ class OnlinePRM(ImplicitPRM):
         }
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return self.learner.state() | {"skill": self.skill}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -290,7 +290,7 @@ def fitting_beta(nats: float) -> float:
 def find_parts(prm: str, reference: str = "") -> tuple[float, str, PreTrainedTokenizerBase]:
     """(beta, reference, tokenizer) of a saved PRM; loads no weights.
 
-    Raises ValueError where no reference is known or found, and where the two do not share a vocabulary.
+    Raises UserError where no reference is known or found, and where the two do not share a vocabulary.
     """
     beta, saved = read_settings(prm) if is_prm(prm) or not reference else (PUBLISHED_BETA, "")
     if not (reference or saved):
@@ -307,7 +307,7 @@ def find_parts(prm: str, reference: str = "") -> tuple[float, str, PreTrainedTok
 
 
 def is_prm(name: str) -> bool:
-    """Whether a folder or hub id holds an implicit PRM with its settings."""
+    """True where a folder or hub id holds an implicit PRM with its settings."""
     return find_file(name, SETTINGS_FILE) is not None
 
 

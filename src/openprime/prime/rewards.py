@@ -34,7 +34,7 @@ def prefix_values(rewards: Tensor) -> Tensor:
 
 
 def reward_positions(mask: Tensor, step_end: Tensor, granularity: Granularity) -> Tensor:
-    """Where rewards stand, [B, T] bool: every token, the last token of every step, or the last token.
+    """Positions of rewards, [B, T] bool: every token, the last token of every step, or the last token.
 
     What follows the last step end of a response is a step of its own, ending on the last token.
     """
@@ -81,7 +81,7 @@ def better_pairs(outcomes: Tensor, group: Tensor) -> Tensor:
 
 
 def pairwise_accuracy(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """How often the PRM ranks the better of two responses to one prompt higher; ties count one half.
+    """Share of pairs of responses to one prompt of which the PRM ranks the better one higher; ties count one half.
 
     Args: scores, outcomes, group [B], whole groups. Returns (sum over pairs, number of pairs):
     sums, so that several ranks can add theirs up.
@@ -93,7 +93,7 @@ def pairwise_accuracy(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[
 
 
 def score_metrics(scores: Tensor, batch: Batch) -> Metrics:
-    """How good scores [B] of responses new to a PRM are: pairs, Brier score, means."""
+    """Quality of scores [B] of responses new to a PRM: pairwise accuracy, Brier score, means."""
     won, pairs = pairwise_accuracy(scores, batch.outcome, batch.group)
     return {
         "prm/pairwise_accuracy": float(won / pairs),  # nan where there are no pairs

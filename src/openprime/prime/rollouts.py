@@ -19,7 +19,7 @@ SMALLEST_PASS_RATE = 0.1
 """A draw never assumes that fewer groups pass the filter."""
 
 REASONS = ("no_answer", "timeout", "rejected", "crash")
-"""What a verdict may be beside right and wrong."""
+"""Reasons of a verdict beside right and wrong."""
 
 
 class CannotFillError(UserError):
@@ -83,7 +83,7 @@ class Rollouts:
         return collate(groups, self.step_ends, self.pad_token)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps (trap 10)."""
+        """State for a checkpoint (trap 10)."""
         return {"stream": self.stream.state(), "pass_rate": self.pass_rate, "rollouts": self.rollouts}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -258,7 +258,7 @@ class RolloutsAhead:
         return self.rollouts.batch(groups)
 
     def state(self) -> dict:
-        """What a checkpoint keeps: as of the step that was last handed out."""
+        """State for a checkpoint, as of the step that was last handed out."""
         return self._state
 
     def restore(self, state: dict) -> None:
@@ -311,7 +311,7 @@ class PromptStream:
         self.returned.extendleft(self._index[prompt.id] for prompt in reversed(prompts))
 
     def state(self) -> dict:
-        """What a checkpoint keeps (trap 10)."""
+        """State for a checkpoint (trap 10)."""
         return {
             "epoch": self.epoch,
             "cursor": self.cursor,

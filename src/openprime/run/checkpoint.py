@@ -39,7 +39,7 @@ class Background:
         """Do it meanwhile."""
         self._writing = self._thread.submit(write)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait for the checkpoint on its way; raises OSError, on every rank, where it could not be written."""
         if self._writing:
             writing, self._writing = self._writing, None
@@ -54,7 +54,7 @@ def save_checkpoint(
     """Write `state` and the random states as folder/step-NNNNNN, atomically; then delete all but the last `keep`.
 
     Every rank calls it: a part of the state that is `{SHARDS: tensors by name, ...}` is written by all of them. With
-    `background`, which has to be settled before, it returns when the tensors have been copied.
+    `background`, whose last one has to be waited for before, it returns when the tensors have been copied.
     Raises OSError when the disk is full; what was there before stays valid.
     """
     target = folder / f"step-{step:06d}"
@@ -106,7 +106,7 @@ def save_checkpoint(
 
 
 def _write(partial: Path, target: Path, state: dict) -> None:
-    """What one process writes, and the renaming that makes a checkpoint of it."""
+    """Write one process's part, and rename the folder into place."""
     if not (partial / SHARDS).is_dir():
         shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -34,7 +34,7 @@ PACKAGES = ("torch", "transformers", "datasets", "math-verify")
 def open_folder(config: FolderConfig, command: str) -> Path:
     """Make a command's folder with config.yaml and versions.json, or open it where `config.resume` is set.
 
-    Raises ValueError as `check_folder` does.
+    Raises UserError as `check_folder` does.
     """
     check_folder(config, command)
     folder = Path(config.out)
@@ -46,7 +46,7 @@ def open_folder(config: FolderConfig, command: str) -> Path:
 
 
 def check_folder(config: FolderConfig, command: str) -> None:
-    """Before any work: raises ValueError when there is already a run in the folder that cannot go on.
+    """Before any work: raises UserError when there is already a run in the folder that cannot go on.
 
     That is one which is not to be resumed, or which was begun by another command or with other settings.
     """
@@ -63,7 +63,7 @@ def check_folder(config: FolderConfig, command: str) -> None:
 
 
 def refuse_changes(folder: Path, before: dict, now: dict) -> None:
-    """Raises ValueError, with every changed setting, for a folder that was begun with other ones."""
+    """Raises UserError, with every changed setting, for a folder that was begun with other ones."""
     old, new = dict(flatten(before)), dict(flatten(now))
     changed = [
         f"{key}: {old[key]!r} -> {value!r}"

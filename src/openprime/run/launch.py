@@ -47,7 +47,7 @@ VISIBLE = 20.0
 def joined(config: RunConfig) -> Iterator[None]:
     """Join the ranks that torchrun started, and leave them; a process on its own goes on as it is.
 
-    Raises ValueError where the ranks differ in their settings or software, or do not share `config.out`.
+    Raises UserError where the ranks differ in their settings or software, or do not share `config.out`.
     A rank that dies or hangs ends all the others within a minute. Ranks that torchrun has started again
     resume.
     """
@@ -169,7 +169,7 @@ class Watch(threading.Thread):
 
 
 def refuse_differences(config: RunConfig, device: str) -> None:
-    """Raises ValueError on every rank unless all have the same settings and software, and see the same folder."""
+    """Raises UserError on every rank unless all have the same settings and software, and see the same folder."""
     settings = dict(flatten(json.loads(config.model_dump_json())))
     settings |= {"openprime": __version__, "torch": torch.__version__, "python": platform.python_version()}
     same_everywhere(settings | {"device": device}, "start every rank with the same command and environment")
@@ -186,7 +186,7 @@ def refuse_differences(config: RunConfig, device: str) -> None:
 
 
 def same_everywhere(values: dict[str, Any], advice: str) -> None:
-    """Raises ValueError, naming what differs, unless the values are the same on every rank."""
+    """Raises UserError, naming what differs, unless the values are the same on every rank."""
     found = gather(values)
     for number, theirs in enumerate(found):
         differing = [
@@ -199,7 +199,7 @@ def same_everywhere(values: dict[str, Any], advice: str) -> None:
 
 
 def same_prompts(prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError unless every rank has read the same prompts."""
+    """Raises UserError unless every rank has read the same prompts."""
     if world() > 1:
         text = repr([(prompt.id, prompt.token_ids, prompt.answer) for prompt in prompts])
         found = {"prompts": f"{len(prompts)}, digest {hashlib.sha256(text.encode()).hexdigest()[:12]}"}

@@ -221,7 +221,7 @@ class Run:
         if self._background is None and self.config.parallel.save_in_background and world() > 1:
             self._background = Background()
         if self._background:
-            self._background.settle()
+            self._background.wait()
         if on_first((folder / f"step-{step:06d}").is_dir):
             return
         state: dict[str, Any] = {name: part.state() for name, part in self._trained.items()}
