@@ -47,9 +47,6 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
     if data.dropped_long:
         notes.append(f"{data.dropped_long} demonstrations are over max_tokens={config.max_tokens}: dropped")
 
-    run = Run(config, "sft")
-    for note in notes:
-        run.note(note)
     torch.manual_seed(config.seed)
     if model is None:
         lm = Loader(place).trained(config.model, "sft", config.optimizer)
@@ -62,6 +59,9 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
     learner = Learner(lm, config.optimizer, steps)
     sampler = sampling_model(lm.model, place) if held_out else lm.model
     engine = TransformersEngine(sampler, place, tokenizer, end_tokens(lm.model, tokenizer), config.sequences)
+    run = Run(config, "sft")  # last: what is wrong is said before a folder is made
+    for note in notes:
+        run.note(note)
     parameters = sum(p.numel() for p in learner.trained.values())
     run.note(f"{parameters:,} trained parameters, {count:,} demonstrations, {steps} steps", "")
     evaluation = held_out, config.eval.samples, config.eval.max_response_tokens, config.seed

@@ -16,6 +16,7 @@ from openprime.prime.learner import Learner
 from openprime.prime.methods import Method
 from openprime.prime.rollouts import PromptStream, Rollouts, RolloutsAhead
 from openprime.ranks import world
+from openprime.run.console import Clock
 from openprime.run.launch import same_prompts
 from openprime.run.run import Run
 from openprime.types import Engine, Prompt, UserError
@@ -51,10 +52,8 @@ def build(
     minibatches = -(-rollout.prompts * rollout.responses // settings.minibatch)
     updates = config.steps * settings.epochs * minibatches
     policy = Learner(models.trained(config.model, "policy", settings, rollout.temperature), settings, updates)
-    run = Run(config, "rl")
-    for note in notes:
-        run.note(note)
-    method = method_of.build(config, models, tokenizer, run.clock)
+    clock = Clock()
+    method = method_of.build(config, models, tokenizer, clock)
     longest = config.data.max_prompt_tokens + rollout.max_response_tokens
     engine = make_engine(config, tokenizer, rollout.sequences, longest, policy.lm)
     rollouts = Rollouts(
@@ -70,6 +69,9 @@ def build(
     ahead = (
         RolloutsAhead(rollouts, rollout.max_staleness, config.steps) if rollout.max_staleness else rollouts
     )
+    run = Run(config, "rl", clock)  # last: what is wrong is said before a folder is made
+    for note in notes:
+        run.note(note)
     return run, policy, method, engine, ahead, held_out, tokenizer
 
 

@@ -56,13 +56,13 @@ def train(config: RLConfig) -> None:
                     run.log({"rollout/rollouts": 0} | evaluate())
             for step in run.steps(config.steps, headline):
                 with run.step(step):
-                    groups = rollouts.collect(
-                        step, run.signals.check
-                    )  # K responses each, .2 <= accuracy <= .8
+                    # K responses to each prompt, judged; groups with .2 <= mean outcome <= .8
+                    groups = rollouts.collect(step, run.signals.check)
                     batch = rollouts.batch(groups).to(policy.lm.device)
                     engine.sleep()
                     with run.training():
-                        batch, metrics = method.step(policy, batch)  # rewards, advantages; phi and pi learn
+                        # Rewards and advantages; phi and pi learn: read on in methods.py.
+                        batch, metrics = method.step(policy, batch)
                         engine.load(policy.lm.tensors(), step)
                     run.log({"reward/outcome": float(batch.outcome.mean())} | rollouts.metrics | metrics)
                     if run.due(config.eval.every):

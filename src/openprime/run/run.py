@@ -48,7 +48,7 @@ class Run:
                     run.log(learn(step))
     """
 
-    def __init__(self, config: RunConfig, command: str) -> None:
+    def __init__(self, config: RunConfig, command: str, clock: Clock | None = None) -> None:
         """Make the folder, or open it where `config.resume` is set.
 
         Raises UserError when there is already a run in it and it is not to be resumed, or when it was
@@ -56,7 +56,7 @@ class Run:
         """
         self.config, self.command, self.folder = config, command, Path(config.out)
         self.console = Console(stderr=False, quiet=not first())
-        self.clock, self.signals = Clock(), Signals()
+        self.clock, self.signals = clock or Clock(), Signals()
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise UserError("wandb is asked for but not installed: pip install 'openprime[wandb]'")
         on_first(lambda: open_folder(config, command))
