@@ -45,27 +45,12 @@ def test_roc_auc__of_one_class_is_nan(labels: list[bool]):
     assert math.isnan(roc_auc([1.0, 2.0][: len(labels)], labels))
 
 
-@pytest.mark.parametrize(
-    ("scores", "labels", "words"),
-    [
-        ([1.0, 2.0], [True], "a label for every score"),
-        ([1.0, math.nan], [True, False], "numbers"),
-        ([1.0, 2.0], [0.5, 1.0], "true or false"),
-    ],
-)
-def test_roc_auc__what_cannot_be_ranked_is_refused(scores: list[float], labels: list, words: str):
-    with pytest.raises(ValueError, match=words):
-        roc_auc(scores, labels)
+def test_roc_auc__score_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="numbers"):
+        roc_auc([1.0, math.nan], [True, False])
 
 
 # Calibration
-
-
-@property_test
-@given(forecasts)
-def test_brier__is_a_mean_square(rows: list[tuple[float, bool]]):
-    wanted = sum((p - o) ** 2 for p, o in rows) / len(rows)
-    assert brier([p for p, _ in rows], [o for _, o in rows]) == pytest.approx(wanted)
 
 
 def test_brier__by_hand():
@@ -88,12 +73,6 @@ def test_expected_calibration_error__of_torchmetrics():
     assert error == pytest.approx(0.29, abs=1e-4)
 
 
-def test_expected_calibration_error__of_certain_forecasts():
-    assert expected_calibration_error([0.0, 1.0, 0.0, 1.0], [0, 1, 0, 1]) == 0.0
-    assert expected_calibration_error([0.0, 1.0], [1, 0]) == 1.0
-    assert expected_calibration_error([0.0, 1.0, 1.0, 1.0], [0, 1, 1, 0]) == pytest.approx(0.25)
-
-
 def test_expected_calibration_error__an_edge_belongs_to_the_bin_below():
     """7/100 times 100 is above 7 in floating point, 29/100 times 100 is below 29."""
     for k in range(1, 100):
@@ -102,30 +81,6 @@ def test_expected_calibration_error__an_edge_belongs_to_the_bin_below():
         assert expected_calibration_error(pair, [0, 1], bins=100) == pytest.approx(0.5)
         pair = [k / 100, math.nextafter(k / 100, 0)]
         assert expected_calibration_error(pair, [0, 1], bins=100) == pytest.approx(abs(0.5 - k / 100))
-
-
-@pytest.mark.parametrize("measure", [brier, expected_calibration_error])
-@pytest.mark.parametrize(
-    ("probabilities", "outcomes", "words"),
-    [
-        ([], [], "and one"),
-        ([0.5], [1, 0], "as many"),
-        ([1.5], [1], "sigmoid"),
-        ([-0.1], [1], "sigmoid"),
-        ([0.5], [2], "sigmoid"),
-        ([math.nan], [1], "sigmoid"),
-    ],
-)
-def test_calibration__forecasts_that_are_no_probabilities_are_refused(
-    measure, probabilities: list[float], outcomes: list[int], words: str
-):
-    with pytest.raises(ValueError, match=words):
-        measure(probabilities, outcomes)
-
-
-def test_expected_calibration_error__needs_a_bin():
-    with pytest.raises(ValueError, match="one bin"):
-        expected_calibration_error([0.5], [1], bins=0)
 
 
 # The lowest step
@@ -138,9 +93,3 @@ def test_lowest_is_last__equals_loops(rows: list[list[float]]):
     last = [all(row[-1] < reward for reward in row[:-1]) for row in long]
     wanted = sum(last) / len(long) if long else math.nan
     assert lowest_is_last(rows) == pytest.approx(wanted, nan_ok=True)
-
-
-def test_lowest_is_last__by_hand():
-    rows = [[1.0, 0.0, -1.0], [0.0, 0.0], [-1.0, 0.0, -1.0], [0.5, 0.25], [-9.0], []]
-    assert lowest_is_last(rows) == 0.5
-    assert math.isnan(lowest_is_last([[1.0], []]))

@@ -36,6 +36,11 @@ def test_best_of_n_subsets__by_hand():
     assert best_of_n_subsets(scores, outcomes, 4) == 0.5
 
 
+def test_best_of_n_subsets__score_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="not a number"):
+        best_of_n_subsets([1.0, math.nan], [0.0, 1.0], 1)
+
+
 @pytest.mark.parametrize("m", [5, 64, 256])
 def test_best_of_n_subsets__by_binary_outcomes_is_pass_at_k(m: int):
     outcomes = [float(random.Random(i).random() < 0.1) for i in range(m)]
@@ -75,14 +80,6 @@ def test_vote_subsets__winner_of_all_by_hand(said: list[str | None], weights: li
     assert vote_subsets(said, weights, places, len(said)) == winner
 
 
-def test_vote_subsets__by_hand():
-    """Right, right, wrong, nothing: only the pairs (1, 4), (2, 4), (1, 2), (1, 3) and (2, 3) vote right."""
-    said, outcomes = ["a", "a", "b", None], [1.0, 1.0, 0.0, 0.0]
-    assert vote_subsets(said, [1.0] * 4, outcomes, 2) == pytest.approx(5 / 6)
-    assert vote_subsets(said, [1.0, 1.0, 1.5, 9.0], outcomes, 2) == pytest.approx(3 / 6)
-    assert vote_subsets(said, [1.0, 1.0, 1.5, 9.0], outcomes, 4) == 1.0
-
-
 def test_vote_subsets__draws_where_there_are_too_many():
     """12 choose 6 is 924: few draws come near to the exact mean, and follow from the seed."""
     rng = random.Random(1)
@@ -107,36 +104,7 @@ def test_vote_subsets__drawn_choices_hold_a_response_once_and_in_order():
         assert share == pytest.approx(wanted, abs=4 * math.sqrt(wanted / 4000))
 
 
-@pytest.mark.parametrize("n", [0, -1, 4])
-def test_subsets__impossible_sizes_are_refused(n: int):
-    with pytest.raises(ValueError, match=f"n={n}, m=3"):
-        best_of_n_subsets([1.0, 2.0, 3.0], [0.0, 0.0, 1.0], n)
-    with pytest.raises(ValueError, match=f"n={n}, m=3"):
-        vote_subsets(["a", "b", "c"], [1.0, 2.0, 3.0], [0.0, 0.0, 1.0], n)
-
-
-def test_subsets__inputs_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="every outcome"):
-        best_of_n_subsets([1.0], [0.0, 1.0], 1)
-    with pytest.raises(ValueError, match="not a number"):
-        best_of_n_subsets([1.0, math.nan], [0.0, 1.0], 1)
-    for said, weights, draws in (
-        (["a"], [1.0, 1.0], 1),
-        (["a", "b"], [1.0, math.inf], 1),
-        (["a", "b"], [1.0, 1.0], 0),
-    ):
-        with pytest.raises(ValueError, match="an answer and a finite weight"):
-            vote_subsets(said, weights, [0.0, 1.0], 1, draws)
-
-
 # pass@k
-
-
-@pytest.mark.parametrize("n", range(1, 9))
-def test_pass_at_k__is_the_share_of_subsets_with_a_right_one(n: int):
-    for right in range(n + 1):
-        for k in range(1, n + 1):
-            assert pass_at_k(n, right, k) == pytest.approx(brute.pass_at_k(n, right, k), abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -152,18 +120,8 @@ def test_pass_at_k__by_hand(n: int, right: int, k: int, value: float):
 def test_pass_at_k__is_the_stable_product_of_the_codex_paper(n: int, data: st.DataObject):
     """1 - prod_{i=n-c+1}^{n} (1 - k/i), figure 3 of arXiv 2107.03374."""
     right, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
-    product = 1.0 if n - right >= k else 0.0
-    if product:
-        product = math.prod(1 - k / i for i in range(n - right + 1, n + 1))
+    product = math.prod(max(0.0, 1 - k / i) for i in range(n - right + 1, n + 1))
     assert pass_at_k(n, right, k) == pytest.approx(1 - product, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("n", "right", "k"), [(4, 1, 0), (4, 1, 5), (4, 5, 1), (4, -1, 1), (0, 0, 0), (0, 0, 1)]
-)
-def test_pass_at_k__impossible_counts_are_refused(n: int, right: int, k: int):
-    with pytest.raises(ValueError, match=f"n={n}, right={right}, k={k}"):
-        pass_at_k(n, right, k)
 
 
 # Intervals
@@ -174,15 +132,6 @@ def test_bootstrap_interval__of_a_share():
     assert bootstrap_interval([0.0, 1.0] * 5, draws=4000) == pytest.approx((0.2, 0.8))
 
 
-@pytest.mark.parametrize(("confidence", "z"), [(0.9, 1.644854), (0.95, 1.959964)])
-def test_bootstrap_interval__of_a_large_sample_is_normal(confidence: float, z: float):
-    values = np.random.default_rng(1).normal(3.0, 2.0, 400)
-    low, high = bootstrap_interval(values.tolist(), confidence)
-    half = z * values.std() / math.sqrt(400)
-    assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
-
-
 @pytest.mark.parametrize("size", [1, 2, 37, 3000])
 def test_bootstrap_interval__equals_draw_by_draw(size: int):
     """One draw after the other from one stream: numbers published with a seed stay what they were."""
@@ -191,9 +140,3 @@ def test_bootstrap_interval__equals_draw_by_draw(size: int):
     means = [statistics.fmean(values[rng.integers(0, size, size=size)]) for _ in range(500)]
     cuts = np.quantile(means, [0.05, 0.95])
     assert bootstrap_interval(values.tolist(), 0.9, 500, seed=4) == pytest.approx(tuple(cuts), abs=1e-12)
-
-
-def test_bootstrap_interval__of_equal_values_is_a_point_and_of_none_is_refused():
-    assert bootstrap_interval([0.5] * 7) == bootstrap_interval([0.5]) == (0.5, 0.5)
-    with pytest.raises(ValueError, match="at least one"):
-        bootstrap_interval([])

@@ -17,22 +17,32 @@ Interval = tuple[float, float, float]
 Curves = dict[str, dict[int, Interval]]
 """method -> N -> interval."""
 
+WAYS: dict[str, Callable[[dict], float]] = {
+    "reference log-probability": lambda r: r["reference_logprob"],
+    "PRM": lambda r: r["reward"],
+    "PRM, mean of tokens": lambda r: np.mean(r["rewards"]),
+    "PRM, lowest token": lambda r: min(r["rewards"]),
+    "PRM, last token": lambda r: r["rewards"][-1],
+    "PRM, mean of steps": lambda r: np.mean(r["step_rewards"]),
+    "PRM, lowest step": lambda r: min(r["step_rewards"]),
+    "PRM, last step": lambda r: r["step_rewards"][-1],
+}
+"""Scores by which one of N responses may be chosen."""
+
 
 def summarise(rows: list[dict], benchmark: Benchmark) -> dict[str, Any]:
     """A benchmark's entry in results.json."""
-    responses = [[*row["responses"], *([row["greedy"]] if "greedy" in row else [])] for row in rows]
-    reasons = Counter(r["reason"] for row in responses for r in row)
+    every = [r for row in rows for r in (*row["responses"], *([row["greedy"]] if "greedy" in row else []))]
     results: dict[str, Any] = {
         "items": len(rows),
         "left_out": benchmark.left_out,
-        "reasons": dict(reasons.most_common()),
+        "reasons": dict(Counter(r["reason"] for r in every).most_common()),
     }
     if benchmark.is_sampled:
-        results["response_tokens"] = float(np.mean([len(r["token_ids"]) for row in responses for r in row]))
-        results["truncated"] = float(np.mean([r["truncated"] for row in responses for r in row]))
+        results["response_tokens"] = float(np.mean([len(r["token_ids"]) for r in every]))
+        results["truncated"] = float(np.mean([r["truncated"] for r in every]))
         results["greedy"] = interval([row["greedy"]["outcome"] or 0.0 for row in rows])
-    n = len(rows[0]["responses"])
-    results["samples"] = n
+    results["samples"] = n = len(rows[0]["responses"])
     if n == 0:
         return results
     right = np.array([[r["outcome"] or 0.0 for r in row["responses"]] for row in rows])  # [P, N]
@@ -42,63 +52,47 @@ def summarise(rows: list[dict], benchmark: Benchmark) -> dict[str, Any]:
     count = (right >= 1).sum(-1)
     results["pass@k"] = {k: interval([pass_at_k(n, int(c), k) for c in count]) for k in powers(n)}
     mode = benchmark.config.answers
-    answers = [
+    answers = [  # of programs no two are alike
         [canonical_answer(r["text"], mode) if item.verifier != "code" else None for r in row["responses"]]
         for row, item in zip(rows, benchmark.items, strict=True)
     ]
-    votes = any(answer is not None for row in answers for answer in row)  # of programs no two are alike
-    scores = choices(rows) if "rewards" in rows[0]["responses"][0] else {}
-    results["best_of_n"] = best_of(right, answers if votes else None, scores)
-    if votes:
-        results["maj@k"] = results["best_of_n"]["majority vote"]
+    ways = WAYS if "rewards" in rows[0]["responses"][0] else {}
+    scores = {
+        name: np.array([[way(r) for r in row["responses"]] for row in rows]) for name, way in ways.items()
+    }
+    results["best_of_n"] = curves = best_of(right, answers, scores)
+    if "majority vote" in curves:
+        results["maj@k"] = curves["majority vote"]
     if scores and benchmark.config.data.source == "task:clock":
         results["step_auc"] = or_none(step_auc(rows))
     return results
 
 
-def choices(rows: list[dict]) -> dict[str, np.ndarray]:
-    """Scores [P, N] by which one of N responses may be chosen."""
-    ways: dict[str, Callable[[dict], float]] = {
-        "reference log-probability": lambda r: r["reference_logprob"],
-        "PRM": lambda r: r["reward"],
-        "PRM, mean of tokens": lambda r: float(np.mean(r["rewards"])),
-        "PRM, lowest token": lambda r: min(r["rewards"]),
-        "PRM, last token": lambda r: r["rewards"][-1],
-        "PRM, mean of steps": lambda r: float(np.mean(r["step_rewards"])),
-        "PRM, lowest step": lambda r: min(r["step_rewards"]),
-        "PRM, last step": lambda r: r["step_rewards"][-1],
-    }
-    return {
-        name: np.array([[way(r) for r in row["responses"]] for row in rows]) for name, way in ways.items()
-    }
-
-
-def best_of(
-    right: np.ndarray, answers: list[list[str | None]] | None, scores: dict[str, np.ndarray]
-) -> Curves:
+def best_of(right: np.ndarray, answers: list[list[str | None]], scores: dict[str, np.ndarray]) -> Curves:
     """Accuracy of each way to choose one of N responses, for N = 1, 2, 4, ... of all that there are.
 
     For fewer than all: the mean over all choices of N of them, exact for scores, over 200 choices drawn
-    with a seed for votes. Equal scores share. Intervals are 95 % bootstrap intervals over items.
+    with a seed for votes, which there are where anything has an answer. Equal scores share. Intervals are 95 %
+    bootstrap intervals over items.
     """
-    voters = answers or []
+    items, samples = right.shape
 
     def curve(accuracy: Callable[[int, int], float]) -> dict[int, Interval]:
         """Over N, of what `accuracy(item, n)` says of an item."""
-        items, samples = right.shape
         return {n: interval([accuracy(i, n) for i in range(items)]) for n in powers(samples)}
 
     def highest(score: np.ndarray) -> dict[int, Interval]:
         return curve(lambda i, n: best_of_n_subsets(score[i], right[i], n))
 
     def vote(weights: np.ndarray) -> dict[int, Interval]:
-        return curve(lambda i, n: vote_subsets(voters[i], weights[i], right[i], n))
+        return curve(lambda i, n: vote_subsets(answers[i], weights[i], right[i], n))
 
+    voting = any(answer is not None for row in answers for answer in row)
     curves = {"random": curve(lambda i, n: float(right[i].mean()))}
-    if answers is not None:
+    if voting:
         curves["majority vote"] = vote(np.ones_like(right))
     curves |= {name: highest(score) for name, score in scores.items()}
-    if answers is not None and "PRM" in scores:
+    if voting and "PRM" in scores:
         curves["PRM-weighted vote"] = vote(1 / (1 + np.exp(-scores["PRM"])))
     curves["oracle"] = highest(right)
     return curves
@@ -111,7 +105,7 @@ def interval(values) -> Interval:
 
 def powers(n: int) -> list[int]:
     """1, 2, 4, ... up to n, and n itself."""
-    return sorted({2**i for i in range(n.bit_length()) if 2**i <= n} | {n})
+    return sorted({2**i for i in range(n.bit_length())} | {n})
 
 
 def step_auc(rows: list[dict]) -> float:
@@ -129,7 +123,7 @@ def step_auc(rows: list[dict]) -> float:
             verdicts = response["steps"][:-1]
             labels += verdicts
             values += line_rewards[: len(verdicts)]
-    return roc_auc(values, labels) if labels else math.nan
+    return roc_auc(values, labels)
 
 
 def or_none(value: float) -> float | None:

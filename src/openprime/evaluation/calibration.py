@@ -12,13 +12,11 @@ from openprime.types import UserError
 def roc_auc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve: how often a positive scores above a negative, ties one half.
 
-    scores, labels [m]; labels are bool, or 0 and 1. nan when one class is absent.
+    scores, labels [m]; labels are bool. nan when one class is absent.
     """
-    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
-    if scores.ndim != 1 or scores.shape != labels.shape:
-        raise UserError(f"roc_auc needs a label for every score, not shapes {scores.shape}, {labels.shape}")
-    if np.isnan(scores).any() or not np.isin(labels, (0, 1)).all():
-        raise UserError("roc_auc needs scores that are numbers, and labels that are true or false")
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    if np.isnan(scores).any():
+        raise UserError("an area under the ROC curve needs scores that are numbers")
     if labels.all() or not labels.any():
         return math.nan
     _, rank, tied = np.unique(scores, return_inverse=True, return_counts=True)
@@ -30,8 +28,7 @@ def roc_auc(scores: ArrayLike, labels: ArrayLike) -> float:
 
 def brier(probabilities: ArrayLike, outcomes: ArrayLike) -> float:
     """Mean squared difference of probability and outcome, both [m] in [0, 1]. Brier (1950)."""
-    probabilities, outcomes = _probabilities(probabilities, outcomes)
-    return float(((probabilities - outcomes) ** 2).mean())
+    return float(np.square(np.subtract(probabilities, outcomes)).mean())
 
 
 def expected_calibration_error(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> float:
@@ -40,21 +37,8 @@ def expected_calibration_error(probabilities: ArrayLike, outcomes: ArrayLike, bi
     probabilities, outcomes [m] in [0, 1]. Bin b of `bins` of equal width holds the p in ((b-1)/bins, b/bins],
     the first one p = 0 as well. Here p is the probability of a right response, not of the likelier class.
     """
-    probabilities, outcomes = _probabilities(probabilities, outcomes)
-    if bins < 1:
-        raise UserError(f"a calibration error needs at least one bin, not {bins}")
     bin_of = np.searchsorted(np.arange(1, bins) / bins, probabilities)
-    return float(np.abs(np.bincount(bin_of, outcomes - probabilities)).sum() / probabilities.size)
-
-
-def _probabilities(probabilities: ArrayLike, outcomes: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64 [m], checked."""
-    p, o = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
-    if p.ndim != 1 or p.shape != o.shape or p.size == 0:
-        raise UserError(f"needs as many probabilities as outcomes, and one, not {p.shape}, {o.shape}")
-    if not all(((values >= 0) & (values <= 1)).all() for values in (p, o)):
-        raise UserError("probabilities and outcomes lie in [0, 1]; apply the sigmoid to a score first")
-    return p, o
+    return float(np.abs(np.bincount(bin_of, np.subtract(outcomes, probabilities))).sum() / bin_of.size)
 
 
 def lowest_is_last(step_rewards: Sequence[Sequence[float]]) -> float:

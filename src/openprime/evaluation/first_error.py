@@ -2,25 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 from rich.console import Console
 
-from openprime.data.chat import complete
 from openprime.data.steps import apart
 from openprime.evaluation.accuracy import or_none
 from openprime.evaluation.benchmarks import Benchmark
 from openprime.evaluation.calibration import lowest_is_last
 from openprime.prime.prm import ImplicitPRM
 from openprime.run.jsonl import fill_jsonl
-from openprime.types import UserError
-
-PLAIN = {"system": "", "suffix": "", "template": "none"}
-"""The prompts are complete already."""
 
 
 def first_errors(
@@ -31,13 +24,12 @@ def first_errors(
     F1 is given for the threshold 0 and, as the published protocol tunes it, for one chosen on the other half
     of the items, halved with `seed`.
     """
-    items, form = benchmark.items, benchmark.config.data
 
     def make(chunk: range, check: Callable[[], None]) -> list[dict]:
-        chosen = [items[i] for i in chunk]
-        prompts = [complete(item.messages, item.id, form, item.verifier) for item in chosen]
-        steps = [apart(item.columns["steps"]) for item in chosen]
-        scores = prm.score(prompts, ["".join(s) for s in steps], steps, form.model_copy(update=PLAIN))
+        items = [benchmark.items[i] for i in chunk]
+        steps = [apart(item.columns["steps"]) for item in items]
+        responses = ["".join(texts) for texts in steps]
+        scores = prm.score([item.messages for item in items], responses, steps, benchmark.config.data)
         check()
         return [
             {
@@ -47,10 +39,10 @@ def first_errors(
                 "step_rewards": [round(reward, 6) for reward in score.step_rewards],
                 "first_error": first_error(score.step_rewards, 0.0),
             }
-            for i, item, score in zip(chunk, chosen, scores, strict=True)
+            for i, item, score in zip(chunk, items, scores, strict=True)
         ]
 
-    rows = fill_jsonl(folder / "responses.jsonl", len(items), benchmark.name, console, make)
+    rows = fill_jsonl(folder / "responses.jsonl", len(benchmark.items), benchmark.name, console, make)
     labels, rewards = [row["label"] for row in rows], [row["step_rewards"] for row in rows]
     measured = {
         "threshold 0": first_error_f1([first_error(r, 0.0) for r in rewards], labels),
@@ -59,7 +51,8 @@ def first_errors(
     return {
         "items": len(rows),
         "first_error": {
-            name: {key: or_none(value) for key, value in asdict(f1).items()} for name, f1 in measured.items()
+            name: {key: or_none(value) for key, value in f1._asdict().items()}
+            for name, f1 in measured.items()
         },
         "lowest_step_last": or_none(lowest_is_last(rewards)),
     }
@@ -73,8 +66,7 @@ def first_error(step_scores: Sequence[float], threshold: float) -> int:
     return next((step for step, score in enumerate(step_scores) if score < threshold), -1)
 
 
-@dataclass(frozen=True, slots=True)
-class FirstErrorF1:
+class FirstErrorF1(NamedTuple):
     """ProcessBench's F1 and its two accuracies; nan where there is no response to measure one."""
 
     error_accuracy: float
@@ -85,18 +77,15 @@ class FirstErrorF1:
     """Harmonic mean of the two."""
 
 
-def first_error_f1(predicted: ArrayLike, labels: ArrayLike) -> FirstErrorF1:
+def first_error_f1(predicted: Sequence[int], labels: Sequence[int]) -> FirstErrorF1:
     """ProcessBench's measure, arXiv 2412.06559. predicted, labels [m]: index of the first wrong step, -1 for none."""
-    predicted, labels = np.asarray(predicted), np.asarray(labels)
-    if predicted.ndim != 1 or predicted.shape != labels.shape:
-        raise UserError(f"needs a label for every prediction, not {predicted.shape}, {labels.shape}")
-    erroneous, hit = labels >= 0, predicted == labels
-    wrong, right = int(erroneous.sum()), int((~erroneous).sum())
-    hits, passes = int((hit & erroneous).sum()), int((hit & ~erroneous).sum())
+    pairs = list(zip(predicted, labels, strict=True))
+    found = [step == label for step, label in pairs if label >= 0]
+    passed = [step == label for step, label in pairs if label < 0]
     return FirstErrorF1(
-        hits / wrong if wrong else math.nan,
-        passes / right if right else math.nan,
-        float(_f1(hits, wrong, passes, right)) if wrong and right else math.nan,
+        sum(found) / len(found) if found else math.nan,
+        sum(passed) / len(passed) if passed else math.nan,
+        float(_f1(sum(found), len(found), sum(passed), len(passed))) if found and passed else math.nan,
     )
 
 
@@ -108,7 +97,6 @@ def best_threshold(step_scores: Sequence[Sequence[float]], labels: Sequence[int]
     lowest score so far; it is put half-way between two of them where a prediction turns right or wrong. nan
     when the responses are all erroneous or all correct, or no threshold makes a difference.
     """
-    _check_labels(step_scores, labels)
     # With a threshold t an erroneous response is judged rightly for low < t <= high, a correct one for t <= least.
     lows, highs, leasts = [], [], []
     for scores, label in zip(step_scores, labels, strict=True):
@@ -140,22 +128,17 @@ def cross_fitted_f1(
 
     Both halves hold the erroneous and the correct responses alike; nan where either kind has fewer than two.
     """
-    _check_labels(step_scores, labels)
     erroneous = np.asarray(labels) >= 0
     if min(erroneous.sum(), (~erroneous).sum()) < 2:
         return FirstErrorF1(math.nan, math.nan, math.nan)
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(erroneous[order], kind="stable")]
-    predicted = np.empty(len(labels), dtype=int)
+    predicted = [-1] * len(labels)
     for ours, others in ((order[::2], order[1::2]), (order[1::2], order[::2])):
         threshold = best_threshold([step_scores[i] for i in others], [labels[i] for i in others])
-        predicted[ours] = [first_error(step_scores[i], threshold) for i in ours]
+        for i in ours:
+            predicted[i] = first_error(step_scores[i], threshold)
     return first_error_f1(predicted, labels)
-
-
-def _check_labels(step_scores: Sequence[Sequence[float]], labels: Sequence[int]) -> None:
-    if len(step_scores) != len(labels):
-        raise UserError(f"needs a label for every response, not {len(step_scores)} and {len(labels)}")
 
 
 def _f1(hits, wrong: int, passes, right: int):

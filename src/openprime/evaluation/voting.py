@@ -17,10 +17,9 @@ def best_of_n_subsets(scores: ArrayLike, outcomes: ArrayLike, n: int) -> float:
     equally. Then a score that s responses have and b are below wins in C(b + s, n) - C(b, n) of the
     choices, and each of the s counts alike. With binary outcomes for scores it is pass@n.
     """
-    scores, outcomes = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
-    _check_subset(scores, outcomes, n)
+    scores = np.asarray(scores, dtype=np.float64)
     if np.isnan(scores).any():
-        raise UserError("best_of_n_subsets cannot rank a score that is not a number")
+        raise UserError("Best-of-N cannot rank a score that is not a number")
     _, rank, tied = np.unique(scores, return_inverse=True, return_counts=True)
     choices = math.comb(scores.size, n)
     at_most = [0.0, *(math.comb(int(below), n) / choices for below in tied.cumsum())]
@@ -38,18 +37,18 @@ def vote_subsets(
     """Mean outcome of the weighted vote among n of the m responses given; maj@n where every weight is 1.
 
     The vote chooses the first response with the answer of the largest summed weight, of equal answers the one
-    seen first; None (no answer) is chosen only where nobody answered. answers, weights, outcomes [m]; weights
-    are finite. It is exact, over all C(m, n) choices of n, if these are at most `draws`; else the mean over
-    `draws` independent random choices, which follow from (m, n, draws, seed) alone, so that methods are compared
-    on the same ones. The responses of a choice keep their order.
+    seen first; None (no answer) is chosen only where nobody answered. answers, weights, outcomes [m]. It is
+    exact, over all C(m, n) choices of n, if these are at most `draws`; else the mean over `draws` independent
+    random choices, which follow from (m, n, draws, seed) alone, so that methods are compared on the same ones.
+    The responses of a choice keep their order.
     """
-    weights, outcomes = np.asarray(weights, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
-    _check_subset(weights, outcomes, n)
-    if len(answers) != weights.size or not np.isfinite(weights).all() or draws < 1:
-        raise UserError("vote_subsets needs an answer and a finite weight for every outcome, and draws >= 1")
+    m, weights, outcomes = len(answers), np.asarray(weights, dtype=np.float64), np.asarray(outcomes)
     number = {answer: i for i, answer in enumerate(dict.fromkeys(answers))}
     codes = np.array([number[answer] for answer in answers])
-    chosen = _subsets(weights.size, n, draws, seed)  # [S, n]
+    if math.comb(m, n) <= draws:
+        chosen = np.array(list(itertools.combinations(range(m), n)))  # [S, n]
+    else:
+        chosen = np.sort(np.random.default_rng(seed).random((draws, m)).argsort(-1)[:, :n], -1)
     cells = np.arange(len(chosen))[:, None] * len(number) + codes[chosen]  # one a (choice, answer)
     totals = np.bincount(cells.ravel(), weights[chosen].ravel())[cells]
     if None in number:
@@ -58,40 +57,19 @@ def vote_subsets(
     return float(outcomes[winners].mean())
 
 
-def _check_subset(values: np.ndarray, outcomes: np.ndarray, n: int) -> None:
-    """[m] and [m], and 1 <= n <= m."""
-    if values.ndim != 1 or values.shape != outcomes.shape:
-        raise UserError(f"needs a number for every outcome, not shapes {values.shape} and {outcomes.shape}")
-    if not 1 <= n <= values.size:
-        raise UserError(f"a choice of n from m needs 1 <= n <= m, not n={n}, m={values.size}")
-
-
-def _subsets(m: int, n: int, draws: int, seed: int) -> np.ndarray:
-    """All n-subsets of range(m) if at most `draws`, else `draws` random ones, [S, n], each row rising."""
-    if math.comb(m, n) <= draws:
-        return np.array(list(itertools.combinations(range(m), n)))
-    order = np.random.default_rng(seed).random((draws, m)).argsort(-1)
-    return np.sort(order[:, :n], -1)
-
-
 def pass_at_k(n: int, right: int, k: int) -> float:
     """Unbiased pass@k from n samples of which `right` are right: 1 - C(n-right, k) / C(n, k).
 
     Chen et al., arXiv 2107.03374, eq. 1.
     """
-    if not 1 <= k <= n or not 0 <= right <= n:
-        raise UserError(f"pass@k needs 1 <= k <= n and 0 <= right <= n, not n={n}, right={right}, k={k}")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def bootstrap_interval(
-    values: Sequence[float], confidence: float = 0.95, draws: int = 2000, seed: int = 0
+    values: ArrayLike, confidence: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over items (prompts)."""
-    data = np.asarray(values, dtype=np.float64)
-    if data.size == 0:
-        raise UserError("an interval needs at least one value")
-    rng = np.random.default_rng(seed)
+    data, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
     rows = max(1, 2**20 // data.size)  # draws at a time, for the memory
     blocks = [(min(rows, draws - start), data.size) for start in range(0, draws, rows)]
     means = np.concatenate([data[rng.integers(0, data.size, size=block)].mean(-1) for block in blocks])
