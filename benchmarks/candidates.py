@@ -1,170 +1,136 @@
-"""Ways to use process rewards that `openprime rl` does not offer, for `sample_efficiency.py` alone.
+"""Methods for `sample_efficiency.py` alone: each is a class and a line of ALGORITHMS."""
 
-Each is a `Candidate` that stands in for functions of `openprime.prime.loop` while one run goes on. What it changes is
-the reward and its credit; sampling, filter, learner and records are those of the package.
-"""
-
-import contextlib
-import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from openprime.prime import loop as rl
-from openprime.prime.advantages import Centring, centre
-from openprime.prime.distill import Distiller
-from openprime.prime.rewards import pairwise_accuracy, response_scores
+from openprime.config import ALGORITHMS, DistillRLConfig, OutcomeConfig, PrimeConfig
+from openprime.models.lm import Loader
+from openprime.prime.advantages import Centring, centre, skill_gate, with_advantages
+from openprime.prime.distill import Distill
+from openprime.prime.learner import Learner
+from openprime.prime.methods import OutcomeOnly, Prime, minibatch_generator, update_policy, with_old_policy
+from openprime.prime.prm import moving_average
+from openprime.prime.rewards import response_scores, score_metrics
 from openprime.tasks.clock import check_steps
-from openprime.types import Batch, Group
+from openprime.types import Batch, Metrics
+
+LOW, HIGH = -2.0, 0.3
+"""Bounds of log phi - log ref, in nats, before it is a reward of `Improved`."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """What stands in for the package's own way. The defaults change nothing."""
-
-    checker: bool = False
-    """Analysis only: the oracle step checker, `tasks.clock.check_steps`, instead of a PRM. Upper bound."""
-    credit: str = "package"
-    """package; token: A_t = r_t - E_pi[r], with the expectation over the vocabulary exact, gamma 0."""
-    clip: tuple[float, float] = (-float("inf"), float("inf"))
-    """Bounds of log phi - log ref, in nats, before it is a reward (credit token)."""
-    prm_updates: int = 1
-    """PRM updates on a step's groups."""
-    prm_is_policy: bool = False
-    """Of `algorithm: distill`, the PRM itself is the next policy: nothing is distilled."""
+def take(method: OutcomeOnly, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+    """The policy's updates on the batch's advantages, as `OutcomeOnly.improve` does them."""
+    method.steps += 1
+    with method.clock.phase("policy"):
+        batch, mismatch = with_old_policy(policy, batch, method.config.policy.importance_clip)
+        generator = minibatch_generator(method.config.seed, method.steps)
+        return batch, update_policy(policy, batch, method.config.policy, generator) | mismatch
 
 
-class Lab:
-    """One run with a candidate."""
+class CheckerConfig(OutcomeConfig):
+    """`--algorithm checker`."""
 
-    def __init__(self, how: Candidate) -> None:
-        self.how = how
-        self.parts: Any = None
-        self.groups: list[Group] = []
+    algorithm: str = "checker"
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """In place of the package's functions."""
-        names = ("prepare", "collate", "process_rewards", "compute_advantages", "Distiller")
-        before = {name: getattr(rl, name) for name in names}
-        self.before = before
-        for name in names[:-1]:
-            setattr(rl, name, getattr(self, name))
-        if self.how.prm_is_policy:
-            rl.Distiller = Undistilled
-        try:
-            yield
-        finally:
-            for name, function in before.items():
-                setattr(rl, name, function)
+    @property
+    def step_delimiter(self) -> str:
+        """Lines are steps."""
+        return "\n"
 
-    def prepare(self, config, pool):
-        self.config = config
-        self.parts = self.before["prepare"](config, pool)
-        return self.parts
 
-    def collate(self, groups: list[Group], step_ends, pad: int) -> Batch:
-        self.groups = groups
-        return self.before["collate"](groups, step_ends, pad)
+class Checker(OutcomeOnly):
+    """Analysis only: the oracle step checker of clock arithmetic instead of a PRM, and no outcomes. An upper bound."""
 
-    def process_rewards(self, prm, batch: Batch, run) -> tuple[Tensor, dict[str, float]]:
-        if self.how.checker:
-            rewards, metrics = self.checked(batch), {}
-        elif self.how == Candidate() or prm is None:
-            rewards, metrics = self.before["process_rewards"](prm, batch, run)
-        else:
-            with run.clock.phase("prm"):
-                rewards, metrics = self.scored(prm, batch)
-        return rewards, metrics
+    @classmethod
+    def build(cls, config: CheckerConfig, models: Loader, tokenizer, clock):
+        """As `Method.build`."""
+        method = cls(config, clock)
+        method.tokenizer = tokenizer
+        return method
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """One policy update on the lines' verdicts."""
+        rewards, mask, how = self.checked(batch), batch.response_mask, self.config.advantage
+        advantages = centre(rewards, mask, batch.group, Centring(how.estimator, how.preset))
+        return take(self, policy, replace(batch, rewards=rewards, advantages=advantages))
 
     def checked(self, batch: Batch) -> Tensor:
-        """1 on every token of a right line, 0 on those of a wrong one."""
+        """1 on every token of a right line, 0 on those of a wrong one, [B, T]."""
         rewards = torch.zeros_like(batch.logprobs)
-        responses = [(g.prompt, r) for g in self.groups for r in g.responses if r.outcome is not None]
-        ends = self.parts.step_ends
-        for b, (prompt, response) in enumerate(responses):
-            right = check_steps(str(prompt.messages), response.text)
-            line, values = 0, []
-            for token in response.token_ids:
-                values.append(float(right[line]) if line < len(right) else float(all(right)))
-                line += token in ends
-            start = len(prompt.token_ids)
-            rewards[b, start : start + len(values)] = torch.tensor(values)
+        for b, mask in enumerate(batch.response_mask):
+            start = int(mask.nonzero()[0])
+            prompt = self.tokenizer.decode(batch.token_ids[b, :start], skip_special_tokens=True)
+            task = [line for line in prompt.splitlines() if line.startswith("Start") or line.endswith("= ?")]
+            response = self.tokenizer.decode(batch.token_ids[b][mask], skip_special_tokens=True)
+            right = check_steps("\n".join(task), response)
+            ends = batch.step_end[b][mask].long()
+            lines = (ends.cumsum(0) - ends).tolist()  # the line of each token
+            values = [float(right[line]) if line < len(right) else float(all(right)) for line in lines]
+            rewards[b, mask] = torch.tensor(values, device=rewards.device)
         return rewards
 
-    def scored(self, prm, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Scores of all tokens, then the PRM's updates."""
-        if self.how.credit == "package":
-            reference = prm.prm.reference_logprobs(batch)
-            rewards = prm.prm.token_rewards(batch, reference)
-        else:
-            rewards, reference, self.process = self.expected(prm, batch)
-        won, pairs = pairwise_accuracy(response_scores(rewards), batch.outcome, batch.group)
-        now = float(won / pairs)
-        prm.judge(now)
-        metrics = {"prm/pairwise_accuracy": now}
-        for _ in range(self.how.prm_updates):
-            losses, _, _, _ = prm.update(batch, reference)
-            metrics["prm/loss"] = sum(losses) / len(losses)
-        return rewards, metrics
+
+class ImprovedConfig(PrimeConfig):
+    """`--algorithm improved`."""
+
+    algorithm: str = "improved"
+
+
+class Improved(Prime):
+    """PRIME with exact credit: A_t = r_t - E_policy[r], r the clipped log-ratio; two PRM updates on a batch."""
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """Credit by the PRM as it is, its updates, then the policy's."""
+        how = self.advantage
+        with self.clock.phase("prm"):
+            batch, credit = self.credit(policy, batch)
+            assert batch.rewards is not None
+            metrics = score_metrics(response_scores(batch.rewards), batch)
+            self.prm.skill = moving_average(self.prm.skill, metrics["prm/pairwise_accuracy"])
+            for _ in range(2):
+                metrics |= self.prm.learn(batch)[1]
+        gate = skill_gate(self.prm.skill or 0.0) if how.skill_gate else 1.0
+        batch, _ = with_advantages(batch, how, 0.0, how.outcome_weight)
+        batch = replace(batch, advantages=how.process_weight * gate * credit + batch.advantages)
+        batch, updated = take(self, policy, batch)
+        return batch, metrics | updated
 
     @torch.no_grad()
-    def expected(self, prm, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Token rewards, log ref of the tokens, and each clipped reward less what the policy expects, [B, T]."""
-        rows, columns = batch.response_mask.nonzero(as_tuple=True)
-        targets = batch.token_ids[rows, columns]
-        phi = logits_of(prm.prm.model, batch, rows, columns).log_softmax(-1)
-        pi = logits_of(self.parts.policy.model, batch, rows, columns).log_softmax(-1)
-        ref = (
-            pi
-            if prm.prm.reference is None
-            else logits_of(prm.prm.reference, batch, rows, columns).log_softmax(-1)
+    def credit(self, policy: Learner, batch: Batch) -> tuple[Batch, Tensor]:
+        """The batch with its process rewards, and each clipped log-ratio less what the policy expects, [B, T]."""
+        assert self.prm.reference is not None
+        batch, mask = self.prm.with_reference(batch), batch.response_mask
+        models = self.prm.lm, self.prm.reference, policy.lm
+        log_phi, log_ref, log_policy = (lm.distributions(batch) for lm in models)  # [N, V]
+        ratio, tokens = log_phi - log_ref, batch.token_ids[mask][:, None]
+        clipped = ratio.clamp(LOW, HIGH)
+        surplus = clipped.gather(-1, tokens)[:, 0] - (log_policy.exp() * clipped).sum(-1)
+        rewards = self.prm.beta * ratio.gather(-1, tokens)[:, 0]
+        nothing = torch.zeros_like(batch.logprobs)
+        return replace(batch, rewards=nothing.masked_scatter(mask, rewards)), nothing.masked_scatter(
+            mask, surplus
         )
-        ratio = (phi - ref).clamp(*self.how.clip)
-        expected = (pi.exp() * ratio).sum(-1)
-        put = lambda values: torch.zeros_like(batch.logprobs).index_put((rows, columns), values)  # noqa: E731
-        pick = lambda values: values.gather(-1, targets[:, None])[:, 0]  # noqa: E731
-        rewards = put(prm.prm.beta * pick(phi - ref))
-        return rewards, put(pick(ref)), put(pick(ratio) - expected)
-
-    def compute_advantages(self, batch: Batch, rewards: Tensor, config):
-        weight, mask = config.process_weight, batch.response_mask
-        if self.how.checker:
-            how = Centring(config.estimator, config.preset)
-            process = centre(rewards, mask, batch.group, how) * mask
-        elif self.how.credit == "token":
-            process = self.process
-        else:
-            return self.before["compute_advantages"](batch, rewards, config)
-        outcome = torch.zeros_like(process)
-        if config.outcome_weight:
-            only = config.model_copy(update={"process_weight": 0.0})
-            outcome, _ = self.before["compute_advantages"](batch, torch.zeros_like(rewards), only)
-        spread = {
-            "advantage/process_std": weight * float(process[mask].std()),
-            "advantage/outcome_std": float(outcome[mask].std()),
-        }
-        return weight * process + outcome, spread
 
 
-class Undistilled(Distiller):
+class UndistilledConfig(DistillRLConfig):
+    """`--algorithm undistilled`."""
+
+    algorithm: str = "undistilled"
+
+
+class Undistilled(Distill):
     """The PRM is the policy that its rewards ask for with beta = 1; here it becomes the policy as it is."""
 
-    def teach(self, policy, batch: Batch, config, generator) -> dict[str, float]:
-        policy.model.load_state_dict(self.prm.model.state_dict())
+    def teach(self, policy: Learner, batch: Batch, generator: torch.Generator) -> Metrics:
+        """Nothing is distilled."""
+        policy.lm.model.load_state_dict(self.prm.lm.model.state_dict())
         return {}
 
 
-def logits_of(model, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
-    """Logits that say the tokens at (rows, columns), [N, V]."""
-    hidden = model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state
-    return torch.nn.functional.linear(hidden[rows, columns - 1], model.get_output_embeddings().weight).float()
-
-
-def only_changed(how: Candidate) -> dict:
-    """For records."""
-    default = Candidate()
-    return {k: v for k, v in dataclasses.asdict(how).items() if v != getattr(default, k)}
+ALGORITHMS |= {
+    "checker": (CheckerConfig, "candidates:Checker"),
+    "improved": (ImprovedConfig, "candidates:Improved"),
+    "undistilled": (UndistilledConfig, "candidates:Undistilled"),
+}

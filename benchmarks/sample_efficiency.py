@@ -21,7 +21,6 @@ import contextlib
 import json
 import math
 import random
-import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from candidates import Candidate, Lab, only_changed
+import candidates  # noqa: F401  its methods
 from openprime.cli import main as openprime
 from openprime.evaluation.page import COLOURS, figure, write
 from openprime.evaluation.voting import bootstrap_interval
@@ -79,8 +78,6 @@ SETTINGS = {
     "programs": Setting("programs-tiny", 3000, 96, verified_by_code, thresholds=(0.5, 0.7, 0.9)),
     "gym": Setting("gym-tiny", 4000, 64, thresholds=(0.5, 0.55, 0.6)),
 }
-PACKAGE = Candidate()
-"""Nothing but the package's own way."""
 LR = 4e-4
 """Of the policy, of every method, in the protocol of equal learning rates; the best for the first method."""
 
@@ -90,7 +87,6 @@ class Method:
     """A way to train."""
 
     flags: Flags = ()
-    candidate: Candidate = PACKAGE
     warm: int = 0
     """Prompts, 4 responses each, that an offline PRM is trained on before; they are counted."""
     batch: int = 32
@@ -101,35 +97,35 @@ class Method:
     """Of the setting's rollouts: less where a step takes long."""
 
 
-OUTCOME: Flags = ("--algorithm", "outcome")
 NO_FILTER: Flags = ("--filter.low", 0, "--filter.high", 1)
-PROCESS: Flags = ("--algorithm", "prime", "--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
-ALONE: Flags = ("--advantage.outcome-weight", 0, *NO_FILTER)
+PROCESS: Flags = ("--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
 ONCE: Flags = ("--policy.epochs", 1, "--policy.warmup", 4)
 REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
-DISTILL: Flags = ("--algorithm", "distill", *NO_FILTER, *REUSED)
-LEARNT: Flags = ("--prm.lr", 1e-3, "--prm.minibatch", 64, "--prm.warmup", 0.1)
-CHECKER = Candidate(checker=True)
-IMPROVED = Candidate(credit="token", clip=(-2.0, 0.3), prm_updates=2)
+DISTILL: Flags = (*NO_FILTER, *REUSED, "--prm.lr", 1e-3, "--prm.minibatch", 64, "--prm.warmup", 0.1)
 GATE: Flags = ("--advantage.skill-gate",)
+
+
+def algorithm(name: str, *flags: object) -> Flags:
+    """Flags of one of the package's methods, or of those in candidates.py."""
+    return ("--algorithm", name, *flags)
+
+
 METHODS = {
-    "outcome-only, 4 epochs": Method((*OUTCOME, *REUSED)),
-    "outcome-only": Method((*OUTCOME, *ONCE)),
-    "PRIME, after": Method((*PROCESS, *ONCE, "--prm.update", "after")),
-    "PRIME, before": Method((*PROCESS, *ONCE, "--prm.update", "before")),
-    "PRIME, after, 4 epochs": Method((*PROCESS, *REUSED)),
-    "PRIME, gate, 4 epochs": Method((*PROCESS, *REUSED, *GATE)),
-    "PRIME, improved, 4 epochs": Method((*PROCESS, *REUSED, *GATE, "--prm.beta", 0.5), IMPROVED),
-    "PRIME, frozen PRM, 4 epochs": Method((*PROCESS, *REUSED, "--prm.update", "never"), warm=128),
-    "PRIME, offline start, 4 epochs": Method((*PROCESS, *REUSED), warm=128),
-    "oracle step checker, 4 epochs": Method((*PROCESS, *REUSED), CHECKER),
-    "oracle step checker alone, 4 epochs": Method((*PROCESS, *ALONE, *REUSED), CHECKER, per_step=128),
-    "distill": Method((*DISTILL, *LEARNT), batch=128, per_step=128, share=0.5),
-    "distill, 64 prompts, 8 epochs": Method(
-        (*DISTILL, *LEARNT, "--policy.epochs", 8), batch=64, per_step=128, share=0.5
+    "outcome-only, 4 epochs": Method(algorithm("outcome", *REUSED)),
+    "outcome-only": Method(algorithm("outcome", *ONCE)),
+    "PRIME, after": Method(algorithm("prime", *PROCESS, *ONCE, "--prm.update", "after")),
+    "PRIME, before": Method(algorithm("prime", *PROCESS, *ONCE, "--prm.update", "before")),
+    "PRIME, after, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED)),
+    "PRIME, gate, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED, *GATE)),
+    "PRIME, improved, 4 epochs": Method(algorithm("improved", *PROCESS, *REUSED, *GATE, "--prm.beta", 0.5)),
+    "PRIME, frozen PRM, 4 epochs": Method(
+        algorithm("prime", *PROCESS, *REUSED, "--prm.update", "never"), 128
     ),
+    "PRIME, offline start, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED), warm=128),
+    "oracle step checker alone, 4 epochs": Method(algorithm("checker", *NO_FILTER, *REUSED), per_step=128),
+    "distill": Method(algorithm("distill", *DISTILL), batch=128, per_step=128, share=0.5),
     "distill, the PRM is the policy": Method(
-        (*DISTILL, *LEARNT), Candidate(prm_is_policy=True), batch=128, per_step=128, share=0.5
+        algorithm("undistilled", *DISTILL), batch=128, per_step=128, share=0.5
     ),
 }
 """The first is what all others are compared with."""
@@ -222,14 +218,10 @@ class Bench:
         command += ["--rollout.prompts", batch, "--policy.minibatch", min(128, 4 * batch), "--policy.lr", lr]
         command += [*method.flags, *(("--prm.model", prm) if prm else ())]
         if not done.is_file() and not failed.is_file():
-            shutil.rmtree(place, ignore_errors=True)  # a candidate keeps no state: it starts again
-            with Lab(method.candidate).installed():
-                status = openprime([str(part) for part in command])
-            if status >= 128:
+            status = openprime([*(str(part) for part in command), "--resume"])
+            if status >= 128 or not (place / "metrics.jsonl").is_file():
                 raise SystemExit(status)
-            if not (place / "metrics.jsonl").is_file():
-                raise SystemExit(status)
-            (done if status == 0 else failed).write_text(json.dumps(only_changed(method.candidate)) + "\n")
+            (done if status == 0 else failed).touch()
         rows = read_jsonl(place / "metrics.jsonl")
         greedy = [row["eval/greedy"] for row in rows if "eval/greedy" in row]
         return Result(rows, 4 * method.warm, greedy[-1] < max(greedy) - 0.2)
