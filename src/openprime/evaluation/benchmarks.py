@@ -47,8 +47,8 @@ class Benchmark:
     name: str
     config: BenchmarkConfig
     items: list[Prompt]
-    recorded: list[list[str]] | None
-    """Recorded responses of each item; None where they are to be sampled."""
+    recorded: dict[str, list[str]] | None
+    """Id of an item -> its recorded responses; None where they are to be sampled."""
     left_out: int = 0
     """Items that are not judged: their prompt is too long, or their tests cannot be read."""
 
@@ -156,8 +156,8 @@ def read_solutions(data: DataConfig) -> list[Prompt]:
 
 def read_recorded(
     config: EvaluateConfig, file: str, entry: BenchmarkConfig, items: list[Prompt]
-) -> list[list[str]]:
-    """Recorded responses, a list of texts an item: line i of the file is that of item i, or of row i of the data.
+) -> dict[str, list[str]]:
+    """Recorded responses by the item's id: line i of the file is that of item i, or of row i of the data.
 
     A text that is nothing but an answer, or nothing but a program, counts as one. Raises UserError, with
     the line, for lines that are no lists of texts, and where N is larger than the responses at hand.
@@ -190,10 +190,10 @@ def read_recorded(
             f"{places[short]}: {fewest} responses, other lines have more: use the first of each with "
             f"--samples {fewest}"
         )
-    return [
-        [mark_bare(text, item, entry.answers) for text in texts]
+    return {
+        item.id: [mark_bare(text, item, entry.answers) for text in texts]
         for texts, item in zip(lines, items, strict=True)
-    ]
+    }
 
 
 def mark_bare(text: str, item: Prompt, answers: Answers = "auto") -> str:

@@ -1,7 +1,7 @@
 """Pages: functions that return HTML, for `report`, `evaluate` and `ask`. A page holds all that it needs.
 
 Texts are escaped here, those in figures too: what a model, a prompt or a folder's name holds is shown and never run.
-`results` is what results.json holds, or will: the keys of all tables are texts.
+`results` is what results.json holds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,9 @@ from html import escape
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+from rich import box
+from rich.table import Table
 
 Rows = dict[str, dict[str, str]]
 """A line's name -> heading -> cell; what follows a number in brackets goes on a line of its own."""
@@ -19,8 +22,16 @@ COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#475569")
 POSITIVE, NEGATIVE = (37, 99, 235), (220, 38, 38)
 STRONGEST = 0.75
 """Share of the full colour behind the largest rewards, so that the text stays readable."""
-STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-THRESHOLDS = {"threshold 0": "0", "threshold from the other half": "tuned"}
+ACCURACY = (
+    "95 % bootstrap intervals over items. cut: responses that reached the token limit. Below the number of items, "
+    "where there are any: items that could not be judged."
+)
+FIRST_ERROR = (
+    "A step is called wrong where its reward is below the threshold: 0, or the one with the best F1 on the other half "
+    "of the items. F1 of two shares: of wrong solutions whose first wrong step is found, and of right ones in which no "
+    "step is blamed."
+)
+"""What the columns of the tables of an evaluation mean."""
 
 
 def write(path: Path, title: str, parts: Iterable[str]) -> None:
@@ -31,7 +42,8 @@ def write(path: Path, title: str, parts: Iterable[str]) -> None:
         from plotly.offline import get_plotlyjs
 
         script = f"<script>{get_plotlyjs()}</script>"
-    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>{script}"
+    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{style}</style>{script}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"<!doctype html><html lang=en>{head}<body>{body}</body></html>\n", encoding="utf-8")
 
@@ -57,6 +69,18 @@ def table(first: str, rows: Rows) -> str:
 def _cell(text: str) -> str:
     number, _, more = escape(text).removesuffix(")").partition(" (")
     return f"{number}<br><span class=tag>{more}</span>" if more else number
+
+
+def console_table(first: str, rows: Rows) -> Table:
+    """The same for the terminal, where a long name rather than a number is folded."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    (name, *headings), *lines = grid(first, rows)
+    made.add_column(name, overflow="fold")
+    for heading in headings:
+        made.add_column(heading, justify="right", no_wrap=True)
+    for name, *cells in lines:
+        made.add_row(name, *(cell.replace(" (", "\n").replace(")", "") for cell in cells))
+    return made
 
 
 # Figures
@@ -180,17 +204,9 @@ def model_names(results: dict[str, Any]) -> str:
 
 def evaluation(results: dict[str, Any]) -> list[str]:
     """The tables of an evaluation, the accuracies as bars, and Best-of-N of each benchmark as curves."""
-    parts, benchmarks = [], results["benchmarks"]
-    if rows := accuracy_rows(results):
-        note = "95 % bootstrap intervals over items. cut: responses that reached the token limit. Below the number of "
-        note += "items, where there are any: items that could not be judged."
-        parts += [table("benchmark", rows), f"<p>{note}</p>"]
-    if rows := first_error_rows(results):
-        note = "A step is called wrong where its reward is below the threshold: 0, or the one with the best F1 on the "
-        note += "other half of the items. F1 of two shares: of wrong solutions whose first wrong step is found, and of "
-        note += "right ones in which no step is blamed."
-        parts += [table("benchmark", rows), f"<p>{note}</p>"]
-    series: Series = {}
+    tables = ((accuracy_rows(results), ACCURACY), (first_error_rows(results), FIRST_ERROR))
+    parts = [f"{table('benchmark', rows)}\n<p>{note}</p>" for rows, note in tables if rows]
+    benchmarks, series = results["benchmarks"], {}
     for name, result in benchmarks.items():
         for label, values in accuracies(result).items():
             if not label.startswith("pass@"):
@@ -234,9 +250,11 @@ def first_error_rows(results: dict[str, Any]) -> Rows:
     rows: Rows = {}
     for name, result in results["benchmarks"].items():
         for threshold, shares in result.get("first_error", {}).items():
-            row = rows[f"{name}, threshold {THRESHOLDS[threshold]}"] = {"items": str(result["items"])}
-            for key, heading in headings.items():
-                row[heading] = "-" if shares[key] is None else f"{shares[key]:.3f}"
+            short = "0" if threshold == "threshold 0" else "tuned"
+            rows[f"{name}, threshold {short}"] = {"items": str(result["items"])} | {
+                heading: "-" if shares[key] is None else f"{shares[key]:.3f}"
+                for key, heading in headings.items()
+            }
     return rows
 
 
