@@ -103,17 +103,20 @@ def make_model(shape: str, folder: Path) -> None:
 def measure(system: str, args: argparse.Namespace) -> dict[str, float]:
     """Tokens a second of one system, seconds until it has sampled once, seconds for new weights."""
     import random
+    from functools import partial
 
     import torch
 
+    from openprime.config import VLLMEngineConfig
     from openprime.engines.transformers import TransformersEngine
     from openprime.engines.vllm import VLLMEngine, start_vllm
-    from openprime.models.hub import load_model, load_tokenizer, pick_device
+    from openprime.models.hub import load_model, load_tokenizer
+    from openprime.models.placement import Placement, pick_device
     from openprime.types import Prompt, Sampling
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     *_, vocabulary, count, responses, new = SHAPES[args.shape]
-    device, bfloat16 = pick_device("auto"), args.precision == "bfloat16"
+    place = Placement(pick_device("auto"), args.precision == "bfloat16")
     tokenizer, draw = load_tokenizer(args.model), random.Random(0)
     prompts = [
         Prompt(
@@ -121,24 +124,22 @@ def measure(system: str, args: argparse.Namespace) -> dict[str, float]:
         )
         for i in range(count)
     ]
-    sampling, nothing_ends = Sampling(responses, new), frozenset({vocabulary + 7})
+    sampling = Sampling(responses, new)
     begun = time.perf_counter()
-    model = load_model(args.model, device).eval()
+    model = load_model(args.model, place.device).eval()
     if system == "generate":
-        if bfloat16:
+        if place.bfloat16:
             model = model.bfloat16()
         sample = generate_with(model, prompts, sampling)
     else:
-        ends = frozenset[int]() if system == "vllm" else nothing_ends
-        engine = (
-            VLLMEngine(
-                lambda: start_vllm(args.model, device, bfloat16, count * responses, PROMPT_TOKENS[1] + new),
-                tokenizer,
-                ends,
+        sequences, longest = count * responses, PROMPT_TOKENS[1] + new
+        if system == "vllm":
+            start = partial(
+                start_vllm, args.model, place, VLLMEngineConfig(), sequences, longest, sleeps=False
             )
-            if system == "vllm"
-            else TransformersEngine(model, tokenizer, ends, count * responses, bfloat16)
-        )
+            engine = VLLMEngine(start, tokenizer, frozenset[int]())
+        else:
+            engine = TransformersEngine(model, place, tokenizer, frozenset({vocabulary + 7}), sequences)
 
         def sample(seed: int) -> int:
             groups = engine.generate(prompts, sampling, seed)

@@ -118,6 +118,7 @@ def correctness(folder: Path, args: argparse.Namespace) -> dict:
 
     from openprime.models.hub import load_model
     from openprime.models.logprobs import token_logprobs
+    from openprime.models.placement import Placement
 
     shape = SHAPES[args.shape]
     ids = torch.randint(shape.vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
@@ -126,7 +127,8 @@ def correctness(folder: Path, args: argparse.Namespace) -> dict:
 
     def measured(device: str, bfloat16: bool) -> tuple[torch.Tensor, float]:
         model = load_model(str(folder / "rl"), device).eval()
-        values = token_logprobs(model, ids.to(device), mask.to(device), 1.0, bfloat16)
+        with Placement(torch.device(device), bfloat16).autocast():
+            values = token_logprobs(model, ids.to(device), mask.to(device))
         values.sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
         return values.detach().cpu()[mask], float(norm)
@@ -148,28 +150,22 @@ def steps(folder: Path, args: argparse.Namespace) -> dict:
     """Steps of `openprime rl`, made of its own pieces."""
     import torch
 
-    from openprime.data.collate import collate
-    from openprime.models.hub import pad_token
     from openprime.plan.memory import Machine, memory_of, parts_of, read_shape, work_of
-    from openprime.prime.loop import compute_advantages, prepare, process_rewards, update_policy
+    from openprime.prime.build import build
     from openprime.verifiers.pool import Pool
 
     config, shape = settings(folder, args), SHAPES[args.shape]
     meter = Meter(args.device, torch.cuda.memory_allocated() if args.device == "cuda" else resident()[0])
     mismatch = []
     with Pool(config.verify) as pool:
-        parts = prepare(config, pool)
-        parts.run.clock = meter  # pyright: ignore[reportAttributeAccessIssue]
+        run, policy, method, engine, rollouts, *_ = build(config, pool)
+        run.clock.phase = meter.phase  # the method's clock is the run's
         for step in range(args.steps):
             meter.steps.append({})
             with meter.phase("rollout"):
-                groups = parts.collector.collect(step, lambda: None)
-            batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer)).to(parts.policy.model.device)
-            rewards, _ = process_rewards(parts.prm, batch, parts.run)
-            advantages, _ = compute_advantages(batch, rewards, config.advantage)
-            with meter.phase("policy"):
-                done = update_policy(parts.policy, batch, advantages, config.policy, torch.Generator())
-            parts.engine.load(parts.policy.weights(), step)
+                groups = rollouts.collect(step, lambda: None)
+            batch, done = method.step(policy, rollouts.batch(groups).to(policy.lm.device))
+            engine.load(policy.lm.tensors(), step)
             mismatch.append(done["policy/mismatch_mean"])
     rows = shape.prompts * shape.responses
     tokens = int(batch.response_mask.sum())

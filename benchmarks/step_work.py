@@ -180,8 +180,6 @@ def children(process: int) -> list[str]:
 
 def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int) -> dict:
     """RL steps of `openprime rl`, made of its own pieces."""
-    import torch
-
     from openprime.config import (
         DataConfig,
         OutcomeConfig,
@@ -191,17 +189,15 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
         RolloutConfig,
         VerifyConfig,
     )
-    from openprime.data.collate import collate
-    from openprime.models.hub import pad_token
-    from openprime.prime import loop as rl
+    from openprime.prime.build import build
     from openprime.ranks import gather
     from openprime.run.launch import joined
     from openprime.verifiers.pool import Pool
 
     rows = shape.prompts * shape.responses
     prm = PRMConfig(reference="policy" if "policy as reference" in system else "frozen")
-    method, own = (PrimeConfig, {"prm": prm}) if system.startswith("PRIME") else (OutcomeConfig, {})
-    config = method(
+    settings, own = (PrimeConfig, {"prm": prm}) if system.startswith("PRIME") else (OutcomeConfig, {})
+    config = settings(
         model=str(folder / "rl"),
         steps=steps,
         data=DataConfig(
@@ -219,21 +215,16 @@ def run_ours(system: str, folder: Path, shape: Shape, precision: str, steps: int
     )
     meter = Meter()
     with joined(config), Pool(config.verify) as pool:
-        parts = rl.prepare(config, pool)
-        parts.run.clock = meter  # pyright: ignore[reportAttributeAccessIssue]
-        parts.engine.load(parts.policy.weights(), 0)
+        run, policy, method, engine, rollouts, *_ = build(config, pool)
+        run.clock.phase = meter.phase  # the method's clock is the run's
+        engine.load(policy.lm.tensors(), 0)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for step in range(steps):
             with meter.step():
                 with meter.phase("rollout"):
-                    groups = parts.collector.collect(step, lambda: None)
-                batch = collate(groups, parts.step_ends, pad_token(parts.tokenizer))
-                rewards, _ = rl.process_rewards(parts.prm, batch, parts.run)
-                advantages, _ = rl.compute_advantages(batch, rewards, config.advantage)
-                with meter.phase("policy"):
-                    generator = torch.Generator().manual_seed(step)
-                    rl.update_policy(parts.policy, batch, advantages, config.policy, generator)
-                parts.engine.load(parts.policy.weights(), step)
+                    groups = rollouts.collect(step, lambda: None)
+                batch, _ = method.step(policy, rollouts.batch(groups))
+                engine.load(policy.lm.tensors(), step)
         meter.steps = [all_ranks(steps) for steps in zip(*gather(meter.steps), strict=True)]
     tokens = int(batch.response_mask.sum())
     assert tokens == rows * shape.new_tokens, "a response ended early"
@@ -302,18 +293,21 @@ def run_sft(folder: Path, precision: str, steps: int) -> dict:
     from openprime.data.collate import collate_demonstrations
     from openprime.data.readers import read_demonstrations
     from openprime.models.hub import load_model, load_tokenizer, pad_token
+    from openprime.models.lm import LM
+    from openprime.models.placement import Placement
     from openprime.prime.learner import Learner
     from openprime.prime.losses import sft_loss
 
     model, tokenizer = load_model(str(folder / "sft")), load_tokenizer(str(folder / "sft"))
     source = DataConfig(source=str(folder / "demonstrations.jsonl"), chat_template="none")
     data = read_demonstrations(source, tokenizer, 4096)
-    learner, meter = Learner(model, OptimizerConfig(lr=RATE), steps, precision == "bfloat16"), Meter()
+    lm, meter = LM(model, Placement(bfloat16=precision == "bfloat16")), Meter()
+    learner = Learner(lm, OptimizerConfig(lr=RATE), steps)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(steps):
         with meter.step():
             batch = collate_demonstrations(data.rows, pad_token(tokenizer))
-            loss = lambda logprobs, micro, rows: sft_loss(logprobs, micro.response_mask)  # noqa: E731
+            loss = lambda logprobs, micro: sft_loss(logprobs, micro.response_mask)  # noqa: E731
             learner.update(batch, loss, int(batch.response_mask.sum()))
     return meter.result(int(batch.lengths.sum()), before)
 
