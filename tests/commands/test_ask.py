@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from openprime.cli import main
 from openprime.commands import ask as module
 from openprime.data.chat import SYSTEM
+from openprime.data.steps import token_texts
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import end_tokens, load_model, load_tokenizer
 from openprime.models.lm import LM
@@ -47,14 +50,6 @@ def _plain(monkeypatch: pytest.MonkeyPatch):
     """Whatever terminal the tests run on."""
     for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(autouse=True)
-def _interrupts():
-    """Also where the tests run in the background, which ignores Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +77,13 @@ def greedy(model: Path, question: str, limit: int = LIMIT) -> tuple[Prompt, Resp
     return prompt, group.responses[0]
 
 
-def rewards(prm: Path, prompt: Prompt, response: Response) -> Score:
+def scored(prm: Path, model: Path, question: str, tokens: int = LIMIT) -> tuple[Response, Score]:
+    """The greedy answer, or its first tokens, with its rewards."""
+    prompt, response = greedy(model, question)
+    response = replace(response, token_ids=response.token_ids[:tokens])
     scorer = ImplicitPRM.from_pretrained(str(prm), device="cpu")
     ((score,),) = scorer.score_sampled([Group(prompt, (response,), 0)])
-    return score
+    return response, score
 
 
 # The answer
@@ -137,17 +135,11 @@ def test_ask__samples_from_the_whole_distribution_whatever_the_model_says(
 # The prompt
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The prompts that models are asked with."""
-    prompts: list[list[int]] = []
-    monkeypatch.setattr(module, "generate", lambda model, place, ids, stream: prompts.append(ids))
-    return prompts
-
-
 def test_ask__asks_as_the_model_was_trained_else_as_published(
-    model: Path, tmp_path: Path, asked: list[list[int]]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    asked: list[list[int]] = []
+    monkeypatch.setattr(module, "generate", lambda model, place, ids, stream: asked.append(ids))
     other = Path(shutil.copytree(model, tmp_path / "other"))
     (other / "prompt_format.json").write_text(json.dumps({"system": "Be brief.", "suffix": " Box it."}))
     unknown = Path(shutil.copytree(model, tmp_path / "unknown"))
@@ -176,8 +168,7 @@ def test_ask__without_colours_every_step_has_its_number(
     model: Path, prm: Path, capsys: pytest.CaptureFixture, question: str
 ):
     assert ask(model, question, "--prm", str(prm)) == 0
-    prompt, response = greedy(model, question)
-    score = rewards(prm, prompt, response)
+    response, score = scored(prm, model, question)
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert out.startswith(response.text + "\n\n")
@@ -198,21 +189,22 @@ def test_ask__another_reference_gives_other_rewards(model: Path, prm: Path, caps
 # Rewards, in colours
 
 
+Shown = tuple[Score, list[module.Piece]]
+
+
 @pytest.fixture
-def answer(model: Path, prm: Path) -> module.Answer:
-    """A whole answer with its rewards."""
-    prompt, response = greedy(model, QUESTIONS[0])
+def answer(model: Path, prm: Path) -> Shown:
+    """The rewards of a whole answer."""
+    response, score = scored(prm, model, QUESTIONS[0])
     assert not response.truncated
-    scorer = ImplicitPRM.from_pretrained(str(prm), device="cpu")
-    ids = list(prompt.token_ids), list(response.token_ids)
-    return module.judged(QUESTIONS[0], *ids, scorer, load_tokenizer(str(model)))
+    return score, module.pieces_of(score, response.token_ids, load_tokenizer(str(model)))
 
 
-def drawn(made: module.Answer, colours: str | None, **settings) -> str:
+def drawn(answer: Shown, colours: str | None, **settings) -> str:
     """What a terminal of this kind gets."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, color_system=colours, width=90, **settings)  # type: ignore
-    module.show(made, console)
+    module.show(*answer, console)
     return file.getvalue()
 
 
@@ -234,9 +226,8 @@ def mixed(share: float) -> str:
     return "#" + "".join(f"{round((1 - mix) * 255 + mix * channel):02x}" for channel in full)
 
 
-def test_show__tokens_have_the_colour_of_their_reward(answer: module.Answer):
-    score = answer.score
-    assert score is not None
+def test_show__tokens_have_the_colour_of_their_reward(answer: Shown):
+    score, _ = answer
     *steps, total, legend = (Text.from_ansi(line) for line in drawn(answer, "truecolor").splitlines())
     sizes = sorted(map(abs, score.token_rewards))
     largest = sizes[int(0.99 * (len(sizes) - 1))]
@@ -259,43 +250,39 @@ def test_show__tokens_have_the_colour_of_their_reward(answer: module.Answer):
     assert (bar[0], bar[len(bar) // 2], bar[-1]) == (mixed(-1), "#ffffff", mixed(1))
 
 
-def test_show__few_colours_tell_the_signs_apart_and_no_colours_are_numbers(answer: module.Answer):
-    assert module.colour(1, few=True) != module.colour(-1, few=True)
-    assert module.colour(0.5, few=True) != module.colour(-0.5, few=True)
+def test_show__few_colours_tell_the_signs_apart_and_no_colours_are_numbers(answer: Shown):
+    assert len({module.colour(share, few=True) for share in (-1, -0.5, 0, 0.5, 1)}) == 5
     few = drawn(answer, "standard")
     assert re.search(r"\x1b\[[\d;]*4[14]m", few)  # red or blue
-    assert "48;2;" not in few
-    assert "48;5;" not in few
-    assert answer.score is not None
-    assert f"{answer.score.step_rewards[0]:+.4f}" in few
+    assert not re.search("48;[25];", few)
+    assert f"{answer[0].step_rewards[0]:+.4f}" in few
     for text in (drawn(answer, None), drawn(answer, "truecolor", no_color=True)):
         assert "\x1b[" not in text
 
 
-def test_judged__character_of_several_tokens_has_the_sum_of_their_rewards(tmp_path: Path):
+def test_pieces_of__character_of_several_tokens_has_the_sum_of_their_rewards(tmp_path: Path):
     tokenizer = build_tokenizer(["a b"] * 5, 280)
-    models = [build_model(tokenizer, 16, 1, 2, 64, seed) for seed in (1, 2)]
-    scorer = ImplicitPRM(*(LM(model) for model in models), 0.3, tokenizer)
-    ids = [*tokenizer("a😀\n\nb\n")["input_ids"], tokenizer.eos_token_id]
-    made = module.judged("q", [5, 6], ids, scorer, tokenizer)
-    assert [piece.text for piece in made.pieces] == ["a", "😀", "\n", "\n", "b", "\n", "<|im_end|>"]
-    assert [piece.special for piece in made.pieces] == [False] * 6 + [True]
-    assert made.text == "a😀\n\nb\n"
-    assert made.score is not None
-    each = made.score.token_rewards
-    assert made.pieces[1].reward == pytest.approx(sum(each[1:5]))
-    assert sum(piece.reward for piece in made.pieces) == pytest.approx(made.score.reward)
-    assert module.coloured([p for p in made.pieces if p.step == 0], 1.0).plain == "a😀⏎⏎"
-    assert module.coloured([p for p in made.pieces if p.step == 1], 1.0).plain == "b⏎\n<|im_end|>"
-    cut = module.judged("q", [5, 6], ids[:3], scorer, tokenizer)  # within the character
-    assert sum(piece.reward for piece in cut.pieces) == pytest.approx(sum(each[:3]), abs=1e-5)
+    scorer = ImplicitPRM(*(LM(build_model(tokenizer, 16, 1, 2, 64, seed)) for seed in (1, 2)), 0.3, tokenizer)
+    ids = [*tokenizer("a😀\n\nb\x1b[2J\n")["input_ids"], tokenizer.eos_token_id]
+
+    def pieces(ids: list[int]) -> Shown:
+        (score,) = scorer.score_tokens([[5, 6]], [ids], [token_texts(tokenizer, ids)])
+        return score, module.pieces_of(score, ids, tokenizer)
+
+    score, made = pieces(ids)
+    assert [piece.text for piece in made][:5] == ["a", "😀", "\n", "\n", "b"]
+    assert "".join(piece.text for piece in made) == "a😀\n\nb\x1b[2J\n<|im_end|>"
+    assert made[1].reward == pytest.approx(sum(score.token_rewards[1:5]))
+    assert sum(piece.reward for piece in made) == pytest.approx(score.reward)
+    lines = Text.from_ansi(drawn((score, made), "truecolor")).plain.splitlines()
+    assert [line.split("  ")[0].rstrip() for line in lines[:2]] == ["a😀⏎⏎", "b␛[2J⏎<|im_end|>"]
+    score, cut = pieces(ids[:3])  # within the character
+    assert sum(piece.reward for piece in cut) == pytest.approx(score.reward)
 
 
 def test_stream__answer_does_not_steer_the_terminal(capsys: pytest.CaptureFixture):
-    stream = module.Stream(build_tokenizer(["a b"] * 5, 280))
-    stream.on_finalized_text("a\x1b[2J\r\x07\tb\n")
+    module.Stream(build_tokenizer(["a b"] * 5, 280)).on_finalized_text("a\x1b[2J\r\x07\tb\n")
     assert capsys.readouterr().out == "a␛[2J␍␇\tb\n"
-    assert module.coloured([module.Piece("a\x1b[2J", 0.1, 0)], 1.0).plain == "a␛[2J"
 
 
 # The page
@@ -308,8 +295,7 @@ def test_page__has_question_tokens_steps_and_totals(
     assert ask(model, QUESTIONS[0], "--prm", str(prm), "--page", str(out)) == 0
     assert f"written: {out}\n" in capsys.readouterr().out
     page = Page(out.read_text(encoding="utf-8"))
-    prompt, response = greedy(model, QUESTIONS[0])
-    score = rewards(prm, prompt, response)
+    _, score = scored(prm, model, QUESTIONS[0])
     titles = [float(title) for title in page.attributes("title")]
     assert titles == pytest.approx(score.token_rewards, abs=1e-4)
     for text in (QUESTIONS[0], str(model), str(prm), "<|im_end|>", f"score {score.reward:+.3f}"):
@@ -349,22 +335,16 @@ def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
     def read(prompt: str) -> str:
         print(prompt, end="")
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
+        if (line := next(typed, None)) is None:
+            raise EOFError
+        return line
 
     monkeypatch.setattr("builtins.input", read)
 
 
 @pytest.mark.parametrize("end", [(), ("",), ("  ", "never read")])
 def test_session__answers_each_question_on_its_own(
-    model: Path,
-    prm: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    end: tuple[str, ...],
+    model: Path, prm: Path, tmp_path: Path, monkeypatch, capsys, end: tuple[str, ...]
 ):
     type_in(monkeypatch, *QUESTIONS, *end)
     out = tmp_path / "page.html"
@@ -381,13 +361,11 @@ def test_session__answers_each_question_on_its_own(
 
 def interrupting(after: int) -> Callable:
     """Ctrl-C at a token of the first answer."""
-    put = module.Stream.put
-    seen = []
+    put, calls = module.Stream.put, count(1)
 
     def interrupted(self: module.Stream, value: torch.Tensor) -> None:
         put(self, value)
-        seen.append(value)
-        if len(seen) == after:
+        if next(calls) == after:
             signal.raise_signal(signal.SIGINT)
 
     return interrupted
@@ -400,9 +378,7 @@ def test_interrupt__stops_the_answer_and_not_the_session(
     monkeypatch.setattr(module.Stream, "put", interrupting(5))  # the prompt and four tokens
     assert ask(model, "", "--prm", str(prm)) == 0
     said = capsys.readouterr().out
-    prompt, response = greedy(model, QUESTIONS[2])
-    short = Response(response.token_ids[:4], (), "", True)
-    assert f"reward {rewards(prm, prompt, short).reward:+.4f}" in said
+    assert f"reward {scored(prm, model, QUESTIONS[2], 4)[1].reward:+.4f}" in said
     assert re.search(r"^4 tokens, [\d,]+ tokens/s, stopped$", said, re.MULTILINE)
     assert f"> {greedy(model, QUESTIONS[0])[1].text}\n" in said
 

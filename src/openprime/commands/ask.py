@@ -1,14 +1,12 @@
 """`openprime ask`: an answer as it is generated, and with a PRM the reward of every token of it."""
 
 import contextlib
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -44,49 +42,32 @@ CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"
 """Control characters as pictures: an answer must not steer the terminal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of the answer that is shown in one colour: a token, or the tokens that make one character."""
-
-    text: str
-    reward: float
-    step: int
-    special: bool = False
-    """True for the name of a special token, which is no part of the text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A question and its answer."""
-
-    question: str
-    text: str
-    pieces: list[Piece]
-    score: Score | None
-    """None without a PRM."""
-
-
 def ask(config: AskConfig) -> None:
     """Answer `config.question`, or one question after the other, and show the rewards of the answers."""
     config.check()
-    place, console = Placement.of(config), Console()
+    place, console = Placement.of(config), Console(highlight=False, markup=False)
     out = Path(config.page) if config.page else None
-    if out:
-        if out.is_dir():
-            raise UserError(f"page: {out} is a folder: name a file, such as {out / 'answer.html'}")
-        out.parent.mkdir(parents=True, exist_ok=True)
+    if out and out.is_dir():
+        raise UserError(f"page: {out} is a folder: name a file, such as {out / 'answer.html'}")
     tokenizer = load_tokenizer(config.model)
     if config.prm:
         *_, theirs = find_parts(config.prm, config.reference)
         same_vocabulary(theirs, config.prm, tokenizer, config.model)
-    form = suitable(prompt_format(config), tokenizer)
+    known = read_format(config.model) if config.template == "auto" else PromptFormat(template=config.template)
+    form = suitable(known or PromptFormat(template="eurus"), tokenizer)
     model = load_model(config.model, place.device).eval()
     prm = None
     if config.prm:
         device, bfloat16 = place.device, place.bfloat16
         prm = ImplicitPRM.from_pretrained(config.prm, config.reference, device, bfloat16=bfloat16)
     ends = end_tokens(model, tokenizer)
-    model.generation_config = sampling(ends, tokenizer, config)
+    drawn = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0}
+    model.generation_config = GenerationConfig(  # whatever the model's own is
+        max_new_tokens=config.max_response_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=pad_token(tokenizer),
+        **(drawn if config.temperature else {"do_sample": False}),
+    )
     parts = [f"<p>The rewards are those of <code>{escape(config.prm)}</code>.</p>" if prm else ""]
     for number, question in enumerate(questions(config.question)):
         (prompt_ids,) = encode_prompts([question], ["question"], form, tokenizer, [config.kind])
@@ -102,25 +83,21 @@ def ask(config: AskConfig) -> None:
         ids = stream.token_ids
         if not ids:
             continue
-        answer = judged(question, prompt_ids, ids, prm, tokenizer)
-        show(answer, console)
+        texts = token_texts(tokenizer, ids)
+        score, pieces = None, []
+        if prm:
+            (score,) = prm.score_tokens([prompt_ids], [ids], [texts])  # the very tokens (trap 13)
+            pieces = pieces_of(score, ids, tokenizer)
+            show(score, pieces, console)
         ended = "" if ids[-1] in ends else ", stopped"
         if ended and len(ids) == config.max_response_tokens:
             ended = ", cut at --max-response-tokens"
-        speed = f"{len(ids)} tokens, {len(ids) / seconds:,.0f} tokens/s{ended}"
-        console.print(speed, style="dim", highlight=False)
+        console.print(f"{len(ids)} tokens, {len(ids) / seconds:,.0f} tokens/s{ended}", style="dim")
         if out:
-            parts += shown(answer)
+            parts += on_page(question, "".join(texts), score, pieces)
             page.write(out, f"Asked: {config.model}", parts)
     if out and len(parts) > 1:
-        console.print(f"written: {out}", highlight=False, markup=False, soft_wrap=True)
-
-
-def prompt_format(config: AskConfig) -> PromptFormat:
-    """The format of the question: as in training where that is known, else by the template."""
-    if config.template != "auto":
-        return PromptFormat(template=config.template)
-    return read_format(config.model) or PromptFormat(template="eurus")
+        console.print(f"written: {out}", soft_wrap=True)
 
 
 def questions(first: str) -> Iterator[str]:
@@ -134,18 +111,11 @@ def questions(first: str) -> Iterator[str]:
             import readline  # input() then has a history
 
             readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one question
-    while True:
-        try:
-            line = input("> ")
-        except EOFError:
-            print()
-            return
-        if not line.strip():
-            return
-        yield line
-
-
-# Generating
+    try:
+        while (line := input("> ")).strip():
+            yield line
+    except EOFError:
+        print()
 
 
 class Stream(TextStreamer):
@@ -166,19 +136,6 @@ class Stream(TextStreamer):
         print(text.translate(CONTROLS), end="\n" if stream_end else "", flush=True)
 
 
-def sampling(ends: frozenset[int], tokenizer: PreTrainedTokenizerBase, config: AskConfig) -> GenerationConfig:
-    """Plain sampling or greedy decoding, whatever the model's own settings are."""
-    settings: dict[str, Any] = {"do_sample": False}
-    if config.temperature:
-        settings = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0}
-    return GenerationConfig(
-        max_new_tokens=config.max_response_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=pad_token(tokenizer),
-        **settings,
-    )
-
-
 def generate(model: PreTrainedModel, place: Placement, prompt_ids: list[int], stream: Stream) -> None:
     """Sample an answer into the stream."""
     ids, generator = torch.tensor([prompt_ids], device=model.device), cast(Any, model)
@@ -186,39 +143,32 @@ def generate(model: PreTrainedModel, place: Placement, prompt_ids: list[int], st
         generator.generate(ids, attention_mask=torch.ones_like(ids), streamer=stream)
 
 
-def judged(
-    question: str,
-    prompt_ids: list[int],
-    token_ids: list[int],
-    prm: ImplicitPRM | None,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Answer:
-    """The answer with the PRM's rewards of the very tokens that were sampled (trap 13)."""
-    texts = token_texts(tokenizer, token_ids)
-    if prm is None:
-        return Answer(question, "".join(texts), [], None)
-    (score,) = prm.score_tokens([prompt_ids], [token_ids], [texts])
-    pieces: list[Piece] = []
-    pending, special = 0.0, set(tokenizer.all_special_ids)
+# Rewards
+
+
+class Piece(NamedTuple):
+    """A stretch of the answer in one colour: a token, or the tokens that make one character; a special token's name."""
+
+    text: str
+    reward: float
+    step: int
+
+
+def pieces_of(score: Score, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+    """The pieces of an answer; joined, special tokens apart, they are the answer."""
+    pieces, pending = list[Piece](), 0.0
     for token, text, reward, step in zip(
-        token_ids, texts, score.token_rewards, score.step_of_token, strict=True
+        token_ids, score.tokens, score.token_rewards, score.step_of_token, strict=True
     ):
         pending += reward
-        if text or token in special:
-            name = text or str(tokenizer.decode([token]))
-            pieces.append(Piece(name, pending, step, special=not text))
+        if text or token in tokenizer.all_special_ids:
+            pieces.append(Piece(text or str(tokenizer.decode([token])), pending, step))
             pending = 0.0
-    return Answer(question, "".join(texts), pieces, score)
+    return pieces
 
 
-# The terminal
-
-
-def show(answer: Answer, console: Console) -> None:
-    """The rewards of an answer: in colours, or in numbers where there are none."""
-    score = answer.score
-    if score is None:
-        return
+def show(score: Score, pieces: Sequence[Piece], console: Console) -> None:
+    """The rewards of an answer in the terminal: in colours, or in numbers where there are none."""
     total = f"reward {score.reward:+.4f}, probability of being right {score.probability:.3f}"
     print()
     if console.no_color or console.color_system is None:
@@ -226,40 +176,27 @@ def show(answer: Answer, console: Console) -> None:
             print(f"{reward:+9.4f}  {step.translate(CONTROLS).rstrip()}")
         print(total)
         return
-    largest = page.full_colour(piece.reward for piece in answer.pieces)
     few = console.color_system not in ("256", "truecolor")
+    largest = page.full_colour(piece.reward for piece in pieces)
     table = Table.grid()
     table.add_column(overflow="fold", style=colour(0, few))
     table.add_column(justify="right", vertical="bottom")
     for step, reward in enumerate(score.step_rewards):
-        pieces = [piece for piece in answer.pieces if piece.step == step]
-        table.add_row(coloured(pieces, largest, few), f"  {reward:+.4f}")
-    console.print(table, highlight=False)
-    console.print(total, highlight=False)
+        text = Text()
+        for piece in pieces:
+            if piece.step == step:
+                text.append(piece.text.translate(CONTROLS | {10: "⏎"}), colour(piece.reward / largest, few))
+        text.highlight_words("⏎", FAINT)
+        table.add_row(text, f"  {reward:+.4f}")
+    console.print(table)
+    console.print(total)
     legend = Text(f"reward of a token {-largest:+.3f} ", style="dim")
     for i in range(-8, 9):
         legend.append(" ", style=colour(i / 8, few))
-    console.print(legend.append(f" {largest:+.3f} and beyond"), highlight=False)
+    console.print(legend.append(f" {largest:+.3f} and beyond"))
 
 
-def coloured(pieces: Sequence[Piece], largest: float, few: bool = False) -> Text:
-    """A step, each piece on the background of its reward; a line's end is shown as ⏎."""
-    text = Text()
-    for piece in pieces:
-        style = colour(piece.reward / largest, few)
-        faint = style.replace(INK, FAINT)
-        for stretch in re.split(r"(\n)", piece.text.translate(CONTROLS)):
-            if stretch == "\n":
-                if text.plain.endswith("\n"):  # no line for a blank one
-                    text.right_crop(1)
-                text.append("⏎", style=faint).append("\n")
-            else:
-                text.append(stretch, style=faint if piece.special else style)
-    text.rstrip()
-    return text
-
-
-def colour(share: float, few: bool = False) -> str:
+def colour(share: float, few: bool) -> str:
     """Dark text on red (-1 and less) over white (0) to blue (1 and more); `few` on a terminal of 16 colours."""
     strength = min(1.0, abs(share))
     if few:
@@ -269,16 +206,13 @@ def colour(share: float, few: bool = False) -> str:
     return f"{INK} on #" + "".join(f"{channel:02x}" for channel in mixed)
 
 
-# The page
-
-
-def shown(answer: Answer) -> list[str]:
+def on_page(question: str, text: str, score: Score | None, pieces: Sequence[Piece]) -> list[str]:
     """A question, its answer, and the rewards of its tokens and steps."""
-    question, score = page.card("question", escape(answer.question)), answer.score
+    asked = page.card("question", escape(question))
     if score is None:
-        return [page.pair(question, page.card("answer", escape(answer.text)))]
-    tokens, rewards = [piece.text for piece in answer.pieces], [piece.reward for piece in answer.pieces]
+        return [page.pair(asked, page.card("answer", escape(text)))]
+    tokens, rewards, _ = zip(*pieces, strict=True)
     verdict, largest = f"probability of being right {score.probability:.3f}", page.full_colour(rewards)
-    response = page.response_card(verdict, tokens, rewards, largest)
+    answer = page.response_card(verdict, tokens, rewards, largest)
     steps = page.step_bars(score.steps, score.step_rewards)
-    return [page.pair(question, response), f"<p class=tag>{page.legend(largest)}</p>", steps]
+    return [page.pair(asked, answer), f"<p class=tag>{page.legend(largest)}</p>", steps]

@@ -154,7 +154,7 @@ def rgba(reward: float, strength: float) -> str:
 
 
 def response_card(
-    verdict: str, tokens: list[str], rewards: list[float], largest: float, steps: Sequence[bool] = ()
+    verdict: str, tokens: Sequence[str], rewards: Sequence[float], largest: float, steps: Sequence[bool] = ()
 ) -> str:
     """A response, each token in the colour of its reward; the end has a reward, but no text.
 
