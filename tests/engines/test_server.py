@@ -1,9 +1,13 @@
 """vLLM servers: requests, weights, and servers that die, hang, or come back with other weights."""
 
+import gzip
+import json
+import math
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from openprime.engines.common import prompt_seed
 from openprime.engines.server import ServerEngine
 from openprime.types import EngineError, Group, Prompt, Sampling, UserError
 from support.fake_server import END, Fake
-from support.vllm_models import TOKENIZER, prompts_of
+from support.vllm_models import TOKENIZER, VOCABULARY, prompts_of
 
 SAMPLING = Sampling(3, 20, 0.7)
 Servers = Callable[..., Fake]
@@ -47,7 +51,7 @@ def engine_of(folder: Path, *servers: Fake, timeout: float = 10.0) -> ServerEngi
     config = ServerEngineConfig(urls=tuple(server.url for server in servers), timeout=timeout)
     (folder / "model").mkdir(exist_ok=True)
     name, weights = str(folder / "model"), folder / "weights"
-    return ServerEngine(config, name, TOKENIZER, frozenset({END}), 12, 512, weights)
+    return ServerEngine(config, name, TOKENIZER, frozenset({END}), VOCABULARY, 12, 512, weights)
 
 
 def numbered(count: int) -> list[Prompt]:
@@ -233,6 +237,271 @@ def test_generate__an_interrupt_ends_what_is_under_way(fake: Servers, tmp_path: 
     assert not server.waited  # nobody stayed for an answer
     server.hangs = False
     assert_right(engine.generate(numbered(8), SAMPLING, 1), numbered(8), 1, 0)
+
+
+def set_in(choice: int, key: str, value: object) -> Callable[[dict], object]:
+    """The right answer, but for one value of a choice."""
+
+    def change(answer: dict) -> dict:
+        answer["choices"][choice][key] = value
+        return answer
+
+    return change
+
+
+def tokens(*values: object) -> Callable[[dict], object]:
+    return set_in(1, "token_ids", list(values))
+
+
+def logprobs(*values: object) -> Callable[[dict], object]:
+    return set_in(2, "logprobs", {"token_logprobs": list(values)})
+
+
+def choices(change: Callable[[list], object]) -> Callable[[dict], object]:
+    return lambda answer: {"choices": change(answer["choices"])}
+
+
+def pieces(*parts: bytes, seconds: float = 0.0) -> Callable[[dict], object]:
+    """An answer as it goes over the wire; its parts repeated, one after so many seconds, where they are given."""
+
+    def send() -> Iterator[bytes]:
+        yield parts[0]
+        for part in parts[1:]:
+            end = time.monotonic() + 30 * bool(seconds)
+            while True:
+                yield part
+                time.sleep(seconds)
+                if time.monotonic() >= end:
+                    break
+
+    return lambda answer: send()
+
+
+def status(line: str, body: bytes = b"", **headers: str) -> Callable[[dict], object]:
+    named = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return pieces(f"HTTP/1.1 {line}\r\n{named}\r\n".encode() + body)
+
+
+WRONG = {
+    # The choices
+    "null": lambda answer: None,
+    "a number": lambda answer: 3,
+    "a text": lambda answer: "choices",
+    "a list": lambda answer: answer["choices"],
+    "no choices": lambda answer: {"object": "text_completion"},
+    "choices null": choices(lambda found: None),
+    "choices empty": choices(lambda found: []),
+    "choices a table": choices(lambda found: {"0": found[0]}),
+    "one choice less": choices(lambda found: found[1:]),
+    "one choice more": choices(lambda found: [*found, found[0] | {"index": 3}]),
+    "an index twice": set_in(0, "index", 0),
+    "an index beyond": set_in(0, "index", 3),
+    "an index below": set_in(2, "index", -1),
+    "an index of text": set_in(0, "index", "2"),
+    "an index of truth": choices(lambda found: [c | {"index": bool(c["index"])} for c in found]),
+    "an index of a fraction": set_in(0, "index", 2.0),
+    "an index of a list": set_in(0, "index", [2]),
+    "no index": choices(lambda found: [{k: v for k, v in c.items() if k != "index"} for c in found]),
+    "choices of null": choices(lambda found: [None] * 3),
+    "choices within choices": choices(lambda found: [found, found, found]),
+    "another prompt's": set_in(1, "prompt_token_ids", [9, 9, 9]),
+    # The end
+    "another end": set_in(0, "finish_reason", "abort"),
+    "an end of null": set_in(0, "finish_reason", None),
+    "an end of a list": set_in(0, "finish_reason", ["stop"]),
+    "stopped without an end token": tokens(3, 4, 5, 6),
+    "an end token before the end": tokens(3, END, 5, END),
+    "cut before the limit": set_in(1, "finish_reason", "length"),
+    # The tokens
+    "no tokens": tokens(),
+    "tokens of null": set_in(1, "token_ids", None),
+    "tokens of text": set_in(1, "token_ids", "3 4 5"),
+    "more tokens than asked for": set_in(1, "token_ids", [*[3] * 20, END]),
+    "a token below": tokens(3, -1, 5, END),
+    "a token beyond the vocabulary": tokens(3, VOCABULARY, 5, END),
+    "a huge token": tokens(3, 10**40, 5, END),
+    "a token of text": tokens(3, "4", 5, END),
+    "a token of a fraction": tokens(3, 4.0, 5, END),
+    "a token of truth": tokens(3, True, 5, END),
+    "a token of null": tokens(3, None, 5, END),
+    "a token of a list": tokens(3, [4], 5, END),
+    # The log-probabilities
+    "no log-probabilities": set_in(2, "logprobs", None),
+    "log-probabilities of a list": set_in(2, "logprobs", [-1.0] * 4),
+    "log-probabilities of another name": set_in(2, "logprobs", {"logprobs": [-1.0] * 4}),
+    "too few log-probabilities": logprobs(-1.0, -1.0, -1.0),
+    "too many log-probabilities": logprobs(*[-1.0] * 5),
+    "nan": logprobs(-1.0, math.nan, -1.0, -1.0),
+    "infinity": logprobs(-1.0, math.inf, -1.0, -1.0),
+    "minus infinity": logprobs(-1.0, -math.inf, -1.0, -1.0),
+    "above 0": logprobs(-1.0, 0.1, -1.0, -1.0),
+    "a huge number below": logprobs(-1.0, -(10**400), -1.0, -1.0),
+    "a log-probability of null": logprobs(-1.0, None, -1.0, -1.0),
+    "a log-probability of text": logprobs(-1.0, "-1.0", -1.0, -1.0),
+    "a log-probability of truth": logprobs(-1.0, False, -1.0, -1.0),
+}
+"""Completions that say something else than was asked for."""
+UNREADABLE = {
+    "nothing": lambda answer: b"",
+    "truncated JSON": lambda answer: json.dumps(answer).encode()[:-20],
+    "two answers": lambda answer: json.dumps(answer).encode() * 2,
+    "no JSON": lambda answer: b"<html>busy</html>",
+    "no text": lambda answer: b"\xff\xfe\x00\x80",
+    "deeply nested": lambda answer: b"[" * 200_000 + b"]" * 200_000,
+    "a number of 100,000 digits": lambda answer: b"1" * 100_000,
+    "control characters": lambda answer: b"\x1b[2J\r\n\x00 gone",
+    "a gzip bomb": lambda answer: gzip.compress(b" " * 50_000_000),
+    "a gzip bomb with its header": status("200 OK", gzip.compress(b" " * 5_000_000), Content_Encoding="gzip"),
+    "larger than any answer": lambda answer: b" " * 3_000_000,
+    "500": status("500 Internal Server Error", b"an error\n  line 1\n", Content_Length="18"),
+    "503 without a word": status("503 Busy"),
+    "429": status("429 Too Many Requests", b"later", Content_Length="5"),
+    "a redirect": status("302 Found", Location="http://127.0.0.1:9/"),
+    "a redirect to itself": status("307 Again", Location="/v1/completions"),
+    "an unknown status": status("999 What"),
+    "no status": pieces(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "no answer at all": pieces(b""),
+    "a header without an end": pieces(b"HTTP/1.1 200 OK\r\nA: " + b"x" * 100_000),
+    "a thousand headers": pieces(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 1000 + b"\r\n"),
+    "shorter than it says": status("200 OK", b'{"choices"', Content_Length="1000"),
+    "a length below 0": status("200 OK", b"{}", Content_Length="-5"),
+    "a length of text": status("200 OK", b"{}", Content_Length="many"),
+    "chunks without a size": status("200 OK", b"zz\r\n{}", Transfer_Encoding="chunked"),
+    "a chunk that ends early": status("200 OK", b"ffff\r\n{}", Transfer_Encoding="chunked"),
+}
+"""Answers that are none."""
+SLOW = {
+    "a body drips": pieces(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n", b" ", seconds=0.1),
+    "a body without an end drips": pieces(b"HTTP/1.1 200 OK\r\n\r\n", b" ", seconds=0.1),
+    "chunks drip": pieces(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", seconds=0.1
+    ),
+    "a header drips": pieces(b"HTTP/1.1 200 OK\r\nA: ", b"x", seconds=0.1),
+    "headers drip": pieces(b"HTTP/1.1 200 OK\r\n", b"A: b\r\n", seconds=0.1),
+    "a status drips": pieces(b"HTTP/1.1 ", b"2", seconds=0.1),
+    "go on, go on": pieces(b"", b"HTTP/1.1 100 Continue\r\n\r\n", seconds=0.1),
+}
+"""Answers that never end, though there is never a second without a byte."""
+HOSTILE = WRONG | UNREADABLE | SLOW
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_generate__an_answer_that_cannot_be_right_is_sampled_again_elsewhere(
+    fake: Servers, tmp_path: Path, capfd: pytest.CaptureFixture, name: str
+):
+    hostile, right = fake(broken=HOSTILE[name]), fake(seconds=0.05)
+    engine, prompts = engine_of(tmp_path, hostile, right, timeout=1.0), numbered(12)
+    assert_right(engine.generate(prompts, SAMPLING, 1), prompts, 1, 0)
+    assert hostile.asked
+    said, errors = capfd.readouterr()
+    assert "Traceback" not in said + errors
+    lines = [line for line in said.splitlines() if line]
+    assert lines
+    assert all(line.startswith(hostile.url) and line.isprintable() for line in lines)
+    if name in WRONG:
+        assert engine.rejected == len(lines)
+        assert lines[-1].endswith(f"(rejected answer {len(lines)})")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_generate__where_no_server_answers_rightly_the_run_ends_with_one_line(
+    fake: Servers, tmp_path: Path, name: str
+):
+    engine = engine_of(tmp_path, fake(broken=HOSTILE[name]), timeout=0.4)
+    begun = time.monotonic()
+    with pytest.raises(EngineError, match=r"servers failed 3 times over one prompt: http://") as error:
+        engine.generate(numbered(1), SAMPLING, 1)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+    assert time.monotonic() - begun < 8  # three tries and the looks between them
+
+
+@pytest.mark.parametrize("code", ["400 Bad", "401 Who", "403 No", "404 Gone", "422 What"])
+def test_generate__a_refusal_ends_the_run_with_one_line(fake: Servers, tmp_path: Path, code: str):
+    body = b'{"error":\r\n "\x1b[31mtoo\nlong"}' + b"x" * 5000
+    engine = engine_of(
+        tmp_path, fake(broken=status(code, body, Content_Length=str(len(body)))), fake(seconds=0.1)
+    )
+    with pytest.raises(EngineError, match=r"refused: \{|has no /v1/completions") as error:
+        engine.generate(numbered(12), SAMPLING, 1)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+
+
+def test_generate__what_an_answer_has_beside_is_no_fault(fake: Servers, tmp_path: Path):
+    """More keys, responses in any order, a prompt said again, rounding above 0, whole numbers, an end at the limit."""
+
+    def more(answer: dict) -> dict:
+        for choice in answer["choices"]:
+            choice |= {"text": None, "stop_reason": END, "prompt_logprobs": None}
+            choice["logprobs"] |= {"tokens": [], "top_logprobs": None, "text_offset": [0]}
+        first, second, third = answer["choices"]
+        third["logprobs"]["token_logprobs"] = [-1, 1e-6, 0, -9999.0]
+        second |= {"token_ids": [5] * 20, "finish_reason": "length"}
+        second["logprobs"] = {"token_logprobs": [-0.5] * 20}
+        first |= {"token_ids": [*[5] * 19, END], "finish_reason": "length", "prompt_token_ids": [0, 7, 8]}
+        first["logprobs"] = {"token_logprobs": [-0.5] * 20}
+        return {"id": "x", "usage": {"n": [1]}, "choices": [second, third, first]}
+
+    engine = engine_of(tmp_path, fake(broken=more))
+    (group,) = engine.generate(numbered(1), SAMPLING, 1)
+    assert engine.rejected == 0
+    assert group.responses[0].logprobs == (-1.0, 0.0, 0.0, -9999.0)
+    assert [r.truncated for r in group.responses] == [False, True, False]
+    assert [len(r.token_ids) for r in group.responses] == [4, 20, 20]
+
+
+NONSENSE = [None, 3, "text", [], {}, {"success": 1, "weight_version": ["x"]}, b"", b"{", b"\xff"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/weight_info"]
+)
+@pytest.mark.parametrize("answer", NONSENSE, ids=repr)
+def test_generate__nonsense_of_another_endpoint_is_a_fault_of_the_server(
+    fake: Servers, tmp_path: Path, path: str, answer: object
+):
+    hostile, right = fake(), fake()
+    engine = engine_of(tmp_path, hostile, right)
+    hostile.elsewhere[path] = answer
+    assert_right(engine.generate(numbered(4), SAMPLING, 1), numbered(4), 1, 0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *NONSENSE,
+        {"vllm_config": None},
+        {"vllm_config": {"model_config": [], "parallel_config": {}}},
+        {"vllm_config": {"model_config": {"logprobs_mode": "processed_logprobs"}, "parallel_config": {}}},
+        {
+            "vllm_config": {
+                "model_config": {"logprobs_mode": "processed_logprobs", "max_model_len": "many"},
+                "parallel_config": {"worker_extension_cls": "x"},
+            }
+        },
+    ],
+    ids=repr,
+)
+def test_server_engine__what_is_no_vllm_server_is_no_server(fake: Servers, tmp_path: Path, answer: object):
+    hostile = fake(elsewhere={"/server_info": answer})
+    engine_of(tmp_path, hostile, fake())  # one is enough
+    with pytest.raises(UserError, match=r"engine\.urls: no server answers: http://") as error:
+        engine_of(tmp_path, hostile)
+    assert str(error.value).isprintable()
+
+
+def test_generate__an_interrupt_ends_an_answer_that_drips(fake: Servers, tmp_path: Path):
+    engine = engine_of(tmp_path, fake(broken=SLOW["a body without an end drips"]), timeout=60)
+    begun = time.monotonic()
+
+    def check() -> None:
+        if time.monotonic() - begun > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(numbered(4), SAMPLING, 1, check)
+    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,6 +22,10 @@ class Fake:
     hangs: bool = False
     """Completions do not come back."""
     reason: str = "stop"
+    broken: Callable[[dict], object] | None = None
+    """Makes another answer from the right completion: a value for JSON, bytes of a body, or pieces with the header."""
+    elsewhere: dict[str, object] = field(default_factory=dict)
+    """Answers of other endpoints, instead of the right ones."""
     weights: str = "default"
     version: str = "default"
     taken: list[str] = field(default_factory=list)
@@ -57,7 +62,12 @@ class Fake:
 
             def answer(self, body: dict | None) -> None:
                 status, found = fake.reply(self.path.split("?")[0], body)
-                data = json.dumps(found).encode()
+                if isinstance(found, Iterator):
+                    for piece in found:
+                        self.wfile.write(piece)
+                        self.wfile.flush()
+                    return
+                data = found if isinstance(found, bytes) else json.dumps(found).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -82,6 +92,8 @@ class Fake:
         self.server.server_close()
 
     def reply(self, path: str, body: dict | None) -> tuple[int, object]:
+        if path in self.elsewhere:
+            return 200, self.elsewhere[path]
         if path == "/server_info":
             model = {"logprobs_mode": self.logprobs_mode, "max_model_len": self.max_model_len}
             parallel = {"worker_extension_cls": self.extension}
@@ -122,4 +134,5 @@ class Fake:
             }
             for i in range(body["n"])
         ]
-        return 200, {"choices": choices[::-1]}
+        answer = {"choices": choices[::-1]}
+        return 200, self.broken(answer) if self.broken else answer

@@ -19,7 +19,7 @@ urls: list[str] = [""] * ranks
 distributed.all_gather_object(urls, server.url)
 folder = Path(sys.argv[1])
 config = ServerEngineConfig(urls=tuple(urls))
-engine = ServerEngine(config, "model", TOKENIZER, frozenset({END}), 8, 512, folder)
+engine = ServerEngine(config, "model", TOKENIZER, frozenset({END}), len(TOKENIZER), 8, 512, folder)
 for version in (1, 2):
     gathered = []
 

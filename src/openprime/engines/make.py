@@ -8,7 +8,13 @@ from openprime.config import EvaluateConfig, GenerateConfig, RLConfig
 from openprime.engines.server import ServerEngine
 from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, start_vllm
-from openprime.models.hub import end_tokens, load_model, most_positions, named_end_tokens
+from openprime.models.hub import (
+    end_tokens,
+    load_model,
+    most_positions,
+    named_end_tokens,
+    read_architecture,
+)
 from openprime.models.lm import LM
 from openprime.models.placement import Placement
 from openprime.models.sharding import sampling_model
@@ -35,7 +41,10 @@ def make_engine(
     if kind.kind == "server":
         out = Path(config.out)
         folder = Path(kind.shared_folder) / out.name if kind.shared_folder else out / "weights"
-        return ServerEngine(kind, name, tokenizer, ends, sequences, longest, folder, place.bfloat16)
+        vocabulary = read_architecture(name).get_text_config().vocab_size
+        return ServerEngine(
+            kind, name, tokenizer, ends, vocabulary, sequences, longest, folder, place.bfloat16
+        )
     return VLLMEngine(
         lambda: start_vllm(name, place, kind, sequences, longest, sleeps=policy is not None),
         tokenizer,

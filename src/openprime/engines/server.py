@@ -6,7 +6,9 @@
 
 import contextlib
 import http.client
+import io
 import json
+import reprlib
 import shutil
 import socket
 import threading
@@ -16,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,10 +39,24 @@ TRIES = 3
 """Failures of servers over one prompt, after which it is the prompt's fault."""
 LOOK = 2.0
 """Seconds between two looks at whether a server has come back."""
+CONNECT = 5.0
+"""Seconds to reach a server; an interrupt waits for it."""
+MANY = 1 << 20
+"""Bytes of an answer beside its tokens."""
+EACH = 1 << 10
+"""Bytes of an answer for each token."""
+ROUNDING = 1e-5
+"""A log-probability may be so far above 0, in nats, and is then 0."""
+LOWEST = -1e9
+"""No log-probability is below, in nats."""
 
 
 class ServerFault(RuntimeError):
     """A server that cannot be reached, does not answer in time, or answers nonsense."""
+
+
+class WrongAnswerError(ServerFault):
+    """A completion that cannot be what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,47 +79,76 @@ class Server:
     """The weights it has, as far as we know; empty: not known, or it is down."""
     running: int = 0
     """Prompts that it is working on."""
-    open: set[http.client.HTTPConnection] = field(default_factory=set)
+    open: set[Any] = field(default_factory=set)
+    """Sockets of what is under way."""
 
-    def ask(self, method: str, path: str, body: dict | None = None, timeout: float | None = None) -> Any:
-        """One request and its JSON. Raises ServerFault, and EngineError where the server refuses the request."""
-        parts = urlsplit(self.url)
+    def ask(
+        self, method: str, path: str, body: dict | None = None, timeout: float | None = None, most: int = MANY
+    ) -> Any:
+        """One request and its JSON, of at most `most` bytes and whole within `timeout` seconds (else its own).
+
+        Raises ServerFault, and EngineError where the server refuses the request.
+        """
+        seconds = timeout or self.timeout
+        end, parts = time.monotonic() + seconds, urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=timeout or self.timeout)
-        self.open.add(connection)
+        connection = kind(parts.hostname or "", parts.port, timeout=min(CONNECT, seconds))
+        connection.response_class = partial(_response, end)  # pyright: ignore[reportAttributeAccessIssue]
+        sock = None
         try:
+            connection.connect()
+            sock = connection.sock
+            self.open.add(sock)
+            sock.settimeout(seconds)
             text = None if body is None else json.dumps(body)
             connection.request(method, path, text, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            status, answer = response.status, response.read().decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerFault(f"{self.url}: {type(error).__name__} {error}") from error
+            response, data = connection.getresponse(), bytearray()
+            while (piece := response.read(MANY)) and len(data) <= most:
+                data += piece
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ServerFault(_line(f"{self.url}: {type(error).__name__} {error}")) from error
         finally:
-            self.open.discard(connection)
+            self.open.discard(sock)
             connection.close()
+        status, answer = response.status, data.decode("utf-8", "replace")
         if status == 404:
             raise EngineError(f"{self.url} has no {path}: start it with `{COMMAND}`")
-        if 400 <= status < 500:
-            raise EngineError(f"{self.url}{path} refused: {answer[:500]}")
+        if 400 <= status < 500 and status not in (408, 425, 429):  # those: not now
+            raise EngineError(_line(f"{self.url}{path} refused: {answer}"))
         if status != 200:
-            raise ServerFault(f"{self.url}{path}: status {status}: {answer[:500]}")
+            raise ServerFault(_line(f"{self.url}{path}: status {status}: {answer}"))
+        if len(data) > most:
+            raise ServerFault(f"{self.url}{path}: an answer of more than {most:,} bytes")
         try:
             return json.loads(answer) if answer else None
-        except ValueError as error:
-            raise ServerFault(f"{self.url}{path}: no JSON: {answer[:100]!r}") from error
+        except (ValueError, RecursionError) as error:
+            raise ServerFault(f"{self.url}{path}: no JSON: {_shown(answer)}") from error
+
+    def told(self, method: str, path: str, key: str, body: dict | None = None) -> Any:
+        """The value of a key in its answer. Raises as `ask` does."""
+        answer = self.ask(method, path, body)
+        if not isinstance(answer, dict) or key not in answer:
+            raise ServerFault(f"{self.url}{path}: no {key} in {_shown(answer)}")
+        return answer[key]
 
     def take(self, source: Source) -> None:
         """Have it take weights over and forget what it cached of older ones. Nothing may be running on it."""
         self.ask("POST", "/collective_rpc", {"method": "take_weights", "args": [source.path]})
-        if not self.ask("POST", "/reset_prefix_cache")["success"]:
+        if self.told("POST", "/reset_prefix_cache", "success") is not True:
             raise ServerFault(f"{self.url}: its prefix cache could not be reset; does somebody else use it?")
         self.ask("POST", "/update_weight_version", {"new_version": source.tag})
         self.tag = source.tag
 
     def complete(
-        self, prompt: Prompt, sampling: Sampling, seed: int, ends: list[int], source: Source
-    ) -> list[dict]:
-        """Its `choices` for one prompt, all of them sampled whole and from the weights of `source`."""
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        seed: int,
+        ends: frozenset[int],
+        vocabulary: int,
+        source: Source,
+    ) -> list["Choice"]:
+        """Its responses to one prompt, all of them sampled whole and from the weights of `source`."""
         body = {
             "prompt": list(prompt.token_ids),
             "n": sampling.responses,
@@ -111,26 +157,118 @@ class Server:
             "seed": seed,
             # A model's own generation configuration would fill in what is not said here.
             **{"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
-            "stop_token_ids": ends,
+            "stop_token_ids": sorted(ends),
             "ignore_eos": True,  # those above are all
             "logprobs": 0,  # of the sampled token
             "return_token_ids": True,
         }
-        choices = self.ask("POST", "/v1/completions", body)["choices"]
-        cut = {choice["finish_reason"] for choice in choices} - {"stop", "length"}
-        if cut:
-            raise ServerFault(f"{self.url}: it ended a response by {cut}")
+        size = len(prompt.token_ids) + sampling.responses * (len(prompt.token_ids) + sampling.max_tokens)
+        answer = self.ask("POST", "/v1/completions", body, most=MANY + EACH * size)
+        try:
+            choices = read_choices(answer, prompt, sampling, ends, vocabulary)
+        except ValueError as error:
+            raise WrongAnswerError(f"{self.url}: a wrong answer to {prompt.id}: {error}") from error
         # A server that was started anew in between has other weights.
-        has = self.ask("GET", "/weight_info")["weight_version"]
+        has = self.told("GET", "/weight_info", "weight_version")
         if has != source.tag:
-            raise ServerFault(f"{self.url}: it has the weights {has!r}, not {source.tag!r}")
-        return sorted(choices, key=lambda choice: choice["index"])
+            raise ServerFault(f"{self.url}: it has the weights {_shown(has)}, not {source.tag!r}")
+        return choices
 
     def hang_up(self) -> None:
         """End what is under way; vLLM drops requests whose client is gone."""
-        for connection in list(self.open):
-            with contextlib.suppress(OSError, AttributeError):  # closed already, or not yet open
-                connection.sock.shutdown(socket.SHUT_RDWR)
+        for sock in list(self.open):
+            with contextlib.suppress(OSError):  # closed already
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Until(io.RawIOBase):
+    """What a socket receives up to a moment: a byte a second does not put it off."""
+
+    def __init__(self, sock: socket.socket, end: float) -> None:
+        self.sock, self.end, self.raw = sock, end, sock.makefile("rb", 0)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """As a socket has it."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Raises TimeoutError when the moment has come."""
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.sock.settimeout(left)
+        return self.raw.readinto(buffer)
+
+    def close(self) -> None:
+        """The socket too, where nobody else has it."""
+        self.raw.close()
+        super().close()
+
+
+def _response(end: float, sock: socket.socket, **options: Any) -> http.client.HTTPResponse:
+    """A response that has to be whole at a moment."""
+    until: Any = _Until(sock, end)
+    return http.client.HTTPResponse(until, **options)
+
+
+Choice = tuple[list[int], list[float]]
+"""Tokens of a response and their log-probabilities."""
+
+
+def read_choices(
+    answer: Any, prompt: Prompt, sampling: Sampling, ends: frozenset[int], vocabulary: int
+) -> list[Choice]:
+    """The responses in a completion, in order. Raises ValueError for what vLLM cannot have sampled as it was asked."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise ValueError(f"no choices: {_shown(answer)}")
+    numbers = [choice.get("index") for choice in choices]
+    if any(type(number) is not int for number in numbers) or sorted(numbers) != list(
+        range(sampling.responses)
+    ):
+        raise ValueError(f"choices with the indices {_shown(numbers)} for {sampling.responses} responses")
+    if any(choice.get("prompt_token_ids") not in (None, list(prompt.token_ids)) for choice in choices):
+        raise ValueError("it is the answer to another prompt")
+    in_order = sorted(choices, key=lambda choice: choice["index"])
+    return [_read_choice(choice, sampling.max_tokens, ends, vocabulary) for choice in in_order]
+
+
+def _read_choice(choice: dict, longest: int, ends: frozenset[int], vocabulary: int) -> Choice:
+    tokens, reason, found = choice.get("token_ids"), choice.get("finish_reason"), choice.get("logprobs")
+    logprobs = found.get("token_logprobs") if isinstance(found, dict) else None
+    if reason not in ("stop", "length"):
+        raise ValueError(f"it ended a response by {_shown(reason)}")
+    if not isinstance(tokens, list) or not isinstance(logprobs, list):
+        raise ValueError(f"token_ids {_shown(tokens)}, token_logprobs {_shown(logprobs)}")
+    if not 0 < len(tokens) <= longest or len(tokens) != len(logprobs):
+        raise ValueError(
+            f"{len(tokens)} tokens, {len(logprobs)} log-probabilities; at most {longest} were asked for"
+        )
+    for token, logprob in zip(tokens, logprobs, strict=True):
+        if type(token) is not int or not 0 <= token < vocabulary:
+            raise ValueError(f"the token {_shown(token)}; the vocabulary has {vocabulary}")
+        if type(logprob) not in (int, float) or not LOWEST < logprob <= ROUNDING:
+            raise ValueError(f"the log-probability {_shown(logprob)}")
+    if not ends.isdisjoint(tokens[:-1]):
+        raise ValueError("a response goes on behind an end token")
+    if not (tokens[-1] in ends if reason == "stop" else len(tokens) == longest):
+        raise ValueError(
+            f"{len(tokens)} tokens ended by {reason!r}, the last one {tokens[-1]}; asked for {longest}"
+        )
+    return tokens, [min(0.0, float(logprob)) for logprob in logprobs]
+
+
+def _shown(value: object) -> str:
+    return _line(reprlib.repr(value))[:200]
+
+
+def _line(text: str) -> str:
+    """A text of somebody else's as the end of a line."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:500])
 
 
 class ServerEngine:
@@ -142,6 +280,7 @@ class ServerEngine:
         model: str,
         tokenizer: PreTrainedTokenizerBase,
         end_tokens: frozenset[int],
+        vocabulary: int,
         sequences: int,
         longest: int,
         folder: Path,
@@ -149,7 +288,8 @@ class ServerEngine:
     ) -> None:
         """`model`: where the first weights are. `folder`: through which later ones go, ours alone, seen by servers too.
 
-        `sequences`: that each server is given at a time. `longest`: prompt and response together, in tokens.
+        `vocabulary`: tokens that the model knows. `sequences`: that each server is given at a time. `longest`:
+        prompt and response together, in tokens.
 
         Under torchrun every rank has servers of its own, urls[rank::ranks]. Raises UserError where no server
         answers or one was started in a way that cannot work.
@@ -167,7 +307,9 @@ class ServerEngine:
         self.servers = [Server(url.rstrip("/"), config.timeout) for url in urls]
         self.tokenizer, self.end_tokens, self.sequences = tokenizer, end_tokens, sequences
         self.longest, self.folder, self.timeout = longest, folder.absolute(), config.timeout
-        self.bfloat16 = bfloat16
+        self.bfloat16, self.vocabulary = bfloat16, vocabulary
+        self.rejected = 0
+        """Answers that could not be what was asked for, and were sampled again: elsewhere, if there is an elsewhere."""
         self.name = name[0]
         local = Path(model)
         self.source = Source(str(local.absolute()) if local.is_dir() else model, f"{self.name}-0", 0)
@@ -228,7 +370,6 @@ class ServerEngine:
             running: dict[Future, tuple[int, Server]] = {}  # place of the prompt; -1: taking weights
             looked: dict[str, float] = {}  # when a server was last asked to take weights
             answered = time.monotonic()
-            ends = sorted(self.end_tokens)
             pool = ThreadPoolExecutor(len(self.servers) * (slots + 1))
             try:
                 while waiting or any(i >= 0 for i, _ in running.values()):
@@ -249,8 +390,8 @@ class ServerEngine:
                         waiting.popleft()
                         room = self.longest - len(prompts[i].token_ids)
                         asked = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-                        call = (prompts[i], asked, prompt_seed(seed, first + i), ends, source)
-                        running[pool.submit(server.complete, *call)] = (i, server)
+                        call = (prompts[i], asked, prompt_seed(seed, first + i), self.end_tokens)
+                        running[pool.submit(server.complete, *call, self.vocabulary, source)] = (i, server)
                         server.running += 1
                     if not running:  # all are down
                         time.sleep(0.05)
@@ -261,7 +402,10 @@ class ServerEngine:
                         try:
                             choices = future.result()
                         except ServerFault as fault:
-                            if server.tag:
+                            if isinstance(fault, WrongAnswerError):
+                                self.rejected += 1
+                                print(f"\n{fault} (rejected answer {self.rejected})", flush=True)
+                            elif server.tag:
                                 print(f"\n{fault}: going on without it until it answers again", flush=True)
                             server.tag = ""
                             if i >= 0:
@@ -295,34 +439,37 @@ class ServerEngine:
                     server.running = 0
             return [group for group in groups if group is not None]
 
-    def _group(self, prompt: Prompt, choices: list[dict], version: int) -> Group:
-        """A group from a server's answer for a prompt."""
-        responses = [
-            to_response(c["token_ids"], c["logprobs"]["token_logprobs"], self.tokenizer, self.end_tokens)
-            for c in choices
-        ]
-        return Group(prompt, tuple(responses), version)
+    def _group(self, prompt: Prompt, choices: list[Choice], version: int) -> Group:
+        """A group from a server's responses to a prompt."""
+        own = (self.tokenizer, self.end_tokens)
+        return Group(prompt, tuple(to_response(*choice, *own) for choice in choices), version)
 
 
 def _inspect(server: Server, longest: int) -> str:
     """Why a server is not there; empty where it is. Raises UserError where it was not started as it must be."""
     try:
-        info = server.ask("GET", "/server_info?config_format=json", timeout=30)["vllm_config"]
+        info = server.ask("GET", "/server_info?config_format=json", timeout=30)
+        config = info["vllm_config"]
+        model, extension = config["model_config"], config["parallel_config"]["worker_extension_cls"]
+        mode, positions = model["logprobs_mode"], model["max_model_len"]
+        if not isinstance(positions, int):
+            raise TypeError(f"max_model_len {positions!r}")
     except ServerFault as fault:
         return str(fault)
+    except (KeyError, TypeError, IndexError) as error:
+        return f"{server.url}/server_info: not what vLLM says of itself: {type(error).__name__} {_line(str(error))}"
     except EngineError as error:
         raise UserError(str(error)) from error
-    mode = info["model_config"]["logprobs_mode"]
     if mode != "processed_logprobs":
         raise UserError(
-            f"{server.url}: its log-probabilities are {mode}, not those of the sampling distribution: start it with "
-            f"`{COMMAND}`"
+            f"{server.url}: its log-probabilities are {_shown(mode)}, not those of the sampling distribution: "
+            f"start it with `{COMMAND}`"
         )
-    if info["model_config"]["max_model_len"] < longest:
+    if positions < longest:
         raise UserError(
-            f"{server.url}: its --max-model-len is {info['model_config']['max_model_len']}, but prompt and response "
-            f"can have {longest} tokens together: start it with --max-model-len {longest}"
+            f"{server.url}: its --max-model-len is {positions}, but prompt and response can have {longest} tokens "
+            f"together: start it with --max-model-len {longest}"
         )
-    if not info["parallel_config"]["worker_extension_cls"]:
+    if not extension:
         raise UserError(f"{server.url} cannot take new weights: start it with `{COMMAND}`")
     return ""
