@@ -1,10 +1,11 @@
 """`openprime prm`: train an implicit PRM offline on judged responses (arXiv 2412.01981), top to bottom."""
 
+import itertools
 import json
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from openprime.config import OfflinePRMConfig
 from openprime.data.records import JudgedResponse, collate_judged, read_judged, split_prompts
-from openprime.evaluation.held_out import ROWS, SAMPLE, kto_reference_point, measure, plain, said, table
-from openprime.models.hub import load_tokenizer, pad_token, same_vocabulary
+from openprime.evaluation.held_out import ROWS, SAMPLE, kto_reference_point, measure, table
+from openprime.evaluation.page import console_table
 from openprime.models.lm import LM, Loader
 from openprime.models.placement import Placement
 from openprime.prime.learner import Learner
 from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count
-from openprime.prime.prm import ImplicitPRM, fitting_beta, is_prm, read_settings
+from openprime.prime.prm import ImplicitPRM, find_parts, fitting_beta, is_prm
 from openprime.prime.rewards import pairwise_accuracy, prefix_values, response_scores, token_rewards
 from openprime.ranks import on_first, together
 from openprime.run.console import Bar
@@ -31,9 +32,9 @@ from openprime.types import Batch, Metrics, UserError
 
 def train(config: OfflinePRMConfig) -> None:
     """Train an implicit PRM. Leaves metrics, checkpoints, held_out.json and `prm` in `config.out`."""
-    config.check()
+    notes = config.check()
     with joined(config):
-        train_joined(config)
+        train_joined(config, notes)
 
 
 @dataclass
@@ -47,8 +48,8 @@ class Known:
     """Measures at the `start` and the `end`."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"responses": self.responses, "beta": self.beta, "held_out": self.held_out}
+        """State for a checkpoint."""
+        return asdict(self)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; the data must be the same."""
@@ -60,12 +61,11 @@ class Known:
         self.beta, self.held_out = state["beta"], state["held_out"]
 
 
-def train_joined(config: OfflinePRMConfig) -> None:
+def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
     """`train` on one of the ranks."""
-    notes = config.check()
-    tokenizer = load_tokenizer(config.model)
-    own_beta, reference_name = starting_point(config)
-    same_vocabulary(tokenizer, config.model, load_tokenizer(reference_name), reference_name)
+    goes_on = is_prm(config.model)  # with its own beta and reference
+    named = config.reference or ("" if goes_on else config.model)
+    own_beta, reference_name, tokenizer = find_parts(config.model, named)
     data = read_judged(config.data, tokenizer, config.max_tokens, config.loss == "steps")
     training, held_out = split_prompts(data.rows, config.held_out, config.seed)
     notes += data.notes
@@ -97,7 +97,7 @@ def train_joined(config: OfflinePRMConfig) -> None:
         fresh = run.begin({"learner": learner, "known": known})
         if fresh:
             nats = median_nats(reference, training, config.seed)
-            known.beta = choose_beta(config.beta, own_beta, nats, notes)
+            known.beta = choose_beta(config.beta, own_beta if goes_on else None, nats, notes)
         else:
             notes.append(f"beta {known.beta:.3g}, as before")
         for note in notes:
@@ -106,9 +106,11 @@ def train_joined(config: OfflinePRMConfig) -> None:
 
         def measured(when: str) -> None:
             with run.clock.phase("held_out"):
-                known.held_out[when] = measure(prm, held_out, config)
-            run.log(known.held_out[when])
-            run.note(f"step {run.step_number}: {said(known.held_out[when])}", "")
+                known.held_out[when] = found = measure(prm, held_out, config)
+            run.log({f"held_out/{name}": value for name, value in found.items()})
+            shown = [name for name in ("loss", "pairwise_accuracy", "auc") if name in found]
+            said = ", ".join(f"{name.replace('_', ' ')} {found[name]:.3f}" for name in shown)
+            run.note(f"step {run.step_number}: held out: {said}", "")
 
         again = config.epochs > 1 and run.done < len(plan)  # every response more than once
         values = reference_values(prm, training, run) if again else []
@@ -120,7 +122,7 @@ def train_joined(config: OfflinePRMConfig) -> None:
             rows = [training[i] for i in numbers]
             with run.step(step):
                 with run.training(), run.clock.phase("step"):
-                    batch = collate_judged(rows, pad_token(tokenizer)).to(learner.lm.device)
+                    batch = collate_judged(rows, 0).to(learner.lm.device)
                     if values:
                         ref = torch.zeros_like(batch.logprobs)  # [B, T]
                         ref[batch.response_mask] = torch.cat([values[i] for i in numbers]).to(ref.device)
@@ -140,35 +142,22 @@ def train_joined(config: OfflinePRMConfig) -> None:
                     measured("end")
         run.export("prm", lambda folder: prm.save_pretrained(folder, tokenizer, reference_name))
         if held_out:
-            summary = {
-                "prompts": len({row.group for row in held_out}),
-                "responses": len(held_out),
-                "loss": config.loss,
-                "beta": prm.beta,
-                "start": plain(known.held_out["start"]),
-                "end": plain(known.held_out["end"]),
-            }
+            summary = {"prompts": len({row.group for row in held_out}), "responses": len(held_out)}
+            summary |= {"loss": config.loss, "beta": prm.beta} | known.held_out
             text = json.dumps(summary, indent=2) + "\n"
             on_first(lambda: (run.folder / "held_out.json").write_text(text, encoding="utf-8"))
-            run.console.print(table(summary))
+            scored = "labelled steps" if config.loss == "steps" else "responses"
+            title = f"{summary['responses']} held-out responses to {summary['prompts']} prompts"
+            run.note(f"{title}; scores of {scored}", "")
+            run.console.print(console_table("", table(**known.held_out)))
         where = ", the figures in held_out.json" if held_out else ""
         run.note(f"done: {run.folder} holds the PRM in prm/{where}", "")
-
-
-def starting_point(config: OfflinePRMConfig) -> tuple[float | None, str]:
-    """(beta of the PRM that training goes on with, or None for another model; the reference's name)."""
-    if not is_prm(config.model):
-        return None, config.reference or config.model
-    beta, saved = read_settings(config.model)
-    if not (config.reference or saved):
-        raise UserError(f"{config.model}: the PRM was saved without a reference model: name it (--reference)")
-    return beta, config.reference or saved
 
 
 def with_pairs(
     rows: Sequence[JudgedResponse], config: OfflinePRMConfig, notes: list[str]
 ) -> list[JudgedResponse]:
-    """The responses to prompts with a pair, a better and a worse one; raises ValueError where there is none."""
+    """The responses to prompts with a pair, a better and a worse one; raises UserError where there is none."""
     outcomes: dict[int, set[float | None]] = {}
     for row in rows:
         outcomes.setdefault(row.group, set()).add(row.response.outcome)
@@ -200,20 +189,19 @@ def plan_steps(sizes: Sequence[int], batch: int, epochs: float, seed: int) -> li
     `sizes` are the responses of each unit; whole units may make a step larger. What comes first does not
     depend on how many epochs follow.
     """
-    assert sum(sizes) > 0
+
+    def shuffled() -> Iterator[int]:
+        for epoch in itertools.count():
+            order = list(range(len(sizes)))
+            random.Random(f"prm-{seed}-{epoch}").shuffle(order)
+            yield from reversed(order)
+
     wanted, batch = max(1, round(epochs * sum(sizes))), min(batch, sum(sizes))
-    steps: list[list[int]] = []
-    order: list[int] = []
-    taken, epoch = 0, 0
+    units, steps, taken = shuffled(), [], 0
     while taken < wanted:
-        step: list[int] = []
-        full = taken + batch
+        step, full = [], taken + batch
         while taken < full:
-            if not order:
-                order = list(range(len(sizes)))
-                random.Random(f"prm-{seed}-{epoch}").shuffle(order)
-                epoch += 1
-            step.append(order.pop())
+            step.append(next(units))
             taken += sizes[step[-1]]
         steps.append(step)
     return steps
@@ -251,10 +239,9 @@ def reference_values(prm: ImplicitPRM, rows: Sequence[JudgedResponse], run: Run)
 
     Always in the same batches: a resumed run gets the same numbers to the last bit.
     """
-    order = sorted(
-        range(len(rows)), key=lambda i: len(rows[i].prompt.token_ids) + len(rows[i].response.token_ids)
-    )
-    values: dict[int, Tensor] = {}
+    lengths = [len(row.prompt.token_ids) + len(row.response.token_ids) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    values = [torch.empty(0)] * len(rows)
     with Bar(run.console, "reference", len(rows), 0) as bar:
         for start in range(0, len(order), ROWS):
             together(run.signals.check)
@@ -263,8 +250,8 @@ def reference_values(prm: ImplicitPRM, rows: Sequence[JudgedResponse], run: Run)
             assert batch.ref_logprobs is not None
             for i, logprobs, mask in zip(chosen, batch.ref_logprobs, batch.response_mask, strict=True):
                 values[i] = logprobs[mask].cpu()
-            bar.report(len(values), {})
-    return [values[i] for i in range(len(rows))]
+            bar.report(start + len(chosen), {})
+    return values
 
 
 def batch_accuracy(loss: str, rewards: Tensor, batch: Batch) -> Metrics:

@@ -1,18 +1,18 @@
 """How good an implicit PRM is on held-out judged responses."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from openprime.config import OfflinePRMConfig
 from openprime.data.records import JudgedResponse, collate_judged
 from openprime.data.steps import text_of_tokens, token_texts
 from openprime.evaluation.calibration import brier, expected_calibration_error, lowest_is_last, roc_auc
+from openprime.evaluation.page import Rows
 from openprime.evaluation.voting import bootstrap_interval
 from openprime.prime.losses import outcome_loss
 from openprime.prime.prm import ImplicitPRM
@@ -23,6 +23,15 @@ SAMPLE = 256
 """Responses that KTO's reference point is measured on."""
 ROWS = 1024
 """Responses that are scored at a time."""
+MEASURES = {
+    "loss": "loss",
+    "pairwise_accuracy": "pairwise accuracy (95 %)",
+    "auc": "AUC",
+    "ece": "calibration error",
+    "brier": "Brier score",
+    "lowest_step_last": "lowest step is the last",
+}
+"""Names of the measures in tables."""
 
 
 def measure(prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRMConfig) -> Metrics:
@@ -31,17 +40,16 @@ def measure(prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRM
     pairwise_accuracy: how often the better of two of a prompt's responses (steps) has the higher score, mean
     over the prompts that have a pair, with a 95 % bootstrap interval over prompts. auc, ece and brier: over
     all responses (steps), right above one half. lowest_step_last: how often the lowest step reward is the
-    last step's; a large share hints at a PRM that judges the outcome instead of the steps.
+    last step's; a large share hints at a PRM that judges the outcome instead of the steps. What cannot be
+    measured on these responses is left out.
     """
     values, labels, step_rewards = [], [], []
     places: dict[int, list[int]] = {}
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        for row, (found, truth, steps) in zip(part, scored(prm, part, config), strict=True):
-            places.setdefault(row.group, []).extend(range(len(values), len(values) + len(found)))
-            values += found
-            labels += truth
-            step_rewards.append(steps)
+    for row, (found, truth, steps) in zip(rows, scored(prm, rows, config), strict=True):
+        places.setdefault(row.group, []).extend(range(len(values), len(values) + len(found)))
+        values += found
+        labels += truth
+        step_rewards.append(steps)
     name = "ce" if config.loss == "steps" else config.loss
     z0 = kto_reference_point(prm, rows[:SAMPLE], config.max_tokens) if name == "kto" else 0.0
     scores, truths = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64)
@@ -52,41 +60,41 @@ def measure(prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRM
         won, pairs = pairwise_accuracy(scores[group], truths[group], whole)
         total, count = total + float(loss), count + number
         accuracies += [float(won / pairs)] if pairs else []
-    probabilities, right = scores.sigmoid().numpy(), np.array(labels) > 0.5
+    probabilities = scores.sigmoid().numpy()
     low, high = bootstrap_interval(accuracies) if accuracies else (math.nan, math.nan)
     found = {
         "loss": total / count if count else math.nan,
         "pairwise_accuracy": sum(accuracies) / len(accuracies) if accuracies else math.nan,
         "pairwise_low": low,
         "pairwise_high": high,
-        "auc": roc_auc(values, right),
+        "auc": roc_auc(values, np.array(labels) > 0.5),
         "ece": expected_calibration_error(probabilities, labels),
         "brier": brier(probabilities, labels),
         "lowest_step_last": lowest_is_last(step_rewards),
     }
-    return {f"held_out/{name}": value for name, value in found.items() if math.isfinite(value)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def scored(
     prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRMConfig
-) -> list[tuple[list[float], list[float], list[float]]]:
-    """(scores, what they should tell, step rewards) of each row; a score a response, or a labelled step."""
+) -> Iterator[tuple[list[float], Sequence[float], list[float]]]:
+    """(scores, their labels, step rewards) of each row; a score a response, or a labelled step."""
     assert prm.tokenizer is not None
-    ids = [row.response.token_ids for row in rows]
-    if config.loss == "steps":
-        texts = [text_of_tokens(prm.tokenizer, row.response.text, row.response.token_ids) for row in rows]
-        how = [row.steps for row in rows]
-    else:
-        texts, how = [token_texts(prm.tokenizer, tokens) for tokens in ids], config.step_split
-    found = []
-    for row, score in zip(
-        rows, prm.score_tokens([row.prompt.token_ids for row in rows], ids, texts, how), strict=True
-    ):
-        if config.loss == "steps":
-            found.append((list(accumulate(score.step_rewards)), list(row.labels), score.step_rewards))
+    of_steps = config.loss == "steps"
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        ids = [row.response.token_ids for row in part]
+        if of_steps:
+            texts = [text_of_tokens(prm.tokenizer, row.response.text, row.response.token_ids) for row in part]
         else:
-            found.append(([score.reward], [float(row.response.outcome or 0.0)], score.step_rewards))
-    return found
+            texts = [token_texts(prm.tokenizer, tokens) for tokens in ids]
+        how = [row.steps for row in part] if of_steps else config.step_split
+        scores = prm.score_tokens([row.prompt.token_ids for row in part], ids, texts, how)
+        for row, score in zip(part, scores, strict=True):
+            if of_steps:
+                yield list(accumulate(score.step_rewards)), row.labels, score.step_rewards
+            else:
+                yield [score.reward], [float(row.response.outcome or 0.0)], score.step_rewards
 
 
 def kto_reference_point(prm: ImplicitPRM, rows: Sequence[JudgedResponse], max_tokens: int) -> float:
@@ -107,41 +115,16 @@ def kto_reference_point(prm: ImplicitPRM, rows: Sequence[JudgedResponse], max_to
     return max(0.0, float(scores.mean()))
 
 
-def said(measures: Metrics) -> str:
-    """What was measured on held-out responses, in short."""
-    shown = ("loss", "pairwise_accuracy", "auc")
-    found = [
-        f"{name.replace('_', ' ')} {measures[key]:.3f}"
-        for name in shown
-        if (key := f"held_out/{name}") in measures
-    ]
-    return f"held out: {', '.join(found)}"
-
-
-def plain(measures: Metrics) -> Metrics:
-    """Without the prefix of the metrics."""
-    return {name.removeprefix("held_out/"): value for name, value in measures.items()}
-
-
-def table(summary: dict) -> Table:
-    """What was measured on held-out prompts, for the console."""
-    what = "labelled steps" if summary["loss"] == "steps" else "responses"
-    title = f"{summary['responses']} held-out responses to {summary['prompts']} prompts; scores of {what}"
-    shown = Table(title=title, title_justify="left")
-    for column in ("", "before", "after"):
-        shown.add_column(column, justify="right" if column else "left")
-    start, end = summary["start"], summary["end"]
-    for name, about in (
-        ("loss", "loss"),
-        ("pairwise_accuracy", "pairwise accuracy (95 %)"),
-        ("auc", "AUC"),
-        ("ece", "calibration error"),
-        ("brier", "Brier score"),
-        ("lowest_step_last", "lowest step is the last"),
-    ):
+def table(start: Metrics, end: Metrics) -> Rows:
+    """The measures before and after training."""
+    rows: Rows = {}
+    for name, about in MEASURES.items():
         if name in end:
-            cells = [f"{one[name]:.3f}" if name in one else "" for one in (start, end)]
-            if name == "pairwise_accuracy":
-                cells[1] += f" ({end['pairwise_low']:.3f}-{end['pairwise_high']:.3f})"
-            shown.add_row(about, *cells)
-    return shown
+            rows[about] = {
+                "before": f"{start[name]:.3f}" if name in start else "",
+                "after": f"{end[name]:.3f}",
+            }
+    if "pairwise_accuracy" in end:
+        interval = f" ({end['pairwise_low']:.3f}-{end['pairwise_high']:.3f})"
+        rows[MEASURES["pairwise_accuracy"]]["after"] += interval
+    return rows
