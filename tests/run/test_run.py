@@ -78,9 +78,9 @@ def go(folder: Path, at: Hook = nothing, lines: int = 0, **settings: object) -> 
                     weights.value += 1
                     at("training", step)
                 run.log({"x": weights.value})
+                run.sample([{"step": step}, {"step": step}])
                 at("evaluation", step)
                 due.append((step, run.due(4), run.due(0)))
-                run.sample([{"step": step}, {"step": step}])
         run.export("model", lambda out: (out / "x").write_text(str(weights.value)))
     return due
 
@@ -165,81 +165,62 @@ def test_run__a_folder_in_use_is_refused(tmp_path: Path):
 # Errors
 
 
+GONE, BAD, FULL, STOPPED = EngineError("gone"), UserError("bad"), OSError("full"), KeyboardInterrupt()
+LOST = LostRankError("rank 1 lost another rank")
+
+
 @pytest.mark.parametrize(
-    "error", [EngineError("gone"), UserError("bad"), OSError("full"), KeyboardInterrupt()]
+    ("place", "step", "errors", "save_every", "kept", "recorded"),
+    [
+        # The state before the step, with the data's cursor of before: its prompts are drawn again.
+        ("sampling", 1, (GONE,), 0, {0: (0, 0)}, 0),
+        ("sampling", 4, (GONE, BAD, FULL, STOPPED), 0, {3: (3, 30)}, 3),
+        # Within training weights are neither old nor new: nothing; records after the last checkpoint are made again.
+        ("training", 3, (GONE, STOPPED), 0, {}, 2),
+        ("training", 5, (GONE, BAD, FULL, STOPPED), 3, {3: (3, 30)}, 4),
+        # After training, such as in an evaluation: the step, and its record.
+        ("evaluation", 4, (GONE, STOPPED), 0, {4: (4, 40)}, 4),
+        # Step 0 saves nothing; weights of lost ranks cannot be gathered.
+        ("start", 0, (GONE,), 1, {}, -1),
+        ("sampling", 2, (LOST,), 0, {}, 1),
+        ("evaluation", 2, (LOST,), 0, {}, 1),
+    ],
 )
-@pytest.mark.parametrize("step", [1, 4])
-def test_run_step__that_breaks_off_while_sampling_leaves_the_state_before_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture, error: BaseException, step: int
+def test_run_step__an_error_leaves_what_is_whole_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture, place, step, errors, save_every, kept, recorded
 ):
-    """With the data's cursor of before: its prompts are drawn again."""
-    with pytest.raises(type(error)):
-        go(tmp_path, breaking("sampling", step, error), save_every=0)
-    assert saved(tmp_path) == {step - 1: (step - 1, 10 * (step - 1))}
-    assert steps(tmp_path) == list(range(step))
-    assert f"saved after step {step - 1}; go on with --resume" in capsys.readouterr().out
-    assert not (tmp_path / "model").exists()
-    assert_goes_on(tmp_path)
-
-
-@pytest.mark.parametrize("error", [EngineError("gone"), RuntimeError("out of memory"), KeyboardInterrupt()])
-def test_run_training__what_breaks_off_within_is_not_saved(
-    tmp_path: Path, capsys: pytest.CaptureFixture, error: BaseException
-):
-    """Weights are neither old nor new."""
-    with pytest.raises(type(error)):
-        go(tmp_path, breaking("training", 5, error), save_every=3)
-    assert saved(tmp_path) == {3: (3, 30)}
-    assert steps(tmp_path) == [0, 1, 2, 3, 4]
-    assert "saved after" not in capsys.readouterr().out
-    assert_goes_on(tmp_path)  # records of step 4 are made again
-
-
-def test_run_training__without_a_checkpoint_records_begin_anew(tmp_path: Path):
-    with pytest.raises(RuntimeError):
-        go(tmp_path, breaking("training", 3, RuntimeError()), save_every=0)
-    assert saved(tmp_path) == {}
-    assert steps(tmp_path) == [0, 1, 2]
-    assert_goes_on(tmp_path)
-
-
-@pytest.mark.parametrize("error", [EngineError("gone"), KeyboardInterrupt()])
-def test_run_step__that_breaks_off_after_training_is_saved_with_its_metrics(
-    tmp_path: Path, capsys: pytest.CaptureFixture, error: BaseException
-):
-    """Such as in its evaluation."""
-    with pytest.raises(type(error)):
-        go(tmp_path, breaking("evaluation", 4, error), save_every=0)
-    assert saved(tmp_path) == {4: (4, 40)}
-    last = read_jsonl(tmp_path / "metrics.jsonl")[-1]
-    assert (last["step"], last["x"]) == (4, 4)
-    assert last["time/step"] > 0
-    assert "saved after step 4; go on with --resume" in capsys.readouterr().out
-    go(tmp_path, resume=True)
-    assert steps(tmp_path) == list(range(7))
-    assert saved(tmp_path)[6] == (6, 60)
+    for i, error in enumerate(errors):
+        folder = tmp_path / str(i)
+        with pytest.raises(type(error)):
+            go(folder, breaking(place, step, error), save_every=save_every)
+        assert saved(folder) == kept
+        assert not (folder / "model").exists()
+        metrics = folder / "metrics.jsonl"
+        rows = read_jsonl(metrics) if metrics.exists() else []
+        assert [(row["step"], row["x"]) for row in rows] == [(n, n) for n in range(recorded + 1)]
+        assert all(row["time/step"] > 0 for row in rows[1:])
+        said = f"saved after step {max(kept, default=0)}; go on with --resume" in capsys.readouterr().out
+        assert said == (place in ("sampling", "evaluation") and error is not LOST)
+        assert_goes_on(folder)
 
 
 def test_run_step__a_step_is_saved_once(tmp_path: Path):
     """The checkpoint that is there is not written again when the next step breaks off."""
-    when: list[int] = []
+    state, when = tmp_path / "checkpoints" / "step-000003" / "state.pt", []
 
     def at(place: str, step: int) -> None:
         if (place, step) == ("sampling", 4):
-            when.append((tmp_path / "checkpoints" / "step-000003" / "state.pt").stat().st_mtime_ns)
-            raise EngineError("gone")
+            when.append(state.stat().st_mtime_ns)
+            raise GONE
 
     with pytest.raises(EngineError):
         go(tmp_path, at, save_every=3)
-    assert when == [(tmp_path / "checkpoints" / "step-000003" / "state.pt").stat().st_mtime_ns]
-    assert saved(tmp_path) == {3: (3, 30)}
+    assert when == [state.stat().st_mtime_ns]
 
 
 @pytest.mark.parametrize("place", ["sampling", "training", "evaluation"])
 @pytest.mark.parametrize("save_every", [0, 2])
-def test_run_step__numbers_that_are_not_finite_name_the_step_and_the_way_back(
-    tmp_path: Path, place: str, save_every: int
-):
+def test_run_step__of_numbers_not_finite_names_the_step_and_the_way_back(tmp_path: Path, place, save_every):
     """Such weights are not worth keeping."""
     with pytest.raises(RunError) as error:
         go(tmp_path, breaking(place, 3, NonFiniteError("loss nan")), save_every=save_every)
@@ -249,21 +230,6 @@ def test_run_step__numbers_that_are_not_finite_name_the_step_and_the_way_back(
     assert str(error.value).startswith(f"step 3: loss nan. {way} Lower the learning rate")
     assert saved(tmp_path) == ({2: (2, 20)} if save_every else {})
     assert steps(tmp_path) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("place", ["sampling", "evaluation"])
-def test_run_step__weights_of_lost_ranks_are_not_saved(tmp_path: Path, place: str):
-    with pytest.raises(LostRankError):
-        go(tmp_path, breaking(place, 2, LostRankError("rank 1 lost another rank")), save_every=0)
-    assert saved(tmp_path) == {}
-
-
-def test_run_step__step_0_saves_nothing(tmp_path: Path):
-    with pytest.raises(EngineError):
-        go(tmp_path, breaking("start", 0, EngineError("gone")), save_every=1)
-    assert not (tmp_path / "checkpoints").exists()
-    assert not (tmp_path / "metrics.jsonl").exists()
-    assert_goes_on(tmp_path)
 
 
 # Signals
