@@ -1,6 +1,7 @@
 """The judge of programs: extraction, comparison, hostile programs, real references."""
 
 import ast
+import hashlib
 import json
 import math
 import random
@@ -19,6 +20,7 @@ from openprime.verifiers.cases import Check, read_tests
 from openprime.verifiers.code import CodeOptions, extract_program, same_output, same_value, verify_code
 from openprime.verifiers.sandbox import Limits, Sandbox, SandboxError
 from support.benchmark_files import FOLDER, needs_files
+from support.memory import COPIES, HONEST
 from support.programs import (
     ALL,
     LEETCODE,
@@ -525,6 +527,14 @@ def test_verify_code__a_hostile_program_does_not_harm_the_next(sandbox):
         ask(CALL), [good, bad[0], bad[1], bad[2], bad[3], bad[4], good + " "], sandbox, ALL
     )
     assert [v.reason == "right" for v in verdicts] == [True] + [False] * 5 + [True]
+
+
+def test_verify_code__of_eight_responses_that_share_one_solution_only_its_author_earns(sandbox):
+    """Seven look for the program and its output in frames, objects and memory of their process."""
+    row = stdin_row(("word\n", f"the answer: {hashlib.sha256(b'word').hexdigest()[:16]}"))
+    patient = CodeOptions(limits=Limits(seconds=30.0, total_seconds=30.0))
+    verdicts = verify_code(ask(row), [fenced(text) for text in (HONEST, *COPIES)], sandbox, patient)
+    assert [v.reason for v in verdicts] == ["right"] + ["wrong"] * 7
 
 
 def test_verify_code__shapes_of_rows_in_the_sandbox(sandbox):

@@ -5,6 +5,7 @@ Every attack would leave something to see: a secret in what came back, a changed
 process. The tests look for that harm, whatever the program's status.
 """
 
+import ast
 import collections
 import contextlib
 import enum
@@ -26,6 +27,7 @@ import pytest
 from openprime.verifiers import sandbox as module
 from openprime.verifiers import zygote
 from openprime.verifiers.sandbox import Limits, Ran, Sandbox, SandboxError
+from support.memory import MARK, SCAN
 
 if sys.platform != "linux" or platform.machine() != "x86_64":
     pytest.skip(
@@ -728,13 +730,142 @@ print(any(found), len(found) > 15)
         assert one(box, find).output == "False True\n"
 
 
+ENDS = ("", "raise ValueError(mark)", "import os; os._exit(3)", "import ctypes; ctypes.string_at(0)", "1 / 0")
+
+
+def test_run__nothing_of_earlier_programs_is_in_the_memory_of_a_later_one(boxes):
+    """Neither of their text nor of their inputs, outputs and errors: the process that forks has held none."""
+    first, rest = MARK[:4], MARK[4:]
+    for i in range(20):
+        program = f"# {MARK}{i:02}p {'.' * 700 * (i % 7)}\nmark = '{first}' + '{rest}{i:02}' + 'o'\n"
+        text = f"{MARK}{i:02}i\n" * (1 + 50 * i)
+        end = ENDS[i % len(ENDS)]
+        boxes.run(f"{program}input(); print(mark); {end}", [text, text], limits=SHORT)
+        boxes.run(f"{program}def f(x): print(x); {end}; return mark", [[text, 1]], "f", SHORT)
+    patient = Limits(seconds=30.0, total_seconds=30.0)
+    found = ast.literal_eval(one(boxes, SCAN, limits=patient).output)
+    assert found == {"memory": ["99x"], "held": ["99x"], "objects": ["99x"]}
+
+
+# Limits of a program
+
+
+THREADS_AT_ONCE = """
+import ctypes, os, sys
+call = ctypes.CDLL(None, use_errno=True).syscall
+call.restype = ctypes.c_long
+import mmap
+page = mmap.mmap(-1, 8192, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+place = ctypes.addressof(ctypes.c_char.from_buffer(page))
+page[:9] = b"\\xb8\\x22\\x00\\x00\\x00\\x0f\\x05\\xeb\\xf7"  # pause, again and again, on one stack for all
+page[8184:8192] = place.to_bytes(8, "little")
+os.closerange(0, 64)
+made = 0
+while made < 20_000 and call(56, ctypes.c_long(0x50F00), ctypes.c_long(place + 8184), 0, 0, 0) > 0:
+    made += 1
+import time
+time.sleep(60)
+"""
+
+
+def test_run__threads_are_limited_whatever_a_program_closes(boxes):
+    most = [0]
+
+    def watch():
+        while not over.wait(0.01):
+            for pid in family(os.getpid()):
+                with contextlib.suppress(OSError):
+                    most[0] = max(most[0], Path(f"/proc/{pid}/task").stat().st_nlink - 2)
+
+    over = threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    ran = one(boxes, THREADS_AT_ONCE, limits=Limits(seconds=2.0))
+    over.set()
+    watcher.join()
+    assert ran.status == "timeout"
+    assert most[0] == zygote.THREADS
+
+
+def test_run__a_thread_too_many_is_an_error_in_the_program(boxes):
+    program = f"""
+import threading
+threading.stack_size(1 << 16)
+done = threading.Event()
+made = []
+try:
+    for _ in range({2 * zygote.THREADS}):
+        made.append(threading.Thread(target=done.wait))
+        made[-1].start()
+except RuntimeError as error:
+    print(len(made), error)
+done.set()
+for thread in made[:-1]: thread.join()
+threading.Thread(target=print, args=("and again",)).start()
+"""
+    said = f"{zygote.THREADS} can't start new thread\nand again\n"
+    assert [r.output for r in boxes.run(program, ["", ""])] == [said, said]
+
+
+MAPS = {
+    "private": "raw(9, 0, 16 << 20, 3, 0x22, -1, 0)",
+    "shared": "raw(9, 0, 16 << 20, 3, 0x21, -1, 0)",
+    "without reserve": "raw(9, 0, 16 << 20, 3, 0x4022, -1, 0)",
+    "of a file": "raw(9, 0, 16 << 20, 3, 2, file, 0)",
+    "heap": "16 << 20 if raw(12, 0) + (16 << 20) == raw(12, raw(12, 0) + (16 << 20)) else -1",
+}
+
+
+@pytest.mark.parametrize("way", MAPS)
+def test_run__what_a_program_maps_counts(boxes, way):
+    """Whatever it is mapped from, and no more than the limit: 256 MiB."""
+    program = f"""
+import ctypes, os
+call = ctypes.CDLL(None).syscall
+call.restype = ctypes.c_long
+def raw(*arguments):
+    return call(*[ctypes.c_long(x) for x in arguments])
+file, had = os.open(os.__file__, os.O_RDONLY), 0
+while had < 1000 and {MAPS[way]} > 0:
+    had += 16
+print(had)
+"""
+    assert 200 <= int(one(boxes, program, limits=SMALL).output) <= 256
+
+
+CHANNELS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+def raw(*arguments):
+    return libc.syscall(*[ctypes.c_long(x) if isinstance(x, int) else x for x in arguments])
+word = ctypes.cast(libc.abs, ctypes.c_void_p).value & ~3  # in a page that all processes share
+moment = (ctypes.c_long * 2)(0, 1000)
+got = {
+    "wait": raw(202, word, 0, ctypes.c_int32.from_address(word).value, moment, 0, 0),
+    "wait, a bit set": raw(202, word, 9, ctypes.c_int32.from_address(word).value, moment, 0, 1),
+    "wake": raw(202, word, 1, 1, 0, 0, 0),
+    "requeue": raw(202, word, 3, 1, 1, word, 0),
+    "wait of 6.7": raw(455, word, 0, 1, 2, 0, 0),
+    "wake of 6.7": raw(454, word, 1, 1, 2),
+    "vector": raw(449, 0, 0, 0, 0, 0),
+}
+print({name: ctypes.get_errno() for name, result in got.items() if result >= 0})
+print(raw(99, (ctypes.c_long * 20)()), raw(202, word, 129, 1, 0, 0, 0))
+"""
+
+
+def test_run__futexes_of_other_processes_and_figures_of_the_machine_are_no_channel(boxes):
+    assert one(boxes, CHANNELS).output == "{}\n-1 0\n"
+
+
 # When the machinery fails
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])
 def test_run__a_killed_zygote_is_replaced_and_a_case_under_way_repeated(box, seconds):
     def kill():
-        for pid in family(os.getpid()):
+        for pid in (box._process.pid, *family(box._process.pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -7,17 +7,18 @@ plain values come back.
 
 Promised on Linux x86-64 at the strict levels: a program reads no file but the standard library and the
 allowed packages, writes none, reaches no network, starts and signals no process, stays within its limits,
-leaves nothing behind and changes no other program's result. It can see names and sizes of files, and it can
-forge its own results, which helps nobody who does not know the expected ones. Not promised: anything against
-faults of the kernel, or side channels such as time.
+leaves nothing behind, finds nothing of another program and changes no other's result. It can see names, sizes
+and times of files, and it can forge its own results, which helps nobody who does not know the expected ones.
+Not promised: anything against faults of the kernel, or side channels such as time.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import select
 import shutil
-import struct
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 from openprime.verifiers import zygote
 
@@ -119,8 +120,97 @@ class _Gone(Exception):
     """The zygote ended or fell silent."""
 
 
+class _Child:
+    """A program's process as it is seen from here: its memory files and the line on which it is awaited.
+
+    `job`: program, name of the function and limits, as JSON. Raises _Gone, as all methods do.
+    """
+
+    def __init__(self, zygote: socket.socket, job: str) -> None:
+        self.zygote = zygote
+        self.over = False
+        """It ended, or has to be ended: another one goes on."""
+        with contextlib.ExitStack() as stack:
+            self.line, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            self.files = [os.memfd_create(name) for name in ("job", "input", "output", "result")]
+            for file in self.files:
+                stack.callback(os.close, file)
+            self._write(0, job)
+            try:
+                socket.send_fds(zygote, [b"start"], [*self.files, theirs.fileno()])
+            except OSError as error:
+                raise _Gone(f"it takes no program: {error}") from error
+            theirs.close()
+            if self._hear(time.monotonic() + GRACE) != b"r":
+                raise _Gone("its child does not come to life")
+            self.close = stack.pop_all().close
+
+    def run(self, case: str, call: bool, seconds: float, most: int) -> Ran:
+        """The result of one case, with at most so many bytes of output or value."""
+        for file in self.files[2:]:
+            os.ftruncate(file, 0)
+        self._write(1, case)
+        with contextlib.suppress(OSError):  # it is gone, or does not listen
+            self.line.send(b"g", socket.MSG_DONTWAIT)
+        start = time.monotonic()
+        mark = self._hear(start + seconds)
+        took = time.monotonic() - start
+        self.over = not isinstance(mark, bytes)
+        if mark is None:
+            return Ran("timeout", error=f"killed after {seconds:.1f} s", seconds=took)
+        if mark == b"o" or os.fstat(self.files[2]).st_size > most:
+            return Ran("error", error=f"output over {most} bytes", seconds=took)
+        if isinstance(mark, int) and (call or mark != 0):
+            how = f"signal {-mark}" if mark < 0 else f"exit status {mark}"
+            return Ran("error", error=how, seconds=took)
+        good = mark != b"e"
+        data = os.pread(self.files[2 if good and not call else 3], most, 0)
+        if good and not call:
+            return Ran("ok", output=data.decode("utf-8", "replace"), seconds=took)
+        if good:
+            try:
+                return Ran("ok", value=zygote.decode(json.loads(data)), seconds=took)
+            except (ValueError, RecursionError) as fault:
+                return Ran("error", error=f"no value: {fault}", seconds=took)
+        text = data.decode("utf-8", "replace")[:200] or "failed"
+        return Ran("error", error="".join(c if c.isprintable() else " " for c in text), seconds=took)
+
+    def stop(self) -> None:
+        """End it and all that came of it."""
+        self.close()
+        try:
+            self.zygote.send(b"stop")
+            while _answer(self.zygote) != b"stopped":
+                pass
+        except OSError as error:
+            raise _Gone(f"it does not end a program: {error}") from error
+
+    def _hear(self, deadline: float) -> bytes | int | None:
+        """What the child says, a byte; its exit status where it ended; None at the deadline."""
+        poll = select.poll()
+        for end in (self.line, self.zygote):
+            poll.register(end, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            ready = [file for file, _ in poll.poll(1000 * left)]
+            if self.line.fileno() in ready:
+                with contextlib.suppress(ConnectionError):
+                    if said := self.line.recv(1):
+                        return said
+                poll.unregister(self.line)  # it closed its end: what counts is how it ends
+            elif ready:
+                return int(_answer(self.zygote))
+        return None
+
+    def _write(self, file: int, text: str) -> None:
+        """Make a text the only content of a file."""
+        os.ftruncate(self.files[file], 0)
+        data, done = text.encode("utf-8", "surrogateescape"), 0
+        while done < len(data):
+            done += os.pwrite(self.files[file], memoryview(data)[done:], done)
+
+
 class Sandbox:
-    """A zygote and the pipes to it, for one thread of one process.
+    """A zygote and the socket to it, for one thread of one process.
 
     It ends with the thread that started it, and is started again when asked. `packages` may be imported
     beside the standard library; their dependencies must be named too. Raises SandboxError if a probe gets
@@ -133,19 +223,20 @@ class Sandbox:
         sites = {name: _site(name) for name in packages}
         self._setting = {"packages": sites, "roots": _roots(sites), "weak": allow_weak}
         self._process: subprocess.Popen[bytes] | None = None
-        self._wrapped = shutil.which("bwrap") is not None
+        self._zygote = socket.socket()
+        self._wrapper = shutil.which("bwrap")
         self._missing: list[str] = []
         try:
             self._start()
         except SandboxError:
-            if not self._wrapped:
+            if not self._wrapper:
                 raise
-            self._wrapped = False  # user namespaces may be forbidden
+            self._wrapper = None  # user namespaces may be forbidden
             self._start()
         gaps = sorted({reason.partition(":")[0] for reason in self._missing})
         if allow_weak or not gaps:
             gaps = self._probe()
-        self.level = "strict+bubblewrap" if self._wrapped else "strict"
+        self.level = "strict+bubblewrap" if self._wrapper else "strict"
         if gaps:
             self.level = "weak: " + ", ".join(f"no {name}" for name in gaps)
             if not allow_weak:
@@ -175,56 +266,49 @@ class Sandbox:
         if the zygote fails twice.
         """
         texts = [_case(case, fn_name) for case in cases]
-        job = {
-            "program": program,
-            "function": fn_name,
-            "limits": {k: getattr(limits, k) for k in Limits.__slots__},
-        }
+        settings = {name: getattr(limits, name) for name in Limits.__slots__}
+        job = json.dumps({"program": program, "function": fn_name, "limits": settings})
         deadline = time.monotonic() + limits.total_seconds
         done: list[Ran] = []
-        retried = False
-        try:
-            while len(done) < len(texts):
-                try:
-                    if self._process is None or self._process.poll() is not None:
-                        self._start()
-                    self._send(job)
-                    while len(done) < len(texts):
-                        seconds = min(limits.seconds, deadline - time.monotonic())
-                        if seconds <= 0 or (done and done[-1].status == "timeout"):
-                            done += [Ran("not_run")] * (len(texts) - len(done))
-                            break
-                        done.append(self._one(texts[len(done)], seconds, fn_name is not None, limits))
-                    self._send({"end": True})
-                    self._receive(time.monotonic() + GRACE, 100)
-                except _Gone as error:
-                    self._stop()
-                    if retried:
-                        raise SandboxError(f"the zygote failed twice: {error}") from error
-                    retried = True
-        except BaseException:
-            self._stop()  # an answer may be under way
-            raise
+        for last in (False, True):
+            try:
+                self._run(job, texts, fn_name is not None, limits, deadline, done)
+                break
+            except _Gone as error:
+                self._stop()
+                if last:
+                    raise SandboxError(f"the zygote failed twice: {error}") from error
+            except BaseException:
+                self._stop()  # an answer may be under way
+                raise
         return done
 
     def close(self) -> None:
         """End the zygote and what it started."""
         self._stop()
 
-    def _one(self, case: str, seconds: float, call: bool, limits: Limits) -> Ran:
-        self._send({"case": case, "seconds": seconds})
-        deadline = time.monotonic() + seconds + GRACE
-        head = json.loads(self._receive(deadline, 10_000))
-        data = self._receive(deadline, 8 * limits.output_bytes + 1000)
-        status, error, took = head["status"], head["error"], head["seconds"]
-        if status == "ok" and not call:
-            return Ran("ok", output=data.decode("utf-8", "replace"), seconds=took)
-        if status == "ok":
-            try:
-                return Ran("ok", value=zygote.decode(json.loads(data)), seconds=took)
-            except (ValueError, RecursionError) as fault:
-                return Ran("error", error=f"no value: {fault}", seconds=took)
-        return Ran(status, error="".join(c if c.isprintable() else " " for c in error), seconds=took)
+    def _run(
+        self, job: str, texts: list[str], call: bool, limits: Limits, deadline: float, done: list[Ran]
+    ) -> None:
+        """Add the results of the cases that have none yet. Raises _Gone."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        child: _Child | None = None
+        try:
+            for text in texts[len(done) :]:
+                seconds = min(limits.seconds, deadline - time.monotonic())
+                if seconds <= 0 or (done and done[-1].status in ("timeout", "not_run")):
+                    done.append(Ran("not_run"))
+                    continue
+                child = child or _Child(self._zygote, job)
+                done.append(child.run(text, call, seconds, limits.output_bytes))
+                if child.over:
+                    child = child.stop()
+            if child:
+                child.stop()
+        finally:
+            if child:
+                child.close()
 
     def _start(self) -> None:
         self._stop()
@@ -232,28 +316,28 @@ class Sandbox:
         environment = dict(ENVIRONMENT)
         if "LD_LIBRARY_PATH" in os.environ:  # without it some interpreters do not start
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        parent = 0 if self._wrapped else os.getpid()
+        parent = 0 if self._wrapper else os.getpid()
         command = [sys.executable, "-s", "-S", "-P", script, str(parent)]
-        if self._wrapped:
+        if self._wrapper:
             options = "--unshare-all --die-with-parent --new-session --ro-bind / / --dev /dev --proc /proc"
-            command = ["bwrap", *options.split(), *command]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            cwd="/",
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        os.set_blocking(self._process.stdin.fileno(), False)
-        os.set_blocking(self._process.stdout.fileno(), False)
+            command = [self._wrapper, *options.split(), *command]
+        self._zygote, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
         try:
-            self._send(self._setting)
-            answer = json.loads(self._receive(time.monotonic() + 60, 10_000))
-        except _Gone as error:
+            self._zygote.settimeout(60)
+            self._zygote.send(json.dumps(self._setting).encode())
+            answer = json.loads(_answer(self._zygote))
+            self._zygote.settimeout(GRACE)
+        except (_Gone, OSError) as error:
             self._stop()
             raise SandboxError(f"the sandbox's process does not start: {error}") from error
         if "failed" in answer:
@@ -266,9 +350,7 @@ class Sandbox:
         if process is not None:
             process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            self._zygote.close()
 
     def _probe(self) -> list[str]:
         """The mechanisms that a program got past, by name."""
@@ -291,45 +373,18 @@ class Sandbox:
             raise SandboxError(f"a harmless program does not run in the sandbox: {harmless.error}")
         return sorted({PROBES[kind] for kind in passed})
 
-    def _send(self, message: dict[str, Any]) -> None:
-        """One message. Raises _Gone."""
-        data = json.dumps(message).encode()
-        view = memoryview(struct.pack("Q", len(data)) + data)
-        pipe = self._pipe("stdin")
-        deadline = time.monotonic() + GRACE
-        while view:
-            self._await(pipe, select.POLLOUT, deadline)
-            try:
-                view = view[os.write(pipe, view) :]
-            except BrokenPipeError as error:
-                raise _Gone("it ended") from error
 
-    def _receive(self, deadline: float, cap: int) -> bytes:
-        """One message of at most `cap` bytes. Raises _Gone."""
-        pipe = self._pipe("stdout")
-        data, want = bytearray(), 8
-        while len(data) < want:
-            self._await(pipe, select.POLLIN, deadline)
-            part = os.read(pipe, min(want - len(data), 1 << 20))
-            if not part:
-                raise _Gone("it ended")
-            data += part
-            if want == 8 and len(data) == 8:
-                want += struct.unpack("Q", data)[0]
-                if want > cap + 8:
-                    raise _Gone("its answer is too long")
-        return bytes(data[8:])
-
-    def _pipe(self, name: str) -> int:
-        assert self._process is not None
-        return cast(Any, getattr(self._process, name)).fileno()
-
-    @staticmethod
-    def _await(pipe: int, event: int, deadline: float) -> None:
-        poll = select.poll()
-        poll.register(pipe, event)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise _Gone("it fell silent")
+def _answer(zygote: socket.socket) -> bytes:
+    """The next message of the zygote. Raises _Gone."""
+    try:
+        message = zygote.recv(10_000)
+    except TimeoutError:
+        raise _Gone("it fell silent") from None
+    except ConnectionError as error:
+        raise _Gone("it ended") from error
+    if not message:
+        raise _Gone("it ended")
+    return message
 
 
 def _case(case: Any, fn_name: str | None) -> str:

@@ -1,10 +1,11 @@
-"""The process in which model-written programs run; `sandbox.py` starts it and talks to it over two pipes.
+"""The process in which model-written programs run; `sandbox.py` starts it and has it fork.
 
 It is a script: started by exec with an empty environment, importing nothing of openprime. It loads the
-interpreter and the allowed packages once, then forks a child for every program. The zygote itself runs no
-program and is never told an expected output; a child knows the program and the inputs up to now. What a
-program forges, patches or breaks in its child is its own result: that is text, checked for form here and
-rebuilt as plain values in the trusted process, which alone compares.
+interpreter and the allowed packages once, then forks a child for every program. The zygote never holds a
+text of any program, input or output, for what it has held can be found in the memory of each later child:
+it passes descriptors on, unread, and the child alone reads them. An expected output is in neither. What a
+program forges, patches or breaks in its child is its own result: text, rebuilt as plain values in the
+trusted process, which alone compares.
 
 A child may read the standard library and the allowed packages, read and write its three memory files and
 /dev/null, use memory and threads. No other file, process, signal, socket, program or privilege.
@@ -15,6 +16,7 @@ import builtins
 import contextlib
 import ctypes
 import errno
+import fcntl
 import gc
 import importlib
 import importlib.machinery
@@ -35,11 +37,11 @@ from pathlib import Path
 from typing import Any
 
 INPUT, OUTPUT, RESULT, CONTROL, NULL, FREE = 3, 4, 5, 6, 7, 8
-"""A child's descriptors beside 0, 1 and 2: three memory files, the line to the zygote, /dev/null."""
+"""A child's descriptors beside 0, 1 and 2: three memory files, the line to the trusted process, /dev/null."""
 STACK = 256 << 20
 """Stack of the main thread in bytes, for deep recursion through C."""
 THREADS = 512
-"""A child with more threads is killed. They count for the machine, and RLIMIT_NPROC is nothing to root."""
+"""Threads of a child; for the next one it gets EAGAIN. RLIMIT_NPROC is nothing to root, and counts a whole user."""
 DEEPEST = 100
 """Nesting of a value that may travel."""
 HASHED = 20_000
@@ -145,41 +147,58 @@ def decode(tree: Any, room: list[int] | None = None, depth: int = 0) -> Any:
 
 X32, ARCH = 0x40000000, 0xC000003E  # x86-64
 ALLOWED = (
-    "0-15 17-21 23-26 28 32-39 60 63 74 75 77-79 89 96-100 102 104 107 108 110 111 115 121 124 127 128 130 131"
-    " 186 201 202 204 217-219 221 228-231 257 262 267 269-271 273 292 318 332 334 436 439"
+    "0-15 17-21 23-26 28 32-39 60 63 74 75 77-79 89 96-98 100 102 104 107 108 110 111 115 121 124 127 128 130 131"
+    " 186 201 204 217-219 221 228-231 257 262 267 269-271 273 292 318 332 334 436 439"
 )
 """System calls by number: files and memory (Landlock decides on files), clocks, threads, own signal handlers.
 
-No fork, exec, kill, socket, pipe, prctl, namespace, mount, chmod, tracing, keys, io_uring, bpf.
+No fork, exec, kill, socket, pipe, prctl, namespace, mount, chmod, tracing, keys, io_uring, bpf, sysinfo.
 """
-ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
+ALLOW, NOTIFY, REFUSE, KILL = 0x7FFF0000, 0x7FC00000, 0x00050000, 0x80000000
 THREAD, NEW = 0x00010000, 0x7E020000 | 0x80 | 0x2000  # clone flags: a thread; namespaces and tracing
+PRIVATE = 128  # a futex of one process
+EQUAL, AT_LEAST, BITS = 0x15, 0x35, 0x45
+low = [16 + 8 * i for i in range(6)]
+"""Where a system call's arguments are, their lower halves; its number is at 0, the architecture at 4."""
+
+
+def load(offset: int) -> bytes:
+    """A step of a filter in classic BPF: what the next ones test."""
+    return struct.pack("HBBI", 0x20, 0, 0, offset)
+
+
+def give(value: int) -> bytes:
+    """The end of a filter, with its answer."""
+    return struct.pack("HBBI", 0x06, 0, 0, value)
+
+
+def unless(value: int, body: bytes, test: int = EQUAL) -> bytes:
+    """Skip the body unless it is the value."""
+    return struct.pack("HBBI", test, 0, len(body) // 8, value) + body
+
+
+def thread_filter() -> bytes:
+    """Asks the zygote before each new thread. Everything else is allowed here."""
+    return load(0) + unless(56, load(low[0]) + unless(THREAD, give(NOTIFY), BITS)) + give(ALLOW)
 
 
 def filter_program() -> bytes:
-    """The system call filter as classic BPF; everything not named gets EPERM."""
-
-    def load(offset: int) -> bytes:
-        return struct.pack("HBBI", 0x20, 0, 0, offset)
-
-    def give(value: int) -> bytes:
-        return struct.pack("HBBI", 0x06, 0, 0, value)
-
-    def unless(value: int, body: bytes, test: int = 0x15) -> bytes:  # skip the body unless it is the value
-        return struct.pack("HBBI", test, 0, len(body) // 8, value) + body
-
-    low = [16 + 8 * i for i in range(6)]  # the arguments' lower halves
+    """A child's filter; everything not named gets EPERM."""
     refuse = give(REFUSE | errno.EPERM)
-    flags = load(low[0]) + struct.pack("HBBI", 0x54, 0, 0, THREAD | NEW)
-    thread = flags + unless(THREAD, give(ALLOW)) + refuse
+    thread = load(low[0]) + struct.pack("HBBI", 0x54, 0, 0, THREAD | NEW)
+    thread += unless(THREAD, give(ALLOW)) + refuse
     # Programs raise their stack limit before they recurse: they are told yes, and nothing changes.
     limits = load(low[2]) + unless(0, load(low[2] + 4) + unless(0, give(ALLOW))) + give(REFUSE)
-    fcntl = load(low[1]) + b"".join(unless(n, give(ALLOW)) for n in (0, 1, 2, 3, 4, 1030)) + refuse
+    flags = load(low[1]) + b"".join(unless(n, give(ALLOW)) for n in (0, 1, 2, 3, 4, 1030)) + refuse
+    # On pages that processes share, such as the C library's, one could wait for another's signal. The C library
+    # itself only waits so for a thread that ends, and looks again.
+    futex = load(low[1]) + unless(PRIVATE, give(ALLOW), BITS) + give(REFUSE | errno.EAGAIN)
     code = load(4) + struct.pack("HBBI", 0x15, 1, 0, ARCH) + give(KILL)
-    code += load(0) + unless(X32, refuse, test=0x35)
+    code += load(0) + unless(X32, refuse, AT_LEAST)
     code += unless(56, thread) + unless(435, give(REFUSE | errno.ENOSYS))  # clone, clone3
     code += unless(302, limits) + unless(160, give(REFUSE))  # prlimit64, setrlimit
-    code += unless(72, fcntl) + unless(16, give(REFUSE | errno.ENOTTY))  # fcntl, ioctl
+    code += unless(72, flags) + unless(16, give(REFUSE | errno.ENOTTY))  # fcntl, ioctl
+    code += unless(202, futex)
     for part in ALLOWED.split():
         first, _, last = part.partition("-")
         for number in range(int(first), int(last or first) + 1):
@@ -188,16 +207,17 @@ def filter_program() -> bytes:
 
 
 class Jail:
-    """Landlock's ruleset and the filter: built once, entered by every child."""
+    """Landlock's ruleset and the filters: built once, entered by every child."""
 
     def __init__(self, roots: list[str]) -> None:
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.ruleset = -1
         with contextlib.suppress(OSError):  # `enter` says that it is missing
             self.ruleset = self._ruleset(roots)
-        code = filter_program()
-        self._code = ctypes.create_string_buffer(code, len(code))
-        self.filter = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(self._code))
+        self._kept: list[Any] = []
+        self.filter = self._filter(filter_program())
+        self.listener = -1
+        """Where the children's new threads are asked for."""
 
     def call(self, number: int, *arguments: Any) -> int:
         """One system call. Raises OSError."""
@@ -218,6 +238,20 @@ class Jail:
         for option, argument in ((38, 1), (4, 0), (36, 1)):  # NO_NEW_PRIVS, DUMPABLE, CHILD_SUBREAPER
             self.control(option, argument)
         self.call(126, struct.pack("II", 0x20080522, 0), bytes(24))  # capset: none, version 3
+        with contextlib.suppress(OSError):  # `enter` says that it is missing
+            self.listener = self.call(317, 1, 8, self._filter(thread_filter()))  # seccomp: NEW_LISTENER
+
+    def answer(self, pid: int) -> None:
+        """Allow a child one more thread, or not. Threads that ask at the same time may double their limit."""
+        notice = bytearray(80)
+        with contextlib.suppress(OSError):  # it no longer waits for an answer
+            fcntl.ioctl(self.listener, 0xC0502100, notice)
+            try:
+                allowed = os.stat(f"/proc/{pid}/task").st_nlink - 2 < THREADS  # noqa: PTH116
+            except OSError:
+                allowed = False
+            error, flags = (0, 1) if allowed else (-errno.EAGAIN, 0)
+            fcntl.ioctl(self.listener, 0xC0182101, struct.pack("8sqiI", bytes(notice[:8]), 0, error, flags))
 
     def enter(self) -> list[str]:
         """Landlock, then the filter, for the calling child. What could not be had."""
@@ -233,7 +267,13 @@ class Jail:
             self.control(22, 2, self.filter)  # SECCOMP, MODE_FILTER
         except OSError as error:
             missing.append(f"seccomp: {error.strerror}")
+        if self.listener < 0:
+            missing.append("seccomp: nobody counts threads")
         return missing
+
+    def _filter(self, code: bytes) -> bytes:
+        self._kept.append(ctypes.create_string_buffer(code, len(code)))
+        return struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(self._kept[-1]))
 
     def _ruleset(self, roots: list[str]) -> int:
         version = self.call(444, 0, 0, 1)
@@ -254,17 +294,23 @@ class Jail:
 # In the child
 
 
-def live(job: dict[str, Any], jail: Jail, setting: dict[str, Any], zygote: int, given: list[int]) -> None:
-    """A child's life: shut the door, then one case for every byte from the zygote."""
+def live(jail: Jail, weak: bool, zygote: int, given: list[int]) -> None:
+    """A child's life: read the program, shut the door, then one case for every byte on the line.
+
+    `given`: the job as JSON, the three memory files, the line.
+    """
     jail.control(1, signal.SIGKILL)  # die with the zygote
     if os.getppid() != zygote:
         os._exit(70)
     os.setsid()
-    for source, target in zip([*given, os.open("/dev/null", os.O_RDWR)], range(INPUT, FREE), strict=True):
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    job = json.loads(os.pread(given[0], os.fstat(given[0]).st_size, 0))
+    for source, target in zip([*given[1:], os.open("/dev/null", os.O_RDWR)], range(INPUT, FREE), strict=True):
         os.dup2(source, target)
     limits = job["limits"]
     cap = limits["output_bytes"]
-    memory = setting["base"] + (limits["memory_mb"] << 20)
+    memory = size() + (limits["memory_mb"] << 20)
     seconds = int(limits["total_seconds"]) + 2
     for name, limit in (
         (resource.RLIMIT_CORE, 0),
@@ -276,7 +322,7 @@ def live(job: dict[str, Any], jail: Jail, setting: dict[str, Any], zygote: int, 
         hard = resource.getrlimit(name)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(name, (limit, limit))
-    if jail.enter() and not setting["weak"]:
+    if jail.enter() and not weak:
         os._exit(70)
     os.write(CONTROL, b"r")
     gc.enable()
@@ -285,13 +331,23 @@ def live(job: dict[str, Any], jail: Jail, setting: dict[str, Any], zygote: int, 
         code = compile(job["program"], f"{name}.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         code = error
+    present = builtins.__dict__
+    names = dict(present)
     while os.read(CONTROL, 1):
+        present.update(names)  # as they were before any case
+        for added in present.keys() - names.keys():
+            del present[added]
         error, text = attempt(code, name, function, cap)
         error = error[:200]
         data = (error or text).encode("utf-8", "replace")
         os.pwrite(RESULT, data if len(data) <= cap else b"", 0)
         os.write(CONTROL, b"e" if error else b"k" if len(data) <= cap else b"o")
     os._exit(0)
+
+
+def size() -> int:
+    """The address space of this process, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def attempt(code: Any, name: str, function: str | None, cap: int) -> tuple[str, str]:
@@ -324,6 +380,9 @@ def attempt(code: Any, name: str, function: str | None, cap: int) -> tuple[str, 
 
 def open_streams(call: bool) -> Any:
     """New descriptors 0, 1, 2 and sys.stdin, stdout, stderr. A call case's arguments."""
+    for name in ("stdin", "stdout", "stderr"):  # one that a program opened closes its descriptor as it goes
+        setattr(sys, name, None)
+        setattr(sys, f"__{name}__", None)
     os.lseek(INPUT, 0, os.SEEK_SET)
     os.lseek(OUTPUT, 0, os.SEEK_SET)
     arguments = None
@@ -388,110 +447,67 @@ def fill_prelude() -> None:
 # In the zygote
 
 
-class Child:
-    """A forked child, its memory files and the line to it."""
+def stop(pid: int) -> None:
+    """Kill a child and all that came of it, where anything can have, and reap them."""
+    for kill in (os.kill, os.killpg):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with contextlib.suppress(ChildProcessError):  # under the filter there are no others
+        while True:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                for orphan in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                    os.kill(int(orphan), signal.SIGKILL)
+                time.sleep(0.001)
 
-    def __init__(self, job: dict[str, Any], jail: Jail, setting: dict[str, Any]) -> None:
-        self.cap = job["limits"]["output_bytes"]
-        self.text = job["function"] is None
-        self.ready = False
-        self.line, theirs = socket.socketpair()
-        self.files = [os.memfd_create(name) for name in ("input", "output", "result")]
-        zygote = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
+
+def ended(pid: int) -> int | None:
+    """The exit status of a child that ended and is still to be reaped, or minus its signal; else None."""
+    info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return info and (info.si_status if info.si_code == os.CLD_EXITED else -info.si_status)
+
+
+def serve(asked: socket.socket, jail: Jail, weak: bool) -> None:
+    """Fork a child for every set of descriptors, say how it ended, and kill it when told to.
+
+    At most one child lives. Messages are `start` with its descriptors and `stop`; answers are its exit status,
+    if it ends by itself, and `stopped`.
+    """
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    poll = select.poll()
+    for file in (asked.fileno(), reader, *([jail.listener] if jail.listener >= 0 else [])):
+        poll.register(file, select.POLLIN)
+    zygote, child, told = os.getpid(), 0, True
+    while True:
+        ready = {file for file, _ in poll.poll()}
+        if reader in ready:
+            os.read(reader, 1000)
+        if jail.listener in ready:
+            jail.answer(child)
+        if child and not told and (status := ended(child)) is not None:
+            asked.send(b"%d" % status)
+            told = True
+        if asked.fileno() not in ready:
+            continue
+        message, given, _, _ = socket.recv_fds(asked, 100, 8)
+        if not message:
+            return
+        if child:
+            stop(child)
+            child = 0
+        if message == b"stop":
+            asked.send(b"stopped")
+            continue
+        child, told = os.fork(), False
+        if child == 0:
             try:
-                live(job, jail, setting, zygote, [*self.files, theirs.fileno()])
+                live(jail, weak, zygote, given)
             finally:
                 os._exit(70)
-        theirs.close()
-
-    def run(self, case: str, seconds: float) -> tuple[str, str, bytes]:
-        """Status, error and output (or the value's JSON) of one case."""
-        for file in self.files:
-            os.ftruncate(file, 0)
-        os.pwrite(self.files[0], case.encode("utf-8", "surrogateescape"), 0)
-        listens = self._wake()
-        deadline = time.monotonic() + seconds
-        mark, code = self._answer(deadline) if listens else b"", 0
-        if mark == b"":  # it ended, or closed its descriptors
-            while not self.ended() and time.monotonic() < deadline:
-                time.sleep(0.001)
-            mark = b"t"
-            if self.ended():
-                code = self._code()
-                mark = b"k" if code == 0 and self.text else b"x"
-        if mark == b"t":
-            return "timeout", f"killed after {seconds:.1f} s", b""
-        if mark == b"m":
-            return "stopped", f"more than {THREADS} threads", b""
-        if mark == b"o" or os.fstat(self.files[1]).st_size > self.cap:
-            return "error", f"output over {self.cap} bytes", b""
-        if mark == b"x":
-            return "error", f"signal {-code}" if code < 0 else f"exit status {code}", b""
-        if mark == b"k" and self.text:
-            return "ok", "", self._read(1)
-        text = self._read(2)
-        if mark == b"k":
-            try:
-                return "ok", "", json.dumps(json.loads(text)).encode()  # so its nesting is bounded
-            except (ValueError, RecursionError):
-                text = b"not a value"
-        return "error", text.decode("utf-8", "replace")[:200] or "failed", b""
-
-    def ended(self) -> bool:
-        """It is dead, and still to be reaped."""
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def stop(self) -> None:
-        """Kill the child and all that came of it, where anything can have."""
-        self.line.close()
-        for file in self.files:
+        for file in given:
             os.close(file)
-        for kill, target in ((os.kill, self.pid), (os.killpg, self.pid)):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(target, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        with contextlib.suppress(ChildProcessError):  # under the filter there are no others
-            while True:
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    for orphan in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-                        os.kill(int(orphan), signal.SIGKILL)
-                    time.sleep(0.001)
-
-    def _wake(self) -> bool:
-        """Start the case; the clock runs from here. A child that does not come to life is the zygote's end."""
-        try:
-            self.line.send(b"g", socket.MSG_DONTWAIT)
-        except (ConnectionError, BlockingIOError):  # it is gone, or does not listen
-            return False
-        if not self.ready:
-            spoke, _, _ = select.select([self.line], [], [], 10)
-            self.ready = bool(spoke) and self.line.recv(1) == b"r"
-            assert self.ready
-        return True
-
-    def _answer(self, deadline: float) -> bytes:
-        """The child's byte; t for timeout, m for too many threads, nothing if the line is down."""
-        while (left := deadline - time.monotonic()) > 0:
-            if select.select([self.line], [], [], min(left, 0.05))[0]:
-                try:
-                    return self.line.recv(1)
-                except ConnectionError:
-                    return b""
-            with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{self.pid}/task").st_nlink - 2 > THREADS:  # noqa: PTH116
-                    return b"m"
-        return b"t"
-
-    def _code(self) -> int:
-        """The exit status of a child that ended, or minus its signal."""
-        info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        assert info is not None
-        return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
-
-    def _read(self, file: int) -> bytes:
-        return os.pread(self.files[file], self.cap, 0)
 
 
 class Finder:
@@ -505,26 +521,6 @@ class Finder:
         if path is None and name in self.packages:
             return importlib.machinery.PathFinder.find_spec(name, [self.packages[name]], target)
         return None
-
-
-def receive(pipe: int) -> bytes | None:
-    """One message (length, then bytes), or None at the end."""
-    data, want = bytearray(), 8
-    while len(data) < want:
-        part = os.read(pipe, min(want - len(data), 1 << 20))
-        if not part:
-            return None
-        data += part
-        if want == 8 and len(data) == 8:
-            want += struct.unpack("Q", data)[0]
-    return bytes(data[8:])
-
-
-def send(pipe: int, data: bytes) -> None:
-    """One message."""
-    view = memoryview(struct.pack("Q", len(data)) + data)
-    while view:
-        view = view[os.write(pipe, view) :]
 
 
 def prepare(setting: dict[str, Any]) -> Jail:
@@ -544,7 +540,6 @@ def prepare(setting: dict[str, Any]) -> Jail:
     fill_prelude()
     threading.stack_size(8 << 20)
     atexit._clear()
-    setting["base"] = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     jail = Jail(setting["roots"])
     jail.renounce()
     return jail
@@ -578,45 +573,25 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     while os.dup(null) < 15:
         pass  # the numbers below are for a child's own descriptors
-    requests, replies = os.dup(0), os.dup(1)
+    asked = socket.socket(fileno=os.dup(0))
     for number in range(3):
         os.dup2(null, number)
     if parent:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             return
-    setting = json.loads(receive(requests) or b"{}")
+    setting = json.loads(asked.recv(1 << 20) or b"{}")
     try:
         jail = prepare(setting)
     except (ImportError, OSError) as error:
-        send(replies, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
+        asked.send(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
         return
-    send(replies, json.dumps({"missing": try_out(jail)}).encode())
+    missing = try_out(jail)
     gc.collect()
     gc.disable()
     gc.freeze()
-    child: Child | None = None
-    job: dict[str, Any] = {}
-    while (message := receive(requests)) is not None:
-        request = json.loads(message)
-        if "program" in request:
-            job = request
-        elif "case" in request:
-            child = child or Child(job, jail, setting)
-            start = time.monotonic()
-            status, error, data = child.run(request["case"], request["seconds"])
-            seconds = time.monotonic() - start
-            if status in ("timeout", "stopped") or child.ended():
-                child.stop()
-                child = None
-            status = "error" if status == "stopped" else status
-            send(replies, json.dumps({"status": status, "error": error, "seconds": seconds}).encode())
-            send(replies, data)
-        else:
-            if child is not None:
-                child.stop()
-                child = None
-            send(replies, b"{}")
+    asked.send(json.dumps({"missing": missing}).encode())
+    serve(asked, jail, setting["weak"])
 
 
 if __name__ == "__main__":
