@@ -98,9 +98,7 @@ def train(model: str, source: str, out: Path, *flags: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(
-    start: str, data: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def trained(start: str, data, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """(loss) -> a run of three epochs with it, once."""
 
     @cache
@@ -229,7 +227,7 @@ def test_prm__held_out_measures_are_those_of_the_saved_prm(loss: str, trained: C
         "brier": fmean((q - o) ** 2 for q, o in zip(p, labels, strict=True)),
         "lowest_step_last": fmean(lowest),
     }
-    assert {name: found["end"][name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert {name: found["end"][name] for name in expected} == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["ce", "dpo"])
@@ -264,9 +262,7 @@ def test_prm__how_a_batch_is_cut_changes_nothing(loss: str, start: str, data: di
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
-def test_prm__a_reference_kept_in_memory_is_that_of_each_batch(
-    start: str, data: dict[str, str], trained, tmp_path
-):
+def test_prm__a_reference_kept_in_memory_is_that_of_each_batch(start: str, data, trained, tmp_path: Path):
     """One epoch computes it batch by batch, three epochs begin with the same steps."""
     once = metrics(train(start, data["steps"], tmp_path / "run", "--loss", "steps", "--beta", "0.1"))
     for row, other in zip(once[:-1], metrics(trained("steps")), strict=False):
@@ -367,9 +363,7 @@ SAVING = ("--save-every", "3", "--keep", "9", "--optimizer.warmup", "2")
 
 
 @pytest.fixture(scope="module")
-def whole(
-    start: str, data: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def whole(start: str, data, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """(kind) -> a run of it without a stop, once."""
 
     @cache
@@ -386,9 +380,7 @@ def assert_same(got: Path, expected: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_prm__trap_10_a_killed_run_goes_on_exactly(
-    kind: str, start: str, data: dict[str, str], tmp_path: Path, whole: Callable[[str], Path]
-):
+def test_prm__trap_10_a_killed_run_goes_on_exactly(kind: str, start: str, data, tmp_path: Path, whole):
     """From what a kill leaves while step 6 is under way: half a line, and the checkpoint of step 3."""
     run = shutil.copytree(whole(kind), tmp_path / "run")
     for path in checkpoints(run / "checkpoints")[1:]:
@@ -402,30 +394,29 @@ def test_prm__trap_10_a_killed_run_goes_on_exactly(
         assert_same(run, whole(kind))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_prm__a_signal_saves_and_the_run_goes_on_exactly(
-    number: signal.Signals, start: str, data: dict[str, str], tmp_path: Path, whole, monkeypatch, capsys
+    start, data, tmp_path: Path, whole, monkeypatch, capsys
 ):
     args, real = arguments(start, data["ce"], tmp_path / "run", *SAVING, *KINDS["reference kept"]), Run.log
 
     def log(self: Run, *values) -> None:
         if self.step_number == 4 and not self.signals.received:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
         real(self, *values)
 
     monkeypatch.setattr(Run, "log", log)
-    assert main(args) == 128 + number
+    assert main(args) == 128 + signal.SIGTERM
     monkeypatch.undo()
     errors = capsys.readouterr().err
-    assert f"stopped by {number.name}: saved; go on with --resume" in errors
+    assert "stopped by SIGTERM: saved; go on with --resume" in errors
     assert "Traceback" not in errors
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-000004"
     assert main([*args, "--resume"]) == 0
     assert_same(tmp_path / "run", whole("reference kept"))
 
 
-def test_prm__beta_is_kept_and_other_data_are_refused_when_a_run_goes_on(
-    start: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_prm__a_resumed_run_keeps_beta_and_refuses_other_data(
+    start: str, tmp_path: Path, capsys, monkeypatch
 ):
     rows = judged_rows(8)
     source = write(tmp_path / "d.jsonl", rows)
@@ -445,9 +436,7 @@ def test_prm__beta_is_kept_and_other_data_are_refused_when_a_run_goes_on(
 
 
 @pytest.mark.parametrize("beta", ["auto", "0.001"])
-def test_prm__beta_auto_lets_the_median_response_reach_a_fixed_probability(
-    beta: str, start: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
+def test_prm__beta_auto_fits_the_median_response(beta: str, start: str, tmp_path: Path, capsys, monkeypatch):
     """On responses of a letter or two, which have few nats; one that is too small is warned about."""
     monkeypatch.setattr(
         prm_module, "REACH", 2.0
@@ -488,9 +477,7 @@ def test_prm__beta_auto_lets_the_median_response_reach_a_fixed_probability(
         (0.043, 10.0, 0.043, False),
     ],
 )
-def test_choose_beta__has_bounds_and_a_warning_below_three_fifths(
-    asked, nats: float, beta: float, warned: bool
-):
+def test_choose_beta__has_bounds_and_warns_below_three_fifths(asked, nats: float, beta: float, warned: bool):
     notes: list[str] = []
     assert choose_beta(asked, None, nats, notes) == beta
     assert any("cannot rise" in note for note in notes) == (warned and asked != "auto")
@@ -499,9 +486,7 @@ def test_choose_beta__has_bounds_and_a_warning_below_three_fifths(
 # Going on from a PRM
 
 
-def test_prm__a_second_stage_goes_on_from_the_first(
-    start: str, data: dict[str, str], trained, tmp_path: Path
-):
+def test_prm__a_second_stage_goes_on_from_the_first(start: str, data, trained, tmp_path: Path):
     first = trained("ce")
     out = train(str(first / "prm"), data["ce"], tmp_path / "run", "--loss", "dpo", "--epochs", "0.3")
     assert read_settings(str(out / "prm")) == read_settings(str(first / "prm"))
@@ -587,14 +572,12 @@ def test_prm__rows_of_another_kind_are_refused(refused):
 def test_prm__settings_without_effect_are_noted(start: str, data: dict[str, str], tmp_path: Path, capsys):
     train(start, data["ce"], tmp_path / "run", "--epochs", "0.1", "--data.labels-field", "marks")
     assert "note: no effect with loss=ce: data.labels_field" in said(capsys)
-    flags = ("--loss", "steps", "--step-split", "numbered", "--data.outcome-field", "x")
-    train(start, data["steps"], tmp_path / "other", "--epochs", "0.1", *flags)
-    assert "no effect with loss=steps: data.outcome_field, step_split" in said(capsys)
+    settings = {"loss": "steps", "step_split": "numbered", "data": {"outcome_field": "x"}}
+    notes = OfflinePRMConfig.model_validate(settings).check()
+    assert notes == ["no effect with loss=steps: data.outcome_field, step_split"]
 
 
-def test_prm__a_loss_that_is_not_finite_names_the_step_and_the_way_back(
-    start: str, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_prm__a_loss_that_is_not_finite_names_the_way_back(start: str, data, tmp_path: Path, capsys):
     args = arguments(start, data["ce"], tmp_path / "run", "--optimizer.lr", "1e30", "--save-every", "1")
     assert main(args) == 1
     errors = capsys.readouterr().err

@@ -200,13 +200,6 @@ def test_generate__a_part_of_the_prompts_has_the_samples_of_the_whole(first: int
         assert tokens_of(engine.generate(own, Sampling(3, 12), 4)) != tokens_of(part)
 
 
-def test_generate__sequences_bound_what_is_decoded_at_a_time(make_engine):
-    engine = make_engine(ends=NEVER, sequences=9)
-    passes = Passes(engine)
-    engine.generate(PROMPTS, Sampling(4, 3), seed=5)
-    assert [rows for rows, columns in passes.shapes if columns == 1] == [8, 8] * 3 + [4, 4]
-
-
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("lengths", [LENGTHS, [6] * 7], ids=["ragged", "even"])
 def test_generate__rows_that_leave_the_batch_disturb_no_other(
@@ -228,11 +221,20 @@ def test_generate__rows_that_leave_the_batch_disturb_no_other(
     assert max(sizes) > 8
 
 
-def test_generate__responses_of_a_prompt_share_one_prefill(make_engine):
-    engine = make_engine(ends=NEVER)
+@pytest.mark.parametrize(
+    ("sequences", "shapes"),
+    [
+        (256, [(3, 8), (18, 1), (18, 1), (18, 1)]),
+        (12, [(2, 5), (12, 1), (12, 1), (12, 1), (1, 8), (6, 1), (6, 1), (6, 1)]),
+    ],
+)
+def test_generate__a_prompts_responses_share_a_prefill_and_sequences_bound_a_pass(
+    sequences, shapes, make_engine
+):
+    engine = make_engine(ends=NEVER, sequences=sequences)
     passes = Passes(engine)
     engine.generate(prompts_of([5, 3, 8]), Sampling(6, 4), seed=0)
-    assert passes.shapes == [(3, 8), (18, 1), (18, 1), (18, 1)]
+    assert passes.shapes == shapes
 
 
 def test_generate__responses_differ_by_place_seed_and_number(make_engine):
