@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from openprime.verifiers.cases import read_tests, unpack_tests
 from openprime.verifiers.math import verify_math
 from openprime.verifiers.pool import Pool, VerifierError
 from openprime.verifiers.worker import limited
+from support.programs import READ, bench_row, packed
 
 MATH = Prompt("m:0", (1, 2), "What is x?", "12", {"big": object()})
 """With a column that cannot be sent anywhere: mathematics needs none."""
@@ -333,6 +335,24 @@ def test_admit__tests_are_parsed_once_and_those_that_cannot_be_are_left_out(noth
         texts = [f"```python\nprint(input() {end})\n```" for end in ("", "* 2", "+ 1")]
         found = [[(v.outcome, v.reason) for v in verdicts(pool, p, texts)] for p in (prompts[0], admitted[0])]
         assert found[0] == found[1] == [(0.5, "partial"), (0.0, "wrong"), (0.0, "crash")]
+
+
+def test_admit__a_small_text_that_unpacks_to_gigabytes_is_left_out_and_costs_the_trainer_nothing():
+    """They took two GiB here where the tests were read in this process."""
+    bomb = packed("[" + '{"":0},' * 6_000_000 + "{}]")
+    assert len(bomb) < 200_000
+    row = bench_row(READ[:1], bomb)
+    prompts = [Prompt(f"c:{i}", (), "", None, r, "code") for i, r in enumerate([row, bench_row(READ, [])])]
+    said: list[str] = []
+    with Pool(workers=1) as pool:
+        pool.prepare(["code"])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert [p.id for p in pool.admit(prompts, said.append)] == ["c:1"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+    assert said == [
+        "1 of 2 prompts have tests that cannot be judged: left out "
+        "(c:0: tests that take more than 1024 MiB of memory to read)"
+    ]
 
 
 PARENT = """

@@ -11,7 +11,7 @@ import random
 import re
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,17 +64,22 @@ class CodeOptions:
 
 
 def verify_code(
-    prompt: Prompt, responses: Sequence[str], sandbox: Sandbox, options: CodeOptions, seed: int = 0
+    prompt: Prompt,
+    responses: Sequence[str],
+    sandbox: Sandbox,
+    options: CodeOptions,
+    seed: int = 0,
+    read: Callable[..., Tests] = read_tests,
 ) -> list[Verdict]:
     """Judge each response: the last fenced program in it, run on the prompt's tests, packed or in its row.
 
     right: all cases passed; partial: some did (score: share). Else, outcome 0: no_answer; rejected (too
     long, or no text); timeout where any case ran out of its own time or that of all; crash where the
     first case that failed died of an error; wrong. The same program is run once. Tests that cannot be
-    read: no_verdict.
+    read, by `read`: no_verdict.
     """
     try:
-        tests = unpack_tests(prompt.tests) if prompt.tests else read_tests(prompt.columns, prompt.answer)
+        tests = unpack_tests(prompt.tests) if prompt.tests else read(prompt.columns, prompt.answer)
     except ValueError:
         return [Verdict(None, "no_verdict")] * len(responses)
     chosen = list(range(len(tests.inputs)))

@@ -24,13 +24,14 @@ from typing import Any
 
 from openprime.config import VerifyConfig
 from openprime.types import Group, Prompt, RunError, UserError, Verdict
-from openprime.verifiers.cases import pack_tests, read_tests
-from openprime.verifiers.worker import receive, send
+from openprime.verifiers.worker import TESTS, receive, send
 
 START_SECONDS = 120.0
 """Time for a worker to start and to load a verifier (imports, a user's model), before the job's own time."""
 MATH_SECONDS = 5.0
 """Time for one mathematical answer."""
+TESTS_SECONDS = 60.0
+"""Time to read the tests of one program."""
 WAITING = 4096
 """Jobs that may wait; `submit` blocks beyond."""
 JOBS_PER_WORKER = 5000
@@ -72,25 +73,32 @@ class Pool:
     def admit(self, prompts: Sequence[Prompt], say: Callable[[str], object]) -> list[Prompt]:
         """Load the prompts' verifiers; leave out what they cannot judge, and say so.
 
-        The tests of a program are parsed here, once, and stand in the prompt in the place of its columns. Raises
-        VerifierError as `prepare` does, UserError where nothing is left.
+        The tests of a program are read once, in a worker, and stand in the prompt in the place of its columns.
+        Raises VerifierError as `prepare` does, UserError where nothing is left.
         """
         self.prepare(prompt.verifier for prompt in prompts)
         kept, faults = [], []
-        for prompt in prompts:
-            try:
-                if prompt.verifier == "code" and not prompt.tests:
-                    tests = pack_tests(read_tests(prompt.columns, prompt.answer))
-                    prompt = replace(prompt, columns={}, tests=tests)
-                kept.append(prompt)
-            except ValueError as error:
-                faults.append(f"{prompt.id}: {error}")
+        for prompt, read in zip(prompts, self._read(prompts), strict=True):
+            if isinstance(read, str):
+                faults.append(f"{prompt.id}: {read}")
+            else:
+                kept.append(replace(prompt, columns={}, tests=read) if read else prompt)
         if faults:
             text = f"{len(faults)} of {len(prompts)} prompts have tests that cannot be judged: left out ({faults[0]})"
             if not kept:
                 raise UserError(text)
             say(text)
         return kept
+
+    def _read(self, prompts: Sequence[Prompt]) -> list[bytes | str]:
+        """The tests of each prompt, packed, or what is wrong with them; nothing for those that need no reading."""
+        asked = {
+            i: self._put(_Job(TESTS, prompt, ("",), TESTS_SECONDS))
+            for i, prompt in enumerate(prompts)
+            if prompt.verifier == "code" and not prompt.tests
+        }
+        read = {i: future.result() for i, future in asked.items()}
+        return [read.get(i, b"") for i in range(len(prompts))]
 
     def submit(self, prompt: Prompt, responses: Sequence[str]) -> list["Future[Verdict]"]:
         """One future a response, in order; no verdict ever raises. Blocks while too many jobs wait.
@@ -212,7 +220,7 @@ class Pool:
                     return self._give_up(job, "crash", worker.begun)
                 worker = None
                 continue
-            if kind in ("loaded", "verdicts"):
+            if kind in ("loaded", "read", "verdicts"):
                 job.future.set_result(answer[0])
             elif kind == "raised":
                 self._complain(answer[0])
@@ -264,7 +272,7 @@ def with_verdicts(group: Group, futures: Sequence["Future[Verdict]"]) -> Group:
 
 @dataclass(slots=True)
 class _Job:
-    """Responses for a verifier; without a prompt only load it."""
+    """Responses for a verifier; without a prompt only load it. For TESTS, read the prompt's tests."""
 
     name: str
     prompt: Prompt | None
@@ -281,6 +289,9 @@ class _Job:
         """End without a verdict of the verifier."""
         if self.prompt is None:
             self.future.set_exception(VerifierError(f"the verifier {self.name} did not load: {reason}"))
+            return
+        if self.name == TESTS:
+            self.future.set_result(f"reading the tests ended in a {reason}, after {self.seconds:.0f} s at most")
             return
         outcome = 0.0 if begun and self.built_in else None
         seconds = self.seconds if reason == "timeout" else 0.0

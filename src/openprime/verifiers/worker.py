@@ -12,15 +12,22 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openprime.types import Prompt, UserError, Verdict, Verifier
 from openprime.verifiers import math
 
+if TYPE_CHECKING:
+    from openprime.verifiers.cases import Tests
+
 MATH_BYTES = 2 << 30
 """Memory that one mathematical answer may add."""
+TESTS_BYTES = 1 << 30
+"""Memory that the tests of one program may take to be unpacked and read."""
+TESTS = "tests"
+"""In the place of a verifier's name: read the tests of the prompt."""
 PR_SET_PDEATHSIG = 1
 ROOT = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - as in tracebacks
 HEADER = struct.Struct("!Q")
@@ -41,6 +48,9 @@ def main(parent: int, channel: int) -> None:
 def serve(pipe: socket.socket, load: Callable[[str], tuple[Verifier, str]]) -> None:
     """Do one job."""
     name, prompt, responses = receive(pipe)
+    if name == TESTS:
+        send(pipe, ("begun",))
+        return send(pipe, ("read", packed_tests(prompt)))
     try:
         verifier, note = load(name)
     except Exception as error:  # noqa: BLE001 - whatever a user's module raises
@@ -76,7 +86,8 @@ def make_verifier(name: str, options: dict[str, Any]) -> tuple[Verifier, str]:
         limits = Limits(code["seconds"], code["total_seconds"], code["memory_mb"])
         sandbox = Sandbox(code["packages"], code["allow_weak_sandbox"])
         settings = CodeOptions(score=code["score"], max_cases=code["max_cases"], limits=limits)
-        return functools.partial(verify_code, sandbox=sandbox, options=settings), sandbox.level
+        judge = functools.partial(verify_code, sandbox=sandbox, options=settings, read=bounded_tests)
+        return judge, sandbox.level
     if name == "reasoning_gym":
         from openprime.verifiers.gym import verify_gym
 
@@ -89,6 +100,27 @@ def make_verifier(name: str, options: dict[str, Any]) -> tuple[Verifier, str]:
         f"data.verifier: no verifier {name!r}; valid are math, code, reasoning_gym, and module:function "
         "(my_reward:score is the function score in my_reward.py of the current directory)"
     )
+
+
+def bounded_tests(row: Mapping[str, Any], answer: Any) -> "Tests":
+    """The tests of a row, as `read_tests` has them, in bounded memory. Raises ValueError."""
+    from openprime.verifiers.cases import read_tests
+
+    try:
+        with memory(TESTS_BYTES):
+            return read_tests(row, answer)
+    except MemoryError:
+        raise ValueError(f"tests that take more than {TESTS_BYTES >> 20} MiB of memory to read") from None
+
+
+def packed_tests(prompt: Prompt) -> bytes | str:
+    """A prompt's tests, packed, or the reason why they cannot be judged."""
+    from openprime.verifiers.cases import pack_tests
+
+    try:
+        return pack_tests(bounded_tests(prompt.columns, prompt.answer))
+    except ValueError as error:
+        return str(error)
 
 
 @contextlib.contextmanager
