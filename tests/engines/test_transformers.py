@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from openprime.data.collate import collate
 from openprime.engines import transformers as module
 from openprime.engines.transformers import TransformersEngine, sample
-from openprime.models.logprobs import has_plain_head, token_logprobs
+from openprime.models.logprobs import token_logprobs
 from openprime.models.placement import Placement
 from openprime.models.tiny import build_tokenizer
 from openprime.types import Group, NonFiniteError, Prompt, Response, Sampling
@@ -75,7 +75,7 @@ class Passes:
     def __init__(self, engine: TransformersEngine) -> None:
         self.shapes: list[tuple[int, int]] = []
         self.hidden: list[Tensor] = []
-        has_plain_head(engine.model)  # tries a few tokens, once
+        engine.try_out()  # a few tokens, once
         engine.model.base_model.register_forward_hook(self._note)
 
     def _note(self, _module, _inputs, found) -> None:

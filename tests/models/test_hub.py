@@ -22,7 +22,6 @@ from openprime.models.hub import (
     load_model,
     load_tokenizer,
     named_end_tokens,
-    pad_token,
     save_model,
 )
 from openprime.models.tiny import build_model, build_tokenizer
@@ -167,9 +166,3 @@ def test_end_tokens__a_model_that_never_ends_is_refused(
     small.generation_config = GenerationConfig(eos_token_id=None)
     with pytest.raises(UserError, match="end-of-sequence"):
         end_tokens(small, tokenizer)
-
-
-def test_pad_token__any_tokenizer_has_one(tokenizer: PreTrainedTokenizerBase):
-    assert pad_token(tokenizer) == tokenizer.pad_token_id
-    tokenizer.pad_token = None
-    assert pad_token(tokenizer) == 0

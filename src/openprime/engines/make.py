@@ -8,6 +8,7 @@ from openprime.config import EvaluateConfig, GenerateConfig, RLConfig
 from openprime.engines.server import ServerEngine
 from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, start_vllm
+from openprime.models.checks import check_length
 from openprime.models.hub import (
     end_tokens,
     load_model,
@@ -36,7 +37,11 @@ def make_engine(
     place, name, kind = Placement.of(config), config.model, config.engine
     if kind.kind == "transformers":
         model = sampling_model(policy.model, place) if policy else load_model(name, place.device)
-        return TransformersEngine(model, place, tokenizer, end_tokens(model, tokenizer), sequences)
+        check_length(model, longest, "lower max_response_tokens or data.max_prompt_tokens")
+        engine = TransformersEngine(model, place, tokenizer, end_tokens(model, tokenizer), sequences)
+        if policy is None or model is policy.model:
+            engine.try_out()  # a copy of a model in shares has no weights yet
+        return engine
     ends, longest = named_end_tokens(name, tokenizer), min(longest, most_positions(name))
     if kind.kind == "server":
         out = Path(config.out)

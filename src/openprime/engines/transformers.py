@@ -1,8 +1,10 @@
 """Batched sampling with a KV cache from the trainer's own model, on CPU or GPU."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,18 @@ from transformers.cache_utils import DynamicLayer
 
 from openprime.engines.common import to_response
 from openprime.models.attention import use_own_attention
+from openprime.models.checks import (
+    check_rows,
+    first_line,
+    plain_logprobs,
+    tolerance,
+    trial_place,
+    trial_rows,
+)
 from openprime.models.logprobs import float32_head, has_plain_head
 from openprime.models.lora import has_adapters
 from openprime.models.placement import Placement
-from openprime.types import Group, NonFiniteError, Prompt, Sampling
+from openprime.types import Group, NonFiniteError, Prompt, RunError, Sampling, UserError
 
 COMPACT_AT = 0.9
 """Finished rows leave the batch when fewer than this share of its rows is still alive."""
@@ -79,6 +89,10 @@ def casts_kept(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
+class _UnfitError(ValueError):
+    """Tokens cannot be sampled from a model in the way that was tried."""
+
+
 class TransformersEngine:
     """Samples from a live model: its weights are the trainer's, so `load` only counts versions."""
 
@@ -94,6 +108,9 @@ class TransformersEngine:
         self.model, self.place, self.tokenizer, self.sequences = model, place, tokenizer, sequences
         self.end_tokens = end_tokens
         self.version = 0
+        self.pads: bool | None = None
+        """True where prompts of several lengths are decoded together, padded on the left; None: not tried yet."""
+        self.cache_name = _cache_name(model)
         use_own_attention(model)
 
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -110,6 +127,45 @@ class TransformersEngine:
 
     def sleep(self) -> None:
         """Nothing of its own to give back."""
+
+    def try_out(self) -> None:
+        """See whether sampled tokens have the log-probabilities of the model's own forward pass over each row alone.
+
+        Where they have not with padding (a state that padding changes), only prompts of one length are decoded
+        together. Raises UserError for a model that cannot be sampled from. Once, with the weights in place.
+        """
+        said = "it takes no cache"
+        for pads in (True, False) if self.cache_name else ():
+            try:
+                self._try(pads)
+                self.pads = pads
+                return
+            except _UnfitError as error:
+                said = str(error)
+        raise UserError(
+            f"a {self.model.config.model_type} model cannot be sampled from with engine.kind=transformers ({said}): "
+            "set engine.kind=vllm or server where vLLM knows it"
+        )
+
+    @torch.no_grad()
+    def _try(self, pads: bool) -> None:
+        """Raise _UnfitError where the log-probabilities of a few sampled tokens are not the model's own."""
+        first, _, last = (Prompt("", tuple(row), "", None) for row in trial_rows(self.model))
+        where, gaps = trial_place(self.model, self.place), []
+        try:
+            with where.autocast():
+                for batch in [[first, last]] if pads else [[first], [last]]:
+                    uniforms = torch.linspace(0.1, 0.9, 6 * len(batch)).view(-1, 3)
+                    for place, rows in self._decode(batch, uniforms, Sampling(2, 3), frozenset()):
+                        for row in rows:
+                            own = plain_logprobs(self.model, [*batch[place].token_ids, *row.tokens])[-3:]
+                            gaps.append((own.cpu() - torch.tensor(row.logprobs)).abs())
+        except RunError:
+            raise
+        except Exception as error:  # not our code: anything may come
+            raise _UnfitError(first_line(error)) from error
+        if (gap := float(torch.cat(gaps).mean())) > tolerance(where):
+            raise _UnfitError(f"its cache changes log-probabilities by {gap:.2g} nats on average")
 
     def generate(
         self,
@@ -128,19 +184,23 @@ class TransformersEngine:
         `check` is called after each batch of sequences and may raise to interrupt. `finished` gets each
         group when its last response ends, while others are still being sampled.
         """
-        per_batch = max(1, self.sequences // sampling.responses)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))  # less padding
         groups: list[Group | None] = [None] * len(prompts)
         was_training = self.model.training
         self.model.eval()
+        if self.pads is None:
+            self.try_out()
+        asked = ((prompt.token_ids,) for prompt in prompts)
+        check_rows(
+            self.model, self.tokenizer, asked, "the prompts", "lower max_response_tokens", sampling.max_tokens
+        )
+        per_batch = max(1, self.sequences // sampling.responses)
         # Not inference_mode, in which autocast would cast all weights again for every token.
         with casts_kept(self.model), torch.no_grad(), self.place.autocast():
-            for start in range(0, len(order), per_batch):
-                chosen = order[start : start + per_batch]
+            for chosen in _batches([len(p.token_ids) for p in prompts], per_batch, not self.pads):
                 uniforms = torch.stack([_uniforms(seed, first + i, sampling) for i in chosen])
                 # [P, K, max_tokens]
                 batch = [prompts[i] for i in chosen]
-                for place, rows in self._decode(batch, uniforms.flatten(0, 1), sampling):
+                for place, rows in self._decode(batch, uniforms.flatten(0, 1), sampling, self.end_tokens):
                     i = chosen[place]
                     own = (self.tokenizer, self.end_tokens)
                     responses = (to_response(row.tokens, row.logprobs, *own) for row in rows)
@@ -154,7 +214,7 @@ class TransformersEngine:
         return [group for group in groups if group is not None]
 
     def _decode(
-        self, prompts: list[Prompt], uniforms: Tensor, sampling: Sampling
+        self, prompts: list[Prompt], uniforms: Tensor, sampling: Sampling, end_tokens: frozenset[int]
     ) -> Iterator[tuple[int, list[_Row]]]:
         """Decode all prompts of one batch together; uniforms [P * K, max_tokens].
 
@@ -162,22 +222,21 @@ class TransformersEngine:
         """
         device = self.model.device
         width = max(len(p.token_ids) for p in prompts)
-        pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor(
-            [[pad] * (width - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device
+            [[0] * (width - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device
         )
         mask = torch.tensor(
             [[0] * (width - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts], device=device
         )
         padded = not bool(mask.all())
-        cache = DynamicCache(config=self.model.config)
+        cache: Any = DynamicCache(config=self.model.config)
         cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         logits = self._forward(ids, cache, mask if padded else None, positions)  # [P, V]
         # One prefill a prompt, shared by its K responses.
         k = sampling.responses
         if k > 1:
-            cache.batch_repeat_interleave(k)
+            cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(k))
             logits, mask = logits.repeat_interleave(k, 0), mask.repeat_interleave(k, 0)
         rows = [_Row(i // k) for i in range(len(prompts) * k)]
         position = positions[:, -1].repeat_interleave(k, 0)
@@ -194,7 +253,7 @@ class TransformersEngine:
                 if not done[i]:
                     rows[i].tokens.append(ids_now[b])
                     rows[i].logprobs.append(logprobs_now[b])
-                    done[i] = ids_now[b] in self.end_tokens or t + 1 == sampling.max_tokens
+                    done[i] = ids_now[b] in end_tokens or t + 1 == sampling.max_tokens
                     missing[i // k] -= done[i]
                     if done[i] and not missing[i // k]:
                         yield i // k, rows[i // k * k : (i // k + 1) * k]
@@ -203,7 +262,7 @@ class TransformersEngine:
                 break
             if len(left) < COMPACT_AT * len(alive):
                 keep = torch.tensor(left, device=device)
-                cache.batch_select_indices(keep)
+                cache.reorder_cache(keep)
                 tokens, mask, position, uniforms = tokens[keep], mask[keep], position[keep], uniforms[keep]
                 alive = [alive[b] for b in left]
             position = position + 1
@@ -215,7 +274,7 @@ class TransformersEngine:
         """Float32 logits of the last position, [B, V]; extends the cache."""
         inputs = {
             "input_ids": ids,
-            "past_key_values": cache,
+            self.cache_name: cache,
             "attention_mask": mask,
             "position_ids": positions,
         }
@@ -226,6 +285,19 @@ class TransformersEngine:
         head: Any = self.model.get_output_embeddings()
         with torch.autocast(ids.device.type, enabled=False):
             return torch.nn.functional.linear(out.last_hidden_state[:, -1].float(), head.weight, head.bias)
+
+
+def _cache_name(model: PreTrainedModel) -> str:
+    """What a model calls the cache that it is handed; '' where it takes none."""
+    taken = inspect.signature(model.forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in taken), "")
+
+
+def _batches(lengths: Sequence[int], size: int, alike: bool) -> list[list[int]]:
+    """Places of prompts that are decoded together, shortest first for less padding; `alike`: of one length only."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    runs = [list(run) for _, run in groupby(order, key=lambda i: lengths[i])] if alike else [order]
+    return [run[start : start + size] for run in runs for start in range(0, len(run), size)]
 
 
 def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,13 @@ works on each token once. Attention sets the rows out again, for a moment, one l
 """
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -30,16 +32,36 @@ class Packing:
     places: Tensor  # [M]: of the tokens before the M True places of the mask, row by row
 
 
-def use_own_attention(model: PreTrainedModel) -> None:
-    """Put `attention` in the place of `sdpa`; anything else stays."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(NAME)
+_OWN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def use_own_attention(model: PreTrainedModel) -> bool:
+    """Put `attention` in the place of `sdpa`; True where it is there now.
+
+    Only where layers call it by its name, with keys and values alone: others ask for the name `sdpa` in their own
+    code, and do something else where it has another (Falcon, sparse attention with an index).
+    """
+    if model not in _OWN:
+        config = model.config
+        _OWN[model] = (
+            config._attn_implementation == "sdpa"
+            and bool(model._supports_attention_backend)
+            and only_attention(model)
+        )
+        if _OWN[model]:
+            model.set_attn_implementation(NAME)
+    return _OWN[model]
+
+
+def only_attention(model: PreTrainedModel) -> bool:
+    """True where keys and values are all that a model keeps of past tokens: no state of a recurrence or convolution."""
+    layers = DynamicCache(config=model.config).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether the model may be given packed tokens."""
-    use_own_attention(model)
-    return model.config._attn_implementation == NAME and model.config.model_type in PACKS
+    """True where the model may be given packed tokens."""
+    return use_own_attention(model) and model.config.model_type in PACKS
 
 
 def attention(
@@ -55,9 +77,9 @@ def attention(
     if packing is not None:
         return _packed(module, query, key, value, packing, **kwargs), None
     one_mask = attention_mask is None or attention_mask.shape[1] == 1
-    plain = one_mask and kwargs.get("position_bias") is None
+    plain = one_mask and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     if query.shape[2] > 1 or query.shape[1] == key.shape[1] or not plain:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return _set_out(module, query, key, value, attention_mask, **kwargs), None
     return _shared_heads(query, key, value, attention_mask, kwargs.get("scaling")), None
 
 
@@ -78,7 +100,7 @@ def _packed(
             embedding(rows, x).unflatten(-1, (n, -1)).transpose(1, 2)
             for x, n in zip(flat, heads, strict=True)
         )
-        out, _ = sdpa_attention_forward(module, q, k, v, mask, **kwargs)  # [b, t, H, D]
+        out = _set_out(module, q, k, v, mask, **kwargs)  # [b, t, H, D]
         found.append(out.flatten(2).flatten(0, 1))
     together = found[0] if len(found) == 1 else torch.cat(found)
     return embedding(packing.back, together).unflatten(-1, (heads[0], -1)).to(dtype)[None]
@@ -103,6 +125,33 @@ def _shared_heads(
     grouped = query.reshape(rows, key.shape[1], -1, width)
     found = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return found.reshape(rows, 1, heads, -1)
+
+
+def _set_out(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs
+) -> Tensor:
+    """Attention of rows that are set out: `sdpa`, which leaves soft caps out, or `_capped`; [B, T, H, D]."""
+    if (cap := kwargs.get("softcap")) is not None:
+        return _capped(query, key, value, mask, cap, kwargs["scaling"])
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cap: float, scaling: float
+) -> Tensor:
+    """Attention whose scores s become cap * tanh(s / cap) (Gemma 2, arXiv 2408.00118).
+
+    mask [B, 1, T, T'], False where a token is not seen; None: all that came before are. Returns [B, T, H, D].
+    """
+    shared = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+    scores = cap * (query @ key.transpose(-1, -2) * (scaling / cap)).tanh()  # [B, H, T, T']
+    if mask is None:
+        new, seen = scores.shape[-2:]
+        mask = torch.ones(new, seen, dtype=torch.bool, device=scores.device).tril(seen - new)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, attention)

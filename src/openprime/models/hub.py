@@ -1,8 +1,11 @@
 """Load and save Hugging Face causal language models."""
 
+import contextlib
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,15 +22,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from openprime.config import PromptFormat
+from openprime.data.template import turn_ends
+from openprime.models.checks import check_config, check_finite, check_weights, first_line
 from openprime.ranks import first, on_first
 from openprime.types import StorageError, UserError
 
 FORMAT_FILE = "prompt_format.json"
+GENERATION_FILE = "generation_config.json"
+OWN_CODE = (
+    "comes with Python code of its own, which is never run here (trust_remote_code is off): use a model that "
+    "transformers knows"
+)
 FILE_BYTES = 5 * 2**30
 """Largest safetensors file that several ranks write."""
 
@@ -35,43 +44,103 @@ logging.disable_progress_bar()  # "Loading weights" would break up our own progr
 
 
 def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """A causal language model with float32 weights, from a directory or a hub id.
+    """A causal language model with float32 weights, from a directory or a hub id. No code of a model's own is run.
 
-    Raises UserError for a path that does not exist or a model that is not a causal language model.
+    Raises UserError for a path that does not exist, a model that is not a causal language model, and weights that are
+    not those of its configuration or damaged.
     """
-    read_architecture(name)
+    config = read_architecture(name)
+    generation = read_generation(name, config)
+    options: Any = {
+        "dtype": torch.float32,
+        "trust_remote_code": False,
+        "generation_config": GenerationConfig(),
+    }
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{name}: its weights cannot be read: {error}") from error
-    return model.to(device)  # pyright: ignore[reportArgumentType]
+        with _quiet():
+            # What does not fit is said by check_weights.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, **options, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+    except Exception as error:  # not our code: anything may come
+        raise UserError(f"{name}: its weights cannot be read: {first_line(error)}") from error
+    model, found = loaded
+    check_weights(name, model, found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
+    model.generation_config = generation
+    model = model.to(device)  # pyright: ignore[reportArgumentType]
+    check_finite(name, model)
+    return model
 
 
 def read_architecture(name: str) -> PreTrainedConfig:
     """The configuration of a causal language model; raises UserError as `load_model` does."""
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: {_not_found(name)}: {error}") from error
-    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    architectures = config.architectures or []
-    if not causal.intersection(architectures):
+    base = _base_of_adapter(name)
+    if base is not None:
         raise UserError(
-            f"{name}: not a causal language model (its architectures: {', '.join(architectures) or 'none given'}); "
-            "use a model whose config.json names a ...ForCausalLM class"
+            f"{name}: an adapter of {base}, not a model: merge it into its base (peft's merge_and_unload), save that, "
+            "and name its folder"
         )
+    config = _read_config(name)
+    check_config(name, config)
     return config
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, chat template included."""
+    """The tokenizer of a model, chat template included. No code of its own is run."""
     folder = Path(name)
     if folder.is_dir() and not any(any(folder.glob(kind)) for kind in ("tokenizer*", "*.model", "vocab*")):
         raise UserError(f"{name}: no tokenizer in this folder")  # some classes would make an empty one
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: no tokenizer: {error}") from error
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # not our code: anything may come
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{name}: its tokenizer {OWN_CODE}") from error
+        raise UserError(f"{name}: no tokenizer: {first_line(error)}") from error
+
+
+def read_generation(name: str, config: PreTrainedConfig) -> GenerationConfig:
+    """A model's settings of generation, whatever they are: they are kept and exported, and only end tokens are used."""
+    path = find_file(name, GENERATION_FILE)
+    if path is None:
+        return GenerationConfig.from_model_config(config)  # older models
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = GenerationConfig()
+        for key, value in values.items():  # past its own checks, which also refuse what is on the hub
+            setattr(found, key, value)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: expected a JSON object: {first_line(error)}") from error
+    return found
+
+
+def _read_config(name: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # not our code: anything may come
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{name}: the model {OWN_CODE}") from error
+        raise UserError(f"{name}: {_not_found(name)}: {first_line(error)}") from error
+
+
+def _base_of_adapter(name: str) -> str | None:
+    """The base that an adapter names; None for what is no adapter. Beside a model's files it would be put on top."""
+    path = find_file(name, "adapter_config.json")
+    if path is None:
+        return None
+    with contextlib.suppress(ValueError, AttributeError):
+        return str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path"))
+    return "an unknown model"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own table of what does not fit."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def save_model(
@@ -88,9 +157,26 @@ def save_model(
     if isinstance(model, FSDPModule):
         _save_whole(model, folder)
     elif first():
-        model.save_pretrained(folder)
-    if not first():
-        return
+        generation, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            model.save_pretrained(folder)
+        finally:
+            model.generation_config = generation
+    if first():
+        save_settings(model, tokenizer, folder, form)
+
+
+def save_settings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    form: PromptFormat | None = None,
+) -> None:
+    """`save_model` without the weights."""
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        # As it was read: save_pretrained refuses some that are on the hub.
+        model.generation_config.to_json_file(folder / GENERATION_FILE, keys_to_pop=["compile_config"])
     tokenizer.save_pretrained(folder)
     if form is not None:
         settings = PromptFormat(**{name: getattr(form, name) for name in PromptFormat.model_fields})
@@ -127,28 +213,31 @@ def same_vocabulary(
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a response: those of the generation configuration and the tokenizer's own."""
+    """Tokens that end a response: those of the generation configuration, the tokenizer's own, the chat template's."""
     return _end_tokens(model.generation_config, tokenizer)
 
 
 def named_end_tokens(name: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """`end_tokens` of a model that is loaded elsewhere."""
-    if find_file(name, "generation_config.json"):
-        return _end_tokens(GenerationConfig.from_pretrained(name), tokenizer)
-    return _end_tokens(GenerationConfig.from_model_config(AutoConfig.from_pretrained(name)), tokenizer)
+    return _end_tokens(read_generation(name, read_architecture(name)), tokenizer)
 
 
 def most_positions(name: str) -> int:
     """The longest sequence that a model is made for, in tokens."""
-    config = AutoConfig.from_pretrained(name).get_text_config()
-    return config.to_dict().get("max_position_embeddings") or 2**31
+    return getattr(read_architecture(name), "max_position_embeddings", None) or 2**31
 
 
 def _end_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    listed = generation.eos_token_id if generation else None
-    ids = [listed] if isinstance(listed, int) else list(listed or [])
+    listed: Any = generation.eos_token_id if generation else None
+    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not all(isinstance(i, int) for i in ids):
+        raise UserError(
+            f"{GENERATION_FILE}: eos_token_id: expected a token id or a list of them, found {listed!r}"
+        )
+    ids = list(ids)
     if isinstance(tokenizer.eos_token_id, int):
         ids.append(tokenizer.eos_token_id)
+    ids += turn_ends(tokenizer)
     if not ids:
         raise UserError(
             "neither the tokenizer nor the generation configuration names an end-of-sequence token"
@@ -156,15 +245,16 @@ def _end_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedTokeni
     return frozenset(ids)
 
 
-def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that fills batches up; any will do, for no other token ever sees it."""
-    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-
-
 def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """(name, whole weight) of a model, one after the other; every rank must take them all."""
     for name, parameter in model.named_parameters():
         yield name, parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def persistent_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Tensors that are saved with the weights and never trained, such as the biases of some routers."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def compute_device(model: PreTrainedModel) -> torch.device:
@@ -176,7 +266,8 @@ def compute_device(model: PreTrainedModel) -> torch.device:
 
 def _save_whole(model: PreTrainedModel, folder: Path) -> None:
     """Write a sharded model as Hugging Face does, file by file; every rank calls it, the first one writes."""
-    sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
+    fixed = persistent_buffers(model)
+    sizes = {n: p.numel() * p.element_size() for n, p in (*model.named_parameters(), *fixed.items())}
     files: list[list[str]] = [[]]
     size = 0
     for name, more in sizes.items():
@@ -185,7 +276,7 @@ def _save_whole(model: PreTrainedModel, folder: Path) -> None:
             size = 0
         files[-1].append(name)
         size += more
-    whole = named_tensors(model)
+    whole = chain(named_tensors(model), fixed.items())
     index: dict[str, str] = {}
     for number, names in enumerate(files, 1):
         one = (
@@ -203,9 +294,6 @@ def _save_whole(model: PreTrainedModel, folder: Path) -> None:
     if len(files) > 1:
         text = json.dumps({"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}, indent=2)
         (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
-    model.config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -4,19 +4,21 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from openprime.config import LoRAOptimizerConfig, OptimizerConfig, PromptFormat
-from openprime.models.hub import compute_device, save_model
+from openprime.models.checks import check_scoring, first_line, plain_logprobs, trial_rows
+from openprime.models.hub import compute_device, save_model, save_settings
 from openprime.models.logprobs import token_distributions, token_logprobs
-from openprime.models.lora import add_adapter, merged_model, merged_tensors, using_adapter
+from openprime.models.lora import add_adapter, made_up, merged_model, merged_tensors, using_adapter
 from openprime.models.placement import Placement
 from openprime.models.sharding import load_trained
-from openprime.ranks import all_sum, rank, world
-from openprime.types import Batch
+from openprime.ranks import all_sum, on_first, rank, world
+from openprime.types import Batch, UserError
 
 CPU_TOKENS = 2048
 """Tokens of a micro-batch on a CPU: what larger ones hold leaves its cache, and they are slower."""
@@ -79,6 +81,35 @@ class LM:
         """Write it as a Hugging Face model, its adapter merged in; `form` is how it was asked in training."""
         save_model(merged_model(self.model, self.adapter), tokenizer, folder, form)
 
+    def try_save(self, tokenizer: PreTrainedTokenizerBase, form: PromptFormat | None = None) -> None:
+        """Raise UserError where `save` would fail, or write another model: said before a run, not after it.
+
+        Writes all but the weights into a temporary folder. An adapter is given values, and the model with it merged in
+        is compared with it on a few tokens (in one process; it takes as much memory as the export does).
+        """
+        try:
+            with TemporaryDirectory() as folder:
+                on_first(lambda: save_settings(self.model, tokenizer, Path(folder), form))
+        except Exception as error:  # not our code: anything may come
+            raise UserError(
+                f"this model could not be exported after training: {first_line(error)}"
+            ) from error
+        if not self.adapter or world() > 1:
+            return
+        row = trial_rows(self.model)[-1]
+        with self.active():
+            before = plain_logprobs(self.model, row)
+            with made_up(self.model, self.adapter):
+                own = plain_logprobs(self.model, row)
+                merged = plain_logprobs(merged_model(self.model, self.adapter), row)
+        gap, moved = float((merged - own).abs().max()), float((own - before).abs().max())
+        if gap > 0.01 * moved + 1e-3:
+            raise UserError(
+                f"lora: the exported model would not be the trained one: with the adapter merged in, log-probabilities "
+                f"differ by {gap:.2g} nats (the adapter itself changes them by {moved:.2g}): set lora.targets to "
+                "attention's layers, such as q_proj and v_proj, or lora.rank=0"
+            )
+
 
 class Loader:
     """Loads the models of a run; one whose own weights nothing trains is loaded once, whoever uses it."""
@@ -86,20 +117,28 @@ class Loader:
     def __init__(self, place: Placement) -> None:
         self.place = place
         self.frozen: dict[str, PreTrainedModel] = {}
+        self.notes: list[str] = []
+        """What a user should know of the models that were loaded."""
 
     def trained(self, name: str, adapter: str, config: OptimizerConfig, temperature: float = 1.0) -> LM:
         """A model to train: whole, or with `lora.rank` an `adapter` on a base that others may use too."""
         if not (isinstance(config, LoRAOptimizerConfig) and config.lora.rank):
-            return LM(load_trained(name, self.place), self.place, temperature=temperature)
+            lm = LM(load_trained(name, self.place).eval(), self.place, temperature=temperature)
+            check_scoring(name, lm)
+            return lm
         model = self.reference(name).model
-        add_adapter(model, adapter, config.lora)
+        self.notes += [note for note in add_adapter(model, adapter, config.lora) if note not in self.notes]
         return LM(model, self.place, adapter, temperature)
 
     def reference(self, name: str, tokens_per_microbatch: int = 16384) -> LM:
         """A model to read only."""
-        if name not in self.frozen:
+        fresh = name not in self.frozen
+        if fresh:
             self.frozen[name] = load_trained(name, self.place).requires_grad_(False).eval()
-        return LM(self.frozen[name], self.place, tokens_per_microbatch=tokens_per_microbatch)
+        lm = LM(self.frozen[name], self.place, tokens_per_microbatch=tokens_per_microbatch)
+        if fresh:
+            check_scoring(name, lm)
+        return lm
 
 
 def micro_batches(

@@ -6,6 +6,7 @@ of the base and the whole of the adapters.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,21 +16,22 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openprime.config import LoRAConfig
-from openprime.models.hub import named_tensors
+from openprime.models.checks import trial_rows
+from openprime.models.hub import compute_device, named_tensors
 from openprime.ranks import first, world
 from openprime.types import UserError
 
 
-def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> None:
+def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> list[str]:
     """Give a model an adapter and freeze its own weights; the adapter that came first is the active one.
 
-    Raises UserError for a target that is no linear layer of the model's blocks.
+    Returns a note where a part of the blocks gets none. Raises UserError for a target that is no linear layer of the
+    model's blocks.
     """
-    from peft import LoraConfig  # an extra: pip install 'openprime[lora]'
+    from peft import LoraConfig, inject_adapter_in_model  # an extra: pip install 'openprime[lora]'
 
-    head = model.get_output_embeddings()
-    modules = [(n, m) for n, m in model.named_modules() if m is not head and ".lora_" not in n]
-    known = {n.removesuffix(".base_layer").split(".")[-1] for n, m in modules if isinstance(m, nn.Linear)}
+    layers = linear_layers(model)
+    known = {layer.split(".")[-1] for layer in layers}
     unknown = sorted(set(config.targets) - known)
     if unknown or not known:
         raise UserError(
@@ -37,12 +39,71 @@ def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> None:
             + (", ".join(sorted(known)) or "none; set lora.rank=0")
         )
     first = name if not has_adapters(model) else model.active_adapters()[0]
-    targets = sorted(config.targets or known)
-    options: Any = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": targets}
+    chosen = [layer for layer in layers if layer.split(".")[-1] in (config.targets or known)]
+    notes = [] if config.targets else _left_out(model, set(chosen))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant
-        model.add_adapter(LoraConfig(**options), name)
+        warnings.filterwarnings("ignore", "While injecting the PEFT adapters")  # names, not a rule for names
+        inject_adapter_in_model(
+            LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=["none by its name"]),  # pyright: ignore
+            model,
+            name,
+            state_dict={f"{layer}.lora_A.weight": torch.empty(0) for layer in chosen},
+        )
+    model._hf_peft_config_loaded = True
     _switch(model, first)
+    return notes
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the blocks' linear layers that can have an adapter: those that are called, for a few tokens.
+
+    Some mixers take a layer's weight and never call it (`dt_proj`), or do so in fused kernels (`out_proj`), past an
+    adapter. Routed experts of one tensor are no linear layers.
+    """
+    head, gives, hooks = model.get_output_embeddings(), {}, []
+    modules = {name.removesuffix(".base_layer"): module for name, module in model.named_modules()}
+    for name, module in modules.items():
+        hook = lambda module, inputs, output, name=name: gives.update({name: type(output)})  # noqa: E731
+        hooks.append(module.register_forward_hook(hook))
+    try:
+        with torch.no_grad():
+            ids = torch.tensor(trial_rows(model)[-1:], device=compute_device(model))
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = []
+    for name, module in modules.items():
+        if not isinstance(module, nn.Linear) or module is head or ".lora_" in name:
+            continue
+        owner, _, own = name.rpartition(".")
+        in_mamba = {"A_log", "D"} <= dict(modules[owner].named_parameters(recurse=False)).keys()
+        expert = owner not in gives  # no token was routed to it
+        plain = gives.get(name) is Tensor or expert  # some routers give tuples
+        found += [name] if plain and not (in_mamba and own == "out_proj") else []
+    return found
+
+
+def _left_out(model: PreTrainedModel, adapted: set[str]) -> list[str]:
+    """A note on the matrices of the blocks that get no adapter, where they are a hundredth of all or more."""
+    embedded = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    head: Any = model.get_output_embeddings()
+    outside = embedded | {id(p) for p in head.parameters()}
+    sizes: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        plain = name.replace(".base_layer", "")
+        if parameter.dim() < 2 or id(parameter) in outside or ".lora_" in name:
+            continue
+        kind = ".".join(
+            [part for part in plain.removesuffix(".weight").split(".") if not part.isdigit()][-2:]
+        )
+        sizes[kind] += parameter.numel()
+        left[kind] += 0 if plain.removesuffix(".weight") in adapted else parameter.numel()
+    share = left.total() / max(1, sizes.total())
+    names = ", ".join(kind for kind, size in left.most_common(4) if size)
+    return [f"lora: no adapter for {share:.0%} of the blocks' weights ({names})"] if share >= 0.01 else []
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
@@ -74,6 +135,22 @@ def trained_parameters(model: PreTrainedModel, adapter: str) -> dict[str, nn.Par
     """The parameters that training changes, by name: those of an adapter, or with '' all."""
     named = model.named_parameters()
     return {name: p for name, p in named if not adapter or (f".{adapter}." in name and ".lora_" in name)}
+
+
+@contextmanager
+def made_up(model: PreTrainedModel, adapter: str) -> Iterator[None]:
+    """An adapter that is still 0 with values in it; afterwards it is 0 again."""
+    ups = [p for name, p in trained_parameters(model, adapter).items() if ".lora_B." in name]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for up in ups:
+            up.copy_(0.1 * torch.randn(up.shape, generator=generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for up in ups:
+                up.zero_()
 
 
 def merged_tensors(model: PreTrainedModel, adapter: str) -> Iterator[tuple[str, Tensor]]:
@@ -109,7 +186,8 @@ def merged_model(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     )
     plain.load_state_dict({name: tensor for name, tensor in weights if first()}, strict=False, assign=True)
     plain.tie_weights()
-    for name, buffer in model.named_buffers():
+    # One tensor may be two buffers, as in rotary positions after a long row.
+    for name, buffer in model.named_buffers(remove_duplicate=False):
         owner, _, kind = name.rpartition(".")
         setattr(plain.get_submodule(owner), kind, buffer)
     plain.generation_config = model.generation_config

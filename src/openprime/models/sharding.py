@@ -18,13 +18,19 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from openprime.models.hub import load_model, read_architecture
+from openprime.models.checks import check_finite, check_weights, first_line
+from openprime.models.hub import load_model, persistent_buffers, read_architecture, read_generation
 from openprime.models.logprobs import whole_logprobs
 from openprime.models.placement import Placement
 from openprime.ranks import on_first, world
 from openprime.types import UserError
+
+NAMES = (
+    "several ranks read safetensors files with the parameters' own names, as save_pretrained writes them; those of "
+    "mixtures of experts have others"
+)
 
 
 def load_trained(name: str, place: Placement) -> PreTrainedModel:
@@ -37,21 +43,32 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
     config = read_architecture(name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if (generation := generation_config(name)) is not None:
-        model.generation_config = generation
+    model.generation_config = read_generation(name, config)
     shard(model, place)
     materialise(model, torch.device("cpu") if place.cpu_offload else place.device)
     folder = name
     if not Path(name).is_dir():
         folder = on_first(lambda: snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+    wanted = dict(model.named_parameters()) | persistent_buffers(model)
     try:
         # Reads the slices of a safetensors file that a rank's shares need.
-        load(dict(model.named_parameters()), storage_reader=HuggingFaceStorageReader(folder))
+        stored = HuggingFaceStorageReader(folder).read_metadata().state_dict_metadata
+        sizes = {key: tuple(getattr(found, "size", ())) for key, found in stored.items()}
+        check_weights(
+            name,
+            model,
+            wanted.keys() - sizes.keys(),
+            sizes.keys() - model.state_dict().keys(),
+            [(k, sizes[k], t.shape) for k, t in wanted.items() if k in sizes and sizes[k] != tuple(t.shape)],
+        )
+        load(wanted, storage_reader=HuggingFaceStorageReader(folder))
+    except UserError as error:
+        raise UserError(f"{error} ({NAMES})") from error
     except (CheckpointException, RuntimeError, OSError) as error:
         raise UserError(
-            f"{name}: its weights cannot be read in shares ({_first_line(error)}): several ranks need safetensors "
-            "files with the parameters' own names, as save_pretrained writes them"
+            f"{name}: its weights cannot be read in shares ({first_line(error)}): {NAMES}"
         ) from error
+    check_finite(name, model)
     return model
 
 
@@ -106,17 +123,7 @@ def sampling_model(model: PreTrainedModel, place: Placement) -> PreTrainedModel:
         for block in blocks(whole):
             block.to(torch.bfloat16)
     materialise(whole, place.device)
+    for name, buffer in persistent_buffers(model).items():
+        whole.get_buffer(name).copy_(buffer)
     whole.generation_config = model.generation_config
     return whole.requires_grad_(False).eval()
-
-
-def generation_config(name: str) -> GenerationConfig | None:
-    """A model's own settings for generation, with the tokens that end a response."""
-    try:
-        return GenerationConfig.from_pretrained(name)
-    except OSError:  # there are none
-        return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
