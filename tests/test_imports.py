@@ -18,7 +18,7 @@ ALLOWED = {
     "verifiers": BASIS,
     "tasks": BASIS,
     "data": BASIS | {"tasks"},
-    "models": BASIS | {"ranks"},
+    "models": BASIS | {"ranks", "data"},
     "engines": BASIS | {"ranks", "models"},
     "run": BASIS | {"", "ranks", "models"},
     "prime": METHOD,

@@ -45,7 +45,7 @@ class Prompt:
     """Unique within a data set: its name and row number."""
     token_ids: tuple[int, ...]
     """The rendered prompt, chat template and generation prompt included."""
-    messages: str | list[dict[str, str]]
+    messages: str | list[dict[str, Any]]
     """What the user wrote: plain text, or chat messages."""
     answer: str | None
     """The reference answer; None where a user's verifier needs none."""

@@ -3,8 +3,9 @@
 import pytest
 
 from openprime.config import DataConfig
-from openprime.data.chat import ACTIONS, SUFFIXES, complete, encode_prompts, encode_responses, suitable
+from openprime.data.chat import SUFFIXES, complete, encode_prompts, suitable
 from openprime.data.chat import SYSTEM as PUBLISHED
+from openprime.data.steps import ACTIONS
 
 CHAT = [
     {"role": "user", "content": "one"},
@@ -48,11 +49,11 @@ def test_encode_prompts__a_system_message_goes_first_where_there_is_none(tokeniz
 
 
 def test_encode_prompts__a_suffix_goes_behind_the_last_user_message(tokenizer):
-    answered = CHAT[:2]
+    answered = [*CHAT[:2], {"role": "tool", "content": "5"}]
     assert texts(["q", CHAT, answered], tokenizer, suffix=" Box it.") == [
         "<|user|>q Box it.<|end|><|assistant|>",
         "<|user|>one<|end|><|assistant|>two<|end|><|user|>three Box it.<|end|><|assistant|>",
-        "<|user|>one Box it.<|end|><|assistant|>two<|end|><|assistant|>",
+        "<|user|>one Box it.<|end|><|assistant|>two<|end|><|tool|>5<|end|><|assistant|>",
     ]
     assert CHAT[2]["content"] == "three"  # what the user wrote stays
     with pytest.raises(ValueError, match=r"row:0: the suffix .* user message.*data\.suffix"):
@@ -88,14 +89,6 @@ def test_encode_prompts__a_template_that_refuses_a_prompt_is_named_with_the_row(
         ValueError, match="row:1: the tokenizer's chat template refuses this prompt: no clowns"
     ):
         texts(["q", clown, CHAT], tokenizer)
-
-
-def test_encode_responses__end_and_never_begin(tokenizer):
-    ids = encode_responses(["two", "é"], tokenizer)
-    assert [tokenizer.decode(row) for row in ids] == ["two<|end|>", "é<|end|>"]
-    assert ids[0] == [*tokenizer("two", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    assert encode_responses([], tokenizer) == []
-    assert encode_prompts([], [], DataConfig(), tokenizer) == []
 
 
 # The published templates

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openprime.data.chat import Turn
 from openprime.data.collate import collate, collate_demonstrations, tokens_containing
-from openprime.data.readers import Demonstration
 from openprime.types import Batch, Group, Prompt, Response
 
 
@@ -129,7 +129,7 @@ def test_batch__moves_as_a_whole(groups: list[Group]):
 
 
 def test_collate_demonstrations__are_groups_of_one():
-    batch = collate_demonstrations([Demonstration((1, 2), (3, 4, 0)), Demonstration((5,), (6,))], 9)
+    batch = collate_demonstrations([Turn((1, 2), (3, 4, 0)), Turn((5,), (6,))], 9)
     assert batch.token_ids.tolist() == [[1, 2, 3, 4, 0], [5, 6, 9, 9, 9]]
     assert batch.response_mask.int().tolist() == [[0, 0, 1, 1, 1], [0, 1, 0, 0, 0]]
     assert batch.group.tolist() == [0, 1]

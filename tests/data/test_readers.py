@@ -11,7 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from openprime.config import DataConfig
-from openprime.data.readers import Demonstration, as_answer, load_rows, read_demonstrations, read_prompts
+from openprime.data.chat import Turn
+from openprime.data.readers import as_answer, load_rows, read_demonstrations, read_prompts
 
 
 def write(path, rows):
@@ -379,7 +380,7 @@ def test_read_prompts__long_ones_are_dropped_and_counted(source, tokenizer):
         ("data.jsonl:0", "3", 6),
         ("data.jsonl:2", "4", 7),
     ]
-    assert (found.dropped_long, found.rows) == (2, 4)
+    assert (found.rows, found.notes) == (4, ["2 of 4 prompts are over 7 tokens: dropped"])
     config = DataConfig(source=source(rows), max_prompt_tokens=32, too_long="error")
     with pytest.raises(ValueError, match=r"data\.jsonl:1: the prompt has 33 tokens.*max_prompt_tokens=32"):
         read_prompts(config, tokenizer)
@@ -410,8 +411,8 @@ def test_read_demonstrations__every_shape(source, tokenizer, row):
     prompt = [encode("<|user|>"), *tokenizer("1+1?", add_special_tokens=False).input_ids]
     prompt += [encode("<|end|>"), encode("<|assistant|>")]
     response = [*tokenizer("two", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    assert found.rows == [Demonstration(tuple(prompt), tuple(response))]
-    assert found.dropped_long == 0
+    assert found.rows == [Turn(tuple(prompt), tuple(response))]
+    assert found.notes == []
 
 
 def test_read_demonstrations__named_fields(source, tokenizer):
@@ -429,8 +430,8 @@ def test_read_demonstrations__named_fields(source, tokenizer):
 @pytest.mark.parametrize(
     ("row", "settings", "message"),
     [
-        ({"prompt": "a", "completion": ""}, {}, r"data\.jsonl:1: the response is empty"),
-        ({"prompt": "a", "completion": " \n"}, {}, r"data\.jsonl:1: the response is empty"),
+        ({"prompt": "a", "completion": ""}, {}, r"1 of 2 rows have an empty response \(row 1\)"),
+        ({"prompt": "a", "completion": " \n"}, {}, r"1 of 2 rows have an empty response \(row 1\)"),
         ({"prompt": "a", "completion": None}, {}, r"data\.jsonl:1: the response must be text"),
         ({"prompt": "a", "completion": USER}, {}, r"data\.jsonl:1: the response must be text"),
         ({"prompt": "a", "completion": TALK}, {}, r"data\.jsonl:1: the response must be text"),
@@ -456,7 +457,10 @@ def test_read_demonstrations__long_ones_are_dropped_and_counted(source, tokenize
     config = DataConfig(source=source(rows), max_prompt_tokens=12)
     found = read_demonstrations(config, tokenizer, 8)  # 3 tokens of the template, 1 of the end
     assert [(len(d.prompt_ids), len(d.response_ids)) for d in found.rows] == [(4, 2), (5, 3)]
-    assert found.dropped_long == 3
+    assert found.notes == [
+        "1 of 5 prompts are over 12 tokens: dropped",
+        "2 demonstrations are over max_tokens=8: dropped",
+    ]
     with pytest.raises(ValueError, match="all 5 rows are longer than max_tokens=5"):
         read_demonstrations(config, tokenizer, 5)
     with pytest.raises(ValueError, match=r"data\.jsonl:4: the prompt has 33 tokens"):
@@ -465,8 +469,13 @@ def test_read_demonstrations__long_ones_are_dropped_and_counted(source, tokenize
 
 def test_read_demonstrations__a_tokenizer_without_an_end_cannot_learn(source, tokenizer):
     tokenizer.eos_token = None
+    config = DataConfig(source=source([{"prompt": "a", "completion": "b"}]))
+    assert len(read_demonstrations(config, tokenizer, 100).rows) == 1  # the chat template has an end
     with pytest.raises(ValueError, match="no end-of-sequence token"):
-        read_demonstrations(DataConfig(source=source([{"prompt": "a", "completion": "b"}])), tokenizer, 100)
+        read_demonstrations(config.model_copy(update={"chat_template": "none"}), tokenizer, 100)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(ValueError, match="has a token that ends a response"):
+        read_demonstrations(config, tokenizer, 100)
 
 
 def test_read_prompts__every_row_has_an_id_of_its_own(source, tokenizer):

@@ -103,11 +103,10 @@ def test_read_responses__every_shape_of_a_row(row: dict, expected: list[tuple]):
     ("row", "message"),
     [
         (
-            {"prompt": "q", "completion": "a"},
-            "here: no field response, responses or steps; there are: prompt, com",
+            {"prompt": "q", "reply": "a"},
+            "here: no field response, responses, completion or steps; there are: prompt, reply",
         ),
         ({"response": None}, "here, response: expected text, found None"),
-        ({"response": "half \ud83d"}, "here, response: half a character"),
         ({"responses": None, "id": 3}, 'here: expected {"responses": [...]}, found the fields responses, id'),
         ({"responses": []}, "here, responses: expected a list with at least one entry, found []"),
         ({"responses": ["a", 4]}, "here, responses[1]: expected text, found 4"),
@@ -370,7 +369,7 @@ def test_collate_judged__keeps_prompts_responses_and_groups(read):
         ([flat("a", "b", -1)], ("judged.jsonl:0: its outcome", "-1")),
         ([flat("a", "b", 1.5)], ("judged.jsonl:0: its outcome", "1.5")),
         ([flat("a", "b", "1")], ("judged.jsonl:0: its outcome", "'1'")),
-        ([flat("a", " ")], ("judged.jsonl:0: the response is empty",)),
+        ([flat("a", " ")], ("judged.jsonl: 1 of 1 rows have an empty response (row 0)",)),
         ([flat("", "b")], ("judged.jsonl:0: expected text or a list of messages",)),
         ([{"prompt": "a", "outcome": 1}], ("judged.jsonl:0: no response: prompt is no", "data.response_field")),
         ([{"response": "b", "outcome": 1}], ("no row has a field prompt", "data.prompt_field")),

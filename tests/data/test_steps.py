@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from openprime.data.steps import ENDS, split_steps, steps_of_tokens, text_of_tokens, token_texts
+from openprime.config import PromptFormat
+from openprime.data.chat import Turn, encode_turns
+from openprime.data.steps import ENDS, split_steps, steps_of_tokens, token_texts
 from openprime.models.tiny import build_tokenizer
 
 CORPUS = ["what is the answer to the question, two or three? é 😀\n\nStep 1: [ASSESS]\n"] * 5
@@ -65,6 +67,12 @@ TOKENIZERS = {
 }
 
 
+def said(tokenizer: PreTrainedTokenizerBase, text: str) -> Turn:
+    """A response by itself, with the texts of its tokens."""
+    form = PromptFormat(chat_template="none")
+    return encode_turns(["q"], [text], ["row"], form, tokenizer, texts=True)[0]
+
+
 # Steps of texts
 
 
@@ -104,7 +112,8 @@ def test_split_steps__where_a_step_ends(how, steps):
 @given(text=TEXTS)
 def test_token_texts__joined_are_the_decoded_response_or_the_text(tokenizer, text):
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    decoded, given_text = token_texts(tokenizer, ids), text_of_tokens(tokenizer, text, ids)
+    decoded, given_text = token_texts(tokenizer, ids), said(tokenizer, text).texts
+    assert list(said(tokenizer, text).response_ids) == ids
     assert len(decoded) == len(given_text) == len(ids)
     assert "".join(decoded) == tokenizer.decode(ids, skip_special_tokens=True)
     assert decoded[-1] == "" or "\ufffd" in decoded[-1]  # the end-of-sequence token
@@ -129,7 +138,7 @@ def test_token_texts__a_character_goes_to_the_token_that_completes_it():
     assert len("😄".encode()) == 4
     shared = len(ids) - 5  # the first bytes of 😀 are one token
     expected = ["a", "\n", *[""] * shared, "😄", "b", ""]
-    assert token_texts(tokenizer, ids) == text_of_tokens(tokenizer, text, ids) == expected
+    assert token_texts(tokenizer, ids) == [*said(tokenizer, text).texts] == expected
     assert shared >= 1
 
 
@@ -148,7 +157,7 @@ def test_token_texts__a_space_at_the_beginning_of_a_token_stays():
 @given(text=TEXTS)
 def test_steps_of_tokens__a_token_is_where_its_first_character_is(tokenizer, how, text):
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    texts = text_of_tokens(tokenizer, text, ids)
+    texts = said(tokenizer, text).texts
     steps = split_steps(text, how)
     owner = [i for i, step in enumerate(steps) for _ in step]  # of each character
     found = steps_of_tokens(texts, steps)

@@ -147,7 +147,7 @@ def test_end_tokens__are_those_of_the_generation_configuration_and_the_tokenizer
     """Of a model, of its folder, and of a folder that another program loads, in older ones from config.json."""
     expected = expected | ({tokenizer.eos_token_id} if own else set())
     if not own:
-        tokenizer.eos_token = None
+        tokenizer.eos_token = tokenizer.chat_template = None
     small.generation_config = GenerationConfig(eos_token_id=listed)
     save_model(small, tokenizer, tmp_path)
     name = str(tmp_path)
@@ -164,5 +164,7 @@ def test_end_tokens__a_model_that_never_ends_is_refused(
 ):
     tokenizer.eos_token = None
     small.generation_config = GenerationConfig(eos_token_id=None)
+    assert len(end_tokens(small, tokenizer)) == 1  # the chat template's
+    tokenizer.chat_template = None
     with pytest.raises(UserError, match="end-of-sequence"):
         end_tokens(small, tokenizer)

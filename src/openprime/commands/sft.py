@@ -42,10 +42,8 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
     else:
         tokenizer, model = load_tokenizer(config.model), None
     data = read_demonstrations(config.data, tokenizer, config.max_tokens)
-    notes: list[str] = []
+    notes = data.notes
     held_out = pool.admit(read_prompts(held, tokenizer).prompts, notes.append) if held.source else []
-    if data.dropped_long:
-        notes.append(f"{data.dropped_long} demonstrations are over max_tokens={config.max_tokens}: dropped")
 
     torch.manual_seed(config.seed)
     if model is None:

@@ -1,23 +1,23 @@
 """From what a row says to a model's input: messages, chat template, token ids."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import PromptFormat
+from openprime.data.steps import ACTIONS, pieces, token_texts
+from openprime.data.template import IGNORED, Messages, Template, Tools, lost
 from openprime.types import UserError
-
-Messages = list[dict[str, str]]
 
 SUFFIXES = {
     "math": "\n\nPresent the answer in LaTex format: \\boxed{Your answer}",
     "code": "\n\nWrite Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end.",
 }
 """Text behind a question in the published recipe, by verifier (PRIME, arXiv 2502.01456; the Eurus-2 model cards)."""
-ACTIONS = ("ASSESS", "ADVANCE", "VERIFY", "SIMPLIFY", "SYNTHESIZE", "PIVOT", "OUTPUT")
-"""The seven actions of the published SFT data (PRIME, section 4.1)."""
 SYSTEM = (
     "\nWhen tackling complex reasoning tasks, you have access to the following actions. Use them as needed to progress "
     "through your thought process.\n\n"
@@ -29,26 +29,69 @@ SYSTEM = (
 """The published system message, word for word: models trained with it expect it."""
 
 
+Said = str | dict[str, Any] | tuple[int, ...]
+"""A response: a text, a message of the assistant, or the tokens that were sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A prompt and a response to it, as the model reads them."""
+
+    prompt_ids: tuple[int, ...]
+    """The rendered prompt, chat template and generation prompt included."""
+    response_ids: tuple[int, ...]
+    """The response with what the chat template puts around it, as far as the token that ends the turn."""
+    texts: tuple[str, ...] = ()
+    """Where asked for, the part of the response's text that each token has; joined they are that text."""
+
+
 def read_messages(value: object, where: str) -> str | Messages:
-    """A field's value as a prompt: text, or messages with a role and a text content each.
+    """A field's value as a prompt: text, or messages with a role and a content, and what else they have.
 
     Raises UserError, which begins with `where`, for anything else and for an empty prompt.
     """
+    value = parsed(value)
     if isinstance(value, str) and value.strip():
         return value
     if not isinstance(value, list) or not value:
         raise UserError(f"{where}: expected text or a list of messages, found {value!r:.80}")
-    messages = []
-    for message in value:
-        role, content = (
-            (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    return [read_message(message, where) for message in value]
+
+
+def read_message(value: object, where: str) -> dict[str, Any]:
+    """A message, without keys that have no value. Raises UserError, which begins with `where`, for anything else."""
+    message = value if isinstance(value, dict) else {}
+    kept = {k: v for k, v in message.items() if k == "content" or (v is not None and v != [] and v != {})}
+    calls = message.get("role") == "assistant" and kept.get("tool_calls") and not kept.get("content")
+    if not isinstance(message.get("role"), str) or not (isinstance(message.get("content"), str) or calls):
+        raise UserError(
+            f"{where}: expected a message with `role` and `content`, both text, found {value!r:.80}"
         )
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise UserError(
-                f"{where}: expected a message with `role` and `content`, both text, found {message!r:.80}"
-            )
-        messages.append({"role": role, "content": content})
-    return messages
+    return kept
+
+
+def parsed(value: object, key: str = "role") -> Any:
+    """A value as it is, or the list that it has as JSON, where it is one of objects with this key each."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        if isinstance(found, list) and found and all(isinstance(one, dict) and key in one for one in found):
+            return found
+    return value
+
+
+def read_tools(row: dict[str, Any], where: str) -> Tools:
+    """What the row's `tools` say that the assistant may call. Raises UserError, which begins with `where`."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        tools = parsed(parsed(tools, "type"), "name")
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError(f"{where}: expected `tools` as a list of JSON schemas, found {tools!r:.80}")
+    return tools
 
 
 def complete(prompt: str | Messages, name: str, form: PromptFormat, verifier: str) -> Messages:
@@ -84,71 +127,174 @@ def encode_prompts(
     form: PromptFormat,
     tokenizer: PreTrainedTokenizerBase,
     verifiers: Sequence[str] = (),
+    tools: Sequence[Tools] = (),
 ) -> list[list[int]]:
     """Token ids of each prompt with the system message, the suffix and the generation prompt.
 
     `names` are the prompts' ids, for messages; `verifiers` (math if not given) choose the template's suffix. Raises
-    ValueError where `chat_template` does not suit the tokenizer, its template refuses a prompt, or a prompt is empty.
+    UserError where `chat_template` does not suit the tokenizer, its template refuses a prompt or leaves out a part of
+    it, and where a prompt is empty or ends with an answer.
     """
+    chats, given = _complete(prompts, names, form, verifiers), tools or [None] * len(prompts)
+    template = _template(form, tokenizer)
+    if template is None:
+        return _encode_plain(chats, names, given, tokenizer)
+    for chat, name, own in zip(chats, names, given, strict=True):
+        template.keep_all(chat, name, own)
+    texts = [template.write(*one, ask=True) for one in zip(chats, names, given, strict=True)]
+    return _encode(texts, tokenizer)
+
+
+def encode_turns(
+    prompts: Sequence[str | Messages],
+    responses: Sequence[Said],
+    names: Sequence[str],
+    form: PromptFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    verifiers: Sequence[str] = (),
+    tools: Sequence[Tools] = (),
+    ended: Sequence[bool] = (),
+    texts: bool = False,
+) -> list[Turn]:
+    """Prompts and a response to each, as the chat template writes them.
+
+    Sampled tokens stand behind the prompt as they are (trap 13), and so does a response that has not `ended` (all have,
+    if not given). With `texts` each token's text is found too. Raises UserError as `encode_prompts` does, where
+    the template leaves out or changes a part of a response, and where no token can end one.
+    """
+    chats, given = _complete(prompts, names, form, verifiers), tools or [None] * len(prompts)
+    whole = ended or [True] * len(prompts)
+    template = _template(form, tokenizer)
+    rows = [_written(template, *row) for row in zip(chats, responses, names, given, whole, strict=True)]
+    heads = [*dict.fromkeys(head for head, _, _ in rows)]
+    known = dict(zip(heads, _encode(heads, tokenizer), strict=True))
+    plain = _encode_plain(chats, names, given, tokenizer) if template is None else []
+    bodies = [body + end for _, body, end in rows]
+    turns = []
+    for i, (ids, starts) in enumerate(_encode_with_starts(bodies, tokenizer)):
+        (head, body, _), said = rows[i], responses[i]
+        begin = len(known[head])
+        if isinstance(said, tuple):
+            ids, own = said, token_texts(tokenizer, said) if texts else ()
+        else:
+            if ids[:begin] == known[head]:
+                ids, starts = ids[begin:], starts[begin:]
+            else:  # a token that reaches from the prompt into the response, which no sampled one does
+                ((ids, starts),) = _encode_with_starts([bodies[i][len(head) :]], tokenizer)
+                starts = [start + len(head) for start in starts]
+            if (template is None and whole[i]) or not ids:
+                ids, starts = [*ids, _end_of_sequence(tokenizer)], [*starts, len(body)]
+            content = said if isinstance(said, str) else said.get("content") or ""
+            own = _texts(tokenizer, ids, content, body, starts) if texts else ()
+        turns.append(Turn(tuple(plain[i] if plain else known[head]), tuple(ids), tuple(own)))
+    return turns
+
+
+def _written(
+    template: Template | None, chat: Messages, said: Said, name: str, tools: Tools, ended: bool
+) -> tuple[str, str, str]:
+    """(prompt, the same with the response behind it, what ends it); without a template the response alone."""
+    text = said if isinstance(said, str) else ""
+    message = said if isinstance(said, dict) else {"role": "assistant", "content": text}
+    if template is None:
+        return "", _plain([message], name), ""
+    if ended and not isinstance(said, tuple):
+        template.keep_all([*chat, message], name, tools)
+        return template.turn(chat, message, name, tools)
+    asked = template.write(chat, name, tools, ask=True)
+    return asked, template.cut_off(asked, str(message.get("content") or "")), ""
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], content: str, written: str, starts: Sequence[int]
+) -> list[str]:
+    """The part of `content` that each token has; `starts` are empty where the tokenizer does not tell them."""
+    if len(starts) != len(ids):
+        decoded = token_texts(tokenizer, ids)
+        written, starts = "".join(decoded), [0, *accumulate(map(len, decoded))][: len(ids)]
+    return pieces(content, written, starts) or token_texts(tokenizer, ids)
+
+
+def _complete(
+    prompts: Sequence[str | Messages], names: Sequence[str], form: PromptFormat, verifiers: Sequence[str]
+) -> list[Messages]:
+    """The prompts as messages; raises UserError where one ends with an answer."""
     judges = verifiers or ["math"] * len(prompts)
     chats = [complete(p, name, form, judge) for p, name, judge in zip(prompts, names, judges, strict=True)]
+    for chat, name in zip(chats, names, strict=True):
+        if chat[-1]["role"] == "assistant":
+            raise UserError(
+                f"{name}: the prompt ends with a message of the assistant, which would give an answer away: leave it "
+                "out, or name a conversation's own field in data.prompt_field, whose last message is then left out"
+            )
+    return chats
+
+
+def _template(form: PromptFormat, tokenizer: PreTrainedTokenizerBase) -> Template | None:
+    """The chat template that `form` asks for; None for text as it is."""
     if form.chat_template == "none":
-        texts = ["\n".join(message["content"] for message in chat) for chat in chats]
-        encoded = _encode_texts(texts, tokenizer)
-        for name, ids in zip(names, encoded, strict=True):
-            if not ids:
-                raise UserError(f"{name}: the prompt is empty")
-        return encoded
+        return None
     if not tokenizer.chat_template:
         raise UserError(
             "data.chat_template=auto, but the tokenizer has no chat template: set data.chat_template: none, "
             "or use a model whose tokenizer has one"
         )
-    if not chats:
-        return []
-    try:
-        return _encode_chats(chats, tokenizer)
-    except TemplateError:
-        for chat, name in zip(chats, names, strict=True):
-            try:
-                _encode_chats([chat], tokenizer)
-            except TemplateError as error:
-                raise UserError(
-                    f"{name}: the tokenizer's chat template refuses this prompt: {error}"
-                ) from error
-        raise
+    return Template(tokenizer)
 
 
-def encode_responses(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each response, followed by the end-of-sequence token."""
-    eos: Any = tokenizer.eos_token_id
-    if eos is None:
-        raise UserError(
-            "the tokenizer has no end-of-sequence token (eos_token), so no response could ever end"
-        )
-    if not texts:
-        return []
-    ids: Any = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [[*row, eos] for row in ids]
+def _plain(chat: Messages, name: str, tools: Tools = None) -> str:
+    """The messages' contents; raises UserError where they have more than that."""
+    if tools:
+        raise lost(name, "the row has tools", "chat_template: none")
+    for i, message in enumerate(chat):
+        for key in message.keys() - IGNORED:
+            raise lost(name, f"message {i} ({message['role']}) has {key}", "chat_template: none")
+    return "\n".join(message["content"] for message in chat)
 
 
-def _encode_chats(chats: list[Messages], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    # By default transformers 5 returns a dictionary.
-    ids: Any = tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+def _encode_plain(
+    chats: Sequence[Messages],
+    names: Sequence[str],
+    tools: Sequence[Tools],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[list[int]]:
+    """The messages' contents with the tokens that the tokenizer puts before a text, but no second beginning.
+
+    What it puts behind one, such as an end of sequence, is left out: the response follows.
+    """
+    texts = [_plain(*one) for one in zip(chats, names, tools, strict=True)]
+    (probe,), (bare,) = ([*tokenizer(["a"], add_special_tokens=on)["input_ids"]] for on in (True, False))
+    begin = next((probe[:i] for i in range(len(probe)) if probe[i : i + len(bare)] == bare), [])
+    bos = tokenizer.bos_token
+    encoded = []
+    for text, name, ids in zip(texts, names, _encode(texts, tokenizer), strict=True):
+        encoded.append(ids if isinstance(bos, str) and text.startswith(bos) else [*begin, *ids])
+        if not encoded[-1]:
+            raise UserError(f"{name}: the prompt is empty")
+    return encoded
+
+
+def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of texts, nothing added."""
+    ids: Any = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     return ids
 
 
-def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Plain text, with the special tokens that the tokenizer adds, but no second beginning of sequence."""
-    bos = tokenizer.bos_token
-    encoded: dict[int, list[int]] = {}
-    for begun in (False, True):
-        chosen = [
-            i for i, text in enumerate(texts) if (isinstance(bos, str) and text.startswith(bos)) == begun
-        ]
-        if chosen:
-            ids: Any = tokenizer([texts[i] for i in chosen], add_special_tokens=not begun)["input_ids"]
-            encoded.update(zip(chosen, ids, strict=True))
-    return [encoded[i] for i in range(len(texts))]
+def _encode_with_starts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[list[int], list[int]]]:
+    """(token ids, where in the text each begins) of texts; no places where the tokenizer does not tell them."""
+    if not texts or not tokenizer.is_fast:
+        return [(ids, []) for ids in _encode(texts, tokenizer)]
+    found: Any = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    places = [[start for start, _ in row] for row in found["offset_mapping"]]
+    return [*zip(found["input_ids"], places, strict=True)]
+
+
+def _end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
+    end: Any = tokenizer.eos_token_id
+    if end is None:
+        raise UserError(
+            "the tokenizer has no end-of-sequence token (eos_token), so no response could ever end"
+        )
+    return end

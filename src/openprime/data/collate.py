@@ -2,7 +2,7 @@
 
 import torch
 
-from openprime.data.readers import Demonstration
+from openprime.data.chat import Turn
 from openprime.types import Batch, Group, Prompt, Response
 
 
@@ -40,7 +40,7 @@ def collate(groups: list[Group], step_ends: frozenset[int], pad_id: int) -> Batc
     )
 
 
-def collate_demonstrations(rows: list[Demonstration], pad_id: int) -> Batch:
+def collate_demonstrations(rows: list[Turn], pad_id: int) -> Batch:
     """Demonstrations as a batch: each is the only response of its prompt."""
     responses = [Response(row.response_ids, (0.0,) * len(row.response_ids), "", False, 1.0) for row in rows]
     prompts = [Prompt(str(i), row.prompt_ids, "", None) for i, row in enumerate(rows)]

@@ -10,7 +10,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import DataConfig
-from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages
+from openprime.data.chat import (
+    Turn,
+    encode_prompts,
+    encode_turns,
+    parsed,
+    read_message,
+    read_messages,
+    read_tools,
+)
+from openprime.data.template import Messages
 from openprime.types import Prompt, UserError
 
 PROMPT_FIELDS = ("prompt", "messages", "question", "problem", "query", "question_content")
@@ -28,6 +37,9 @@ FILES = (".jsonl", ".json", ".parquet")
 HALF = "; the file ends in this line, so its writing was interrupted: finish it with --resume, or delete the line"
 
 BOM = b"\xef\xbb\xbf"
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+NO_JSON = re.compile(r"date|time|decimal|binary|duration|interval|map|half|Image|Audio")
+"""In the name of an Arrow type whose values are no JSON."""
 
 Row = dict[str, Any]
 
@@ -38,36 +50,27 @@ class PromptSet:
 
     prompts: list[Prompt]
     """In the order of the rows."""
-    dropped_long: int
-    """Rows left out because their prompt is longer than `data.max_prompt_tokens`."""
     rows: int
     """Rows read, those left out included."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """A prompt and the response to imitate."""
-
-    prompt_ids: tuple[int, ...]
-    """The rendered prompt, chat template and generation prompt included."""
-    response_ids: tuple[int, ...]
-    """The response and the end-of-sequence token."""
+    notes: list[str]
+    """For the user: rows left out, and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationSet:
     """Demonstrations to imitate."""
 
-    rows: list[Demonstration]
+    rows: list[Turn]
     """In the order of the rows."""
-    dropped_long: int
-    """Rows left out because they are too long."""
+    notes: list[str]
+    """For the user: rows left out, and the reason."""
 
 
-def read_questions(config: DataConfig) -> list[Prompt]:
+def read_questions(config: DataConfig, notes: list[str] | None = None) -> list[Prompt]:
     """The prompts of a data set, not yet tokenised, in the order of the rows.
 
-    Raises UserError for rows that cannot be read, and for rows of the verifier `math` without an answer.
+    Raises UserError for rows that cannot be read, and for rows of the verifier `math` without an answer; with `notes`
+    few of the latter are left out and noted.
     """
     rows = load_rows(config)
     names = row_names(config, len(rows))
@@ -76,24 +79,26 @@ def read_questions(config: DataConfig) -> list[Prompt]:
     answer_field = field_of(config, rows, "answer_field", ANSWER_FIELDS)
     verifiers = verifiers_of(config, rows)
     answers = [as_answer(value_at(row, answer_field), v) for row, v in zip(rows, verifiers, strict=True)]
-    _require_answers(config, rows, answers, verifiers)
-    return [
-        Prompt(*values)
-        for values in zip(names, [()] * len(rows), messages, answers, rows, verifiers, strict=True)
-    ]
+    missing = [i for i, answer in enumerate(answers) if verifiers[i] == "math" and not (answer or "").strip()]
+    why = f", which data.verifier=math needs: name its field in data.answer_field; there are: {known_fields(rows)}"
+    kept = leave_out(config, missing, rows, "have no answer", why, notes)
+    return [Prompt(names[i], (), messages[i], answers[i], rows[i], verifiers[i]) for i in kept]
 
 
 def read_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
-    """The prompts of a data set, tokenised.
+    """The prompts of a data set, tokenised; those that are too long and a few without an answer are left out.
 
     Raises UserError as `read_questions` does, for prompts that are too long (where `too_long` is
     error), and where no prompt is left.
     """
-    questions = read_questions(config)
+    notes: list[str] = []
+    questions = read_questions(config, notes)
     names, messages, verifiers = zip(*((q.id, q.messages, q.verifier) for q in questions), strict=True)
-    kept = short_enough(encode_prompts(messages, names, config, tokenizer, verifiers), names, config)
-    prompts = [replace(questions[i], token_ids=tuple(ids)) for i, ids in kept.items()]
-    return PromptSet(prompts, len(questions) - len(prompts), len(questions))
+    tools = [read_tools(q.columns, q.id) for q in questions]
+    encoded = encode_prompts(messages, names, config, tokenizer, verifiers, tools)
+    kept = short_enough(encoded, names, config, notes)
+    prompts = [replace(questions[i], token_ids=tuple(encoded[i])) for i in kept]
+    return PromptSet(prompts, len(questions), notes)
 
 
 def read_demonstrations(
@@ -103,32 +108,52 @@ def read_demonstrations(
 
     Without a field for the response, the prompt's field is a conversation and its last message, which
     must be the assistant's, is the response. Raises UserError for rows that cannot be read, for empty
-    responses, for prompts that are too long (where `too_long` is error), and where no row is left.
+    responses that are not few, for prompts that are too long (where `too_long` is error), and where no row is left.
     """
-    rows = load_rows(config)
+    rows, notes = load_rows(config), list[str]()
     names = row_names(config, len(rows))
-    messages, texts = zip(*prompts_and_responses(config, rows, names), strict=True)
-    kept = short_enough(encode_prompts(messages, names, config, tokenizer), names, config)
-    responses = encode_responses([texts[i] for i in kept], tokenizer)
-    made = [Demonstration(tuple(p), tuple(r)) for p, r in zip(kept.values(), responses, strict=True)]
-    short = [d for d in made if len(d.prompt_ids) + len(d.response_ids) <= max_tokens]
+    pairs = prompts_and_responses(config, rows, names, notes)
+    prompts, responses = zip(*pairs.values(), strict=True)
+    names, tools = [names[i] for i in pairs], [read_tools(rows[i], names[i]) for i in pairs]
+    turns = encode_turns(prompts, responses, names, config, tokenizer, tools=tools)
+    kept = [turns[i] for i in short_enough([turn.prompt_ids for turn in turns], names, config, notes)]
+    short = [turn for turn in kept if len(turn.prompt_ids) + len(turn.response_ids) <= max_tokens]
     if not short:
         raise UserError(
             f"{config.source}: all {len(rows)} rows are longer than max_tokens={max_tokens}: raise it"
         )
-    return DemonstrationSet(short, len(rows) - len(short))
+    if len(short) < len(kept):
+        notes.append(f"{len(kept) - len(short)} demonstrations are over max_tokens={max_tokens}: dropped")
+    return DemonstrationSet(short, notes)
 
 
 def read_texts(config: DataConfig) -> list[str]:
     """All prompts and responses of a data set as plain text, to train a tokenizer on."""
     rows = load_rows(config)
-    fields = [
-        field_of(config, rows, "prompt_field", PROMPT_FIELDS, needed=True),
-        field_of(config, rows, "response_field", RESPONSE_FIELDS),
-    ]
-    values = [value for row in rows for field in fields if field and (value := value_at(row, field))]
-    chats = [[{"content": value}] if isinstance(value, str) else value for value in values]
-    return [config.suffix, config.system, *(message["content"] for chat in chats for message in chat)]
+    texts = [config.suffix, config.system]
+    for prompt, response in prompts_and_responses(config, rows, row_names(config, len(rows)), []).values():
+        said = [*([prompt] if isinstance(prompt, str) else prompt), response]
+        texts += [one if isinstance(one, str) else one.get("content") or "" for one in said]
+    return texts
+
+
+def leave_out(
+    config: DataConfig,
+    missing: Sequence[int],
+    rows: Sequence[Any],
+    what: str,
+    why: str,
+    notes: list[str] | None,
+) -> list[int]:
+    """The numbers of the other rows. Raises UserError unless `missing` are under 1 in 100 and may be noted."""
+    which = ", ".join(str(i) for i in missing[:3]) + (", ..." if len(missing) > 3 else "")
+    said = f"{len(missing)} of {len(rows)} rows {what} (row {which})"
+    if missing and (notes is None or 100 * len(missing) >= len(rows)):
+        raise UserError(f"{config.source}: {said}{why}")
+    if missing and notes is not None:
+        notes.append(f"{said}: left out")
+    gone = set(missing)
+    return [i for i in range(len(rows)) if i not in gone]
 
 
 def prompts_of(config: DataConfig, rows: list[Row], names: Sequence[str]) -> list[Any]:
@@ -140,11 +165,12 @@ def prompts_of(config: DataConfig, rows: list[Row], names: Sequence[str]) -> lis
 
 
 def prompts_and_responses(
-    config: DataConfig, rows: list[Row], names: Sequence[str]
-) -> list[tuple[str | Messages, str]]:
-    """Each row's prompt and its response: two fields, or a conversation whose last message is the response.
+    config: DataConfig, rows: list[Row], names: Sequence[str], notes: list[str]
+) -> dict[int, tuple[str | Messages, str | dict[str, Any]]]:
+    """Row number -> prompt and response: two fields, or a conversation whose last message is the response.
 
-    Raises UserError, with the row, where there is no response, it is empty, or it is not the assistant's.
+    A response that has more than text is a message. Raises UserError, with the row, where there is no response, or it
+    is not the assistant's, and where it is empty in more than a few rows, which are left out and noted.
     """
     response_field = field_of(config, rows, "response_field", RESPONSE_FIELDS)
     prompt_field = (
@@ -154,7 +180,7 @@ def prompts_and_responses(
         prompts = prompts_of(config, rows, names)
         responses = [value_at(row, response_field) for row in rows]
     else:
-        chats = [value_at(row, prompt_field) for row in rows]
+        chats = [parsed(value_at(row, prompt_field)) for row in rows]
         for name, chat in zip(names, chats, strict=True):
             if not isinstance(chat, list) or len(chat) < 2:
                 raise UserError(
@@ -163,10 +189,10 @@ def prompts_and_responses(
                     "Name it in data.response_field"
                 )
         prompts, responses = [chat[:-1] for chat in chats], [chat[-1:] for chat in chats]
-    return [
-        (read_messages(prompt, name), response_text(response, name))
-        for name, prompt, response in zip(names, prompts, responses, strict=True)
-    ]
+    read = [response_of(response, name) for name, response in zip(names, responses, strict=True)]
+    blank = [i for i, response in enumerate(read) if isinstance(response, str) and not response.strip()]
+    kept = leave_out(config, blank, rows, "have an empty response", "", notes)
+    return {i: (read_messages(prompts[i], names[i]), read[i]) for i in kept}
 
 
 def load_rows(config: DataConfig) -> list[Row]:
@@ -183,8 +209,7 @@ def load_rows(config: DataConfig) -> list[Row]:
     elif path.suffix in FILES:
         if not path.is_file():
             raise UserError(f"data.source: there is no file {source}")
-        read = _read_parquet if path.suffix == ".parquet" else read_json
-        rows = read(path, 0 if config.where else config.limit)
+        rows = read_file(path, 0 if config.where else config.limit)
     elif path.is_file():
         raise UserError(f"data.source: {source} is not one of the kinds that can be read: {', '.join(FILES)}")
     else:
@@ -255,11 +280,14 @@ def filled(config: DataConfig, row: Row, name: str, rows: list[Row]) -> str:
 
 
 def value_at(row: Row, path: str) -> Any:
-    """The value at a dotted path, None where there is none."""
-    value: Any = row
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    """The value at a dotted path, None where there is none; a key may itself have dots."""
+    if not isinstance(row, dict):
+        return None
+    if path in row:
+        return row[path]
+    splits = [i for i, letter in enumerate(path) if letter == "." and path[:i] in row]
+    found = (value_at(row[path[:i]], path[i + 1 :]) for i in splits)
+    return next((value for value in found if value is not None), None)
 
 
 def known_fields(rows: list[Row]) -> str:
@@ -283,25 +311,32 @@ def row_names(config: DataConfig, count: int) -> list[str]:
 
 
 def without_answer(value: Any, field: str) -> Any:
-    """A prompt's value; of `messages` all before the assistant's answer at the end."""
-    is_chat = field.split(".")[-1] == "messages" and isinstance(value, list) and len(value) > 1
-    if is_chat and isinstance(value[-1], dict) and value[-1].get("role") == "assistant":
-        return value[:-1]
+    """A prompt's value; of a conversation all before the assistant's answer at the end.
+
+    Not of a field called `prompt`, which has no answer: what ends with the assistant's message there is refused later.
+    """
+    value = parsed(value)
+    if isinstance(value, list) and len(value) > 1 and field.split(".")[-1] != "prompt":
+        last = value[-1]
+        return value[:-1] if isinstance(last, dict) and last.get("role") == "assistant" else value
     return value
 
 
-def response_text(value: Any, name: str) -> str:
-    """A response's text, out of a message of the assistant where it is one."""
-    if not isinstance(value, str):
-        chat = read_messages(value, f"{name}, its response") if value else []
-        if not isinstance(chat, list) or not chat or [m["role"] for m in chat] != ["assistant"]:
-            raise UserError(
-                f"{name}: the response must be text or one message of the assistant, found {value!r:.80}"
-            )
-        value = chat[0]["content"]
-    if not value.strip():
-        raise UserError(f"{name}: the response is empty")
-    return value
+def response_of(value: Any, name: str) -> str | dict[str, Any]:
+    """A response's text, or the assistant's message that it is where there is more to it."""
+    value = parsed(value)
+    if isinstance(value, str):
+        return value
+    chat = (
+        [read_message(message, f"{name}, its response") for message in value]
+        if isinstance(value, list)
+        else []
+    )
+    if [message["role"] for message in chat] != ["assistant"]:
+        raise UserError(
+            f"{name}: the response must be text or one message of the assistant, found {value!r:.80}"
+        )
+    return chat[0] if chat[0].keys() - {"role", "content"} else chat[0]["content"]
 
 
 def verifiers_of(config: DataConfig, rows: list[Row]) -> list[str]:
@@ -320,24 +355,14 @@ def verifiers_of(config: DataConfig, rows: list[Row]) -> list[str]:
     return [str(name) for name in found]
 
 
-def _require_answers(
-    config: DataConfig, rows: list[Row], answers: list[str | None], verifiers: list[str]
-) -> None:
-    missing = [i for i, answer in enumerate(answers) if verifiers[i] == "math" and not (answer or "").strip()]
-    if missing:
-        which = ", ".join(str(i) for i in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise UserError(
-            f"{config.source}: {len(missing)} of {len(rows)} rows have no answer (row {which}), which "
-            f"data.verifier=math needs: name its field in data.answer_field; there are: {known_fields(rows)}"
-        )
-
-
-def short_enough(encoded: list[list[int]], names: Sequence[str], config: DataConfig) -> dict[int, list[int]]:
-    """Row number -> token ids of the prompts within the limit; others are dropped, or an error."""
+def short_enough(
+    encoded: Sequence[Sequence[int]], names: Sequence[str], config: DataConfig, notes: list[str]
+) -> list[int]:
+    """The numbers of the prompts within the limit; others are dropped and noted, or an error."""
     limit = config.max_prompt_tokens
-    kept = {i: ids for i, ids in enumerate(encoded) if len(ids) <= limit}
+    kept = [i for i, ids in enumerate(encoded) if len(ids) <= limit]
     if config.too_long == "error" and len(kept) < len(encoded):
-        i = next(i for i in range(len(encoded)) if i not in kept)
+        i = next(i for i, ids in enumerate(encoded) if len(ids) > limit)
         raise UserError(
             f"{names[i]}: the prompt has {len(encoded[i])} tokens, more than data.max_prompt_tokens={limit}: "
             "raise it, or set data.too_long: drop"
@@ -346,7 +371,14 @@ def short_enough(encoded: list[list[int]], names: Sequence[str], config: DataCon
         raise UserError(
             f"{config.source}: all {len(encoded)} prompts exceed data.max_prompt_tokens={limit}: raise it"
         )
+    if len(kept) < len(encoded):
+        notes.append(f"{len(encoded) - len(kept)} of {len(encoded)} prompts are over {limit} tokens: dropped")
     return kept
+
+
+def read_file(path: Path, limit: int) -> list[Row]:
+    """The rows of a .jsonl, .json or .parquet file, the first `limit` of them unless that is 0."""
+    return (_read_parquet if path.suffix == ".parquet" else read_json)(path, limit)
 
 
 def read_json(path: Path, limit: int) -> list[Row]:
@@ -379,40 +411,63 @@ def read_json(path: Path, limit: int) -> list[Row]:
 def _parse(data: bytes, path: Path, line: int, hint: str = "") -> Any:
     """JSON from bytes that begin at a line of a file; `hint` goes behind the error's text."""
     try:
-        return json.loads(data.removeprefix(BOM).decode("utf-8"))
+        value = json.loads(data.removeprefix(BOM).decode("utf-8"))
+        if SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UnicodeDecodeError as error:
         line += error.object.count(b"\n", 0, error.start)
         raise UserError(f"{path}:{line}: not UTF-8: {error.reason}") from error
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{path}:{line}: half a character (a lone surrogate, {error.object[error.start]!a}) in its text"
+        ) from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{line + error.lineno - 1}: not valid JSON: {error.msg} at column {error.colno}{hint}"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{path}:{line}: JSON that cannot be read: {error}") from error
 
 
 def _read_parquet(path: Path, limit: int) -> list[Row]:
-    import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            table = file.read()
-    except (pyarrow.ArrowException, OSError) as error:
+            table = file.read().slice(0, limit or None)
+        return _as_json(table.to_pylist(), str(table.schema.types))
+    except Exception as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from error
-    return table.slice(0, limit or None).to_pylist()
+
+
+def _as_json(rows: list[Row], types: str) -> list[Row]:
+    """Rows with what JSON has no words for, such as dates, as text."""
+    return [json.loads(json.dumps(row, default=str)) for row in rows] if NO_JSON.search(types) else rows
 
 
 def _read_hub(config: DataConfig) -> list[Row]:
     import datasets
 
+    path = Path(config.source).expanduser()
+    if path.is_dir():
+        kinds = sorted({file.suffix for file in path.rglob("*") if file.suffix in FILES})
+        if len(kinds) != 1:
+            raise UserError(
+                f"data.source: the folder {config.source} has files of {len(kinds)} kinds ({', '.join(kinds) or 'none'}"
+                f" of {', '.join(FILES)}): name one file"
+            )
     try:
         data = datasets.load_dataset(config.source, config.subset or None, split=config.split)
-    except (OSError, ValueError, RuntimeError) as error:
+        assert isinstance(data, datasets.Dataset)
+        limit = 0 if config.where else config.limit
+        rows = data.select(range(min(limit or len(data), len(data)))).to_list()
+        return _as_json(rows, str(data.features))
+    except Exception as error:
+        why = " ".join(str(error).split())
         raise UserError(
             f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "
             f"that can be reached on the hub and has a split {config.split} (data.split) and a subset "
             f"{config.subset!r} (data.subset). A copy in a file will do: name it in data.source (evaluate: --data): "
-            f"{error}"
+            f"{why}"
         ) from error
-    assert isinstance(data, datasets.Dataset)
-    limit = 0 if config.where else config.limit
-    return data.select(range(min(limit or len(data), len(data)))).to_list()

@@ -1,7 +1,8 @@
 """Responses in files, with the prompts that they answer and perhaps judged: read here and written here.
 
 A row is a prompt with its `responses` (texts, or objects with a `text`, as `openprime generate` writes them), with
-one `response`, or with the `steps` of one.
+one `response` or `completion`, with the `steps` of one, with a better and a worse one (`chosen`, `rejected`), or a
+conversation whose last message is the response.
 """
 
 import json
@@ -18,7 +19,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import JudgedDataConfig, PromptFormat
-from openprime.data.chat import Messages, complete, encode_prompts, encode_responses, read_messages
+from openprime.data.chat import (
+    Said,
+    complete,
+    encode_prompts,
+    encode_turns,
+    parsed,
+    read_messages,
+    read_tools,
+)
 from openprime.data.collate import collate
 from openprime.data.readers import (
     PROMPT_FIELDS,
@@ -29,20 +38,30 @@ from openprime.data.readers import (
     load_rows,
     prompts_and_responses,
     prompts_of,
-    read_json,
+    read_file,
+    response_of,
     row_names,
     short_enough,
     value_at,
     verifiers_of,
     without_answer,
 )
-from openprime.data.steps import apart, steps_of_tokens, text_of_tokens
+from openprime.data.steps import apart, steps_of_tokens
+from openprime.data.template import Messages, Tools, beginning
 from openprime.types import Batch, Group, Prompt, Response, UserError
 
 OUTCOME_FIELDS = ("outcome", "correct", "label")
-LABELS_FIELDS = ("labels", "label")
+LABELS_FIELDS = ("labels", "label", "values", "value")
+STEPS_FIELDS = ("steps", "completions")
+MARKED_FIELDS = ("input", "inputs")
+MARK = "ки"
+"""Stands behind each step of a text in Math-Shepherd's data (arXiv 2312.08935) and OpenRLHF's."""
 TESTS_FIELDS = ("tests", "test", "test_list", "input_output")
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+FIRST_STEP = re.compile(r"Step\s*1\s*[:.]", re.IGNORECASE)
+PARTIAL = re.compile(r"\s*\S*\Z")
+"""A word that two texts share the beginning of, with the space before it."""
+WORDS = {"true": 1.0, "false": 0.0, "+": 1.0, "-": 0.0}
+"""Outcomes and labels as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +75,18 @@ class RecordedResponse:
     """Those of the row, if it has them; joined they are the text."""
     entry: Row = field(default_factory=dict)
     """The object that the file has for it."""
+    message: Row | None = None
+    """The assistant's message, where it has more than a text."""
+
+    @property
+    def said(self) -> Said:
+        """The best that is known of it."""
+        return self.token_ids or self.message or self.text
+
+    @property
+    def truncated(self) -> bool:
+        """True where the limit of tokens came before its end."""
+        return self.entry.get("truncated") is True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +105,8 @@ class JudgedResponse:
     """A label in [0, 1] for each step."""
     ends: tuple[int, ...] = ()
     """The last token of each step, counted from the first of the response."""
+    texts: tuple[str, ...] = ()
+    """Where steps are labelled, the part of the response's text that each token has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +124,11 @@ class JudgedSet:
 
 
 def read_rows(file: str | Path, key: str = "file") -> list[Row]:
-    """The rows of a JSON or JSONL file that the setting `key` names; there is one at least."""
+    """The rows of a JSON, JSONL or parquet file that the setting `key` names; there is one at least."""
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{key}: there is no file {path}")
-    rows = read_json(path, 0)
+    rows = read_file(path, 0)
     if not rows:
         raise UserError(f"{path}: no rows")
     return rows
@@ -108,18 +141,34 @@ def read_prompt(row: Row) -> tuple[str, Any]:
 
 
 def read_responses(row: Row, where: str, vocabulary: str | None = None) -> list[RecordedResponse]:
-    """The responses of a row: its list of `responses`, its `response`, or its `steps` as one.
+    """The responses of a row: its list of `responses`, its `response` or `completion`, or its `steps` as one.
 
-    The sampled token ids are taken as they are where the row's `vocabulary` is the one asked for (trap 13). Raises
-    UserError, which begins with `where`, for anything else.
+    Without any, that is the last message of its `messages`. The sampled token ids are taken as they are where the row's
+    `vocabulary` is the one asked for (trap 13). Raises UserError, which begins with `where`, for anything else.
     """
     if "responses" in row:
         return read_list(row, where, vocabulary)
-    if "response" in row:
-        return [RecordedResponse(_text(row["response"], f"{where}, response"))]
+    for name in ("response", "completion"):
+        if name in row:
+            return [_response(parsed(row[name]), f"{where}, {name}")]
     if "steps" in row:
         return [in_steps(row["steps"], f"{where}, steps")]
-    raise UserError(f"{where}: no field response, responses or steps; there are: {', '.join(row)}")
+    chat = parsed(row.get("messages"))
+    if isinstance(chat, list) and len(chat) > 1:
+        return [_response(chat[-1:], f"{where}, messages")]
+    raise UserError(
+        f"{where}: no field response, responses, completion or steps; there are: {', '.join(row)}"
+    )
+
+
+def _response(value: Any, where: str) -> RecordedResponse:
+    """A text, which may be blank, or a message."""
+    read = response_of(_text(value, where) if not isinstance(value, list) else value, where)
+    return (
+        RecordedResponse(read)
+        if isinstance(read, str)
+        else RecordedResponse(read.get("content") or "", message=read)
+    )
 
 
 def read_list(row: Row, where: str, vocabulary: str | None = None) -> list[RecordedResponse]:
@@ -170,8 +219,25 @@ def to_verify(row: Row, where: str, verifier: str = "") -> Prompt:
 # Judged responses to train a PRM on
 
 
-_Found = tuple[str, Messages, RecordedResponse, float | None, tuple[float, ...]]
-"""(name, complete messages, response, outcome, labels of its steps), not yet tokenised."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A judged response, not yet tokenised."""
+
+    name: str
+    messages: Messages
+    """Complete."""
+    response: RecordedResponse
+    outcome: float | None
+    labels: tuple[float, ...] = ()
+    """Of its steps."""
+    tools: Tools = None
+    pair: str = ""
+    """Of a preference pair, its name: its two responses are compared with each other alone."""
+
+    @property
+    def key(self) -> str:
+        """A text that responses to the same prompt share, or those of a pair."""
+        return self.pair or _key([self.messages, self.tools])
 
 
 def read_judged(
@@ -180,22 +246,24 @@ def read_judged(
     """The judged responses of a data set; responses to the same messages are one group, wherever they stand.
 
     Reads the file of `openprime generate` (a line a prompt with its `responses`), rows with a prompt, a
-    response and an outcome in [0, 1], and with `steps` rows with a prompt, its steps and their labels. Token
-    ids are taken as they are if they are of this tokenizer's vocabulary, else the text is encoded (trap 13).
+    response and an outcome in [0, 1], preference pairs (`chosen` is right, `rejected` wrong), and with `steps` rows
+    with a prompt, its steps and their labels. Token ids are taken as they are if they are of this tokenizer's
+    vocabulary, else the text is encoded (trap 13).
 
     What has no outcome or no labels, or is longer than `max_tokens` with its prompt, is left out. Raises
-    ValueError for rows that cannot be read, and where nothing is left.
+    UserError for rows that cannot be read, and where nothing is left.
     """
     rows = load_rows(config)
-    generated = any(isinstance(row.get("responses"), list) for row in rows)
-    names, notes = row_names(config, len(rows)), []
+    names, notes = row_names(config, len(rows)), list[str]()
     if steps:
         found = _read_steps(config, rows, names)
-    elif generated:
+    elif any(isinstance(row.get("responses"), list) for row in rows):
         found = _read_generated(config, rows, names, vocabulary_id(tokenizer), notes)
+    elif not config.outcome_field and any("chosen" in row and "rejected" in row for row in rows):
+        found = _read_pairs(config, rows, names)
     else:
-        found = _read_outcomes(config, rows, names)
-    kept = [one for one in found if one[3] is not None]
+        found = _read_outcomes(config, rows, names, notes)
+    kept = [one for one in found if one.outcome is not None]
     if not kept:
         raise UserError(
             f"{config.source}: none of {len(found)} responses has an outcome: nothing to learn from"
@@ -256,11 +324,12 @@ def _read_generated(
     found, lines = [], []
     for name, row in zip(names, rows, strict=True):
         messages = complete(read_messages(value_at(row, field), name), name, PromptFormat(), "math")
-        lines.append(_key(messages))
+        tools = read_tools(row, name)
+        lines.append(_key([messages, tools]))
         for i, response in enumerate(read_list(row, name, vocabulary)):
             outcome = _number(response.entry.get("outcome"), f"{name}, responses[{i}]: its outcome")
-            found.append((name, messages, response, outcome, ()))
-    foreign = sum(response.token_ids is None for _, _, response, _, _ in found)
+            found.append(_Found(name, messages, response, outcome, tools=tools))
+    foreign = sum(one.response.token_ids is None for one in found)
     if foreign:
         notes.append(
             f"{foreign} of {len(found)} responses have no token ids of this model's vocabulary: their text is encoded"
@@ -271,7 +340,9 @@ def _read_generated(
     return found
 
 
-def _read_outcomes(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> list[_Found]:
+def _read_outcomes(
+    config: JudgedDataConfig, rows: list[Row], names: list[str], notes: list[str]
+) -> list[_Found]:
     """A prompt, a response and its outcome a row; or a conversation, whose last message is the response."""
     field = field_of(config, rows, "outcome_field", OUTCOME_FIELDS, needed=True)
     if not field_of(config, rows, "response_field", RESPONSE_FIELDS) and any(
@@ -284,32 +355,97 @@ def _read_outcomes(config: JudgedDataConfig, rows: list[Row], names: list[str]) 
         _number(value_at(row, field), f"{name}: its outcome ({field})")
         for name, row in zip(names, rows, strict=True)
     ]
-    pairs, verifiers = prompts_and_responses(config, rows, names), verifiers_of(config, rows)
+    pairs, verifiers = prompts_and_responses(config, rows, names, notes), verifiers_of(config, rows)
     return [
-        (name, complete(prompt, name, config, verifier), RecordedResponse(text), outcome, ())
-        for name, verifier, outcome, (prompt, text) in zip(names, verifiers, outcomes, pairs, strict=True)
+        _Found(
+            names[i],
+            complete(prompt, names[i], config, verifiers[i]),
+            _response(said if isinstance(said, str) else [said], names[i]),
+            outcomes[i],
+            tools=read_tools(rows[i], names[i]),
+        )
+        for i, (prompt, said) in pairs.items()
     ]
+
+
+def _read_pairs(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> list[_Found]:
+    """A better and a worse response a row, with a prompt of their own or beginning with it.
+
+    As in TRL's preference data: `prompt`, `chosen` and `rejected`, texts or messages; or `chosen` and `rejected` alone,
+    two conversations that differ in the last message, or two texts with the same beginning.
+    """
+    asks = bool(config.prompt_template) or field_of(config, rows, "prompt_field", PROMPT_FIELDS) != ""
+    prompts: Sequence[Any] = prompts_of(config, rows, names) if asks else [None] * len(rows)
+    found = []
+    for name, row, prompt, verifier in zip(names, rows, prompts, verifiers_of(config, rows), strict=True):
+        better, worse = (parsed(row.get(key)) for key in ("chosen", "rejected"))
+        if isinstance(better, list) and isinstance(worse, list) and max(len(better), len(worse)) > 1:
+            if better[:-1] != worse[:-1]:
+                raise UserError(
+                    f"{name}: chosen and rejected are conversations that differ before their last message"
+                )
+            prompt, better, worse = better[:-1], better[-1:], worse[-1:]
+        elif prompt is None and isinstance(better, str) and isinstance(worse, str):
+            prompt = PARTIAL.sub("", beginning(better, worse))
+            better, worse = better[len(prompt) :], worse[len(prompt) :]
+        messages = complete(read_messages(prompt, f"{name}: its prompt"), name, config, verifier)
+        tools = read_tools(row, name)
+        for outcome, key, said in ((1.0, "chosen", better), (0.0, "rejected", worse)):
+            response = _response(said, f"{name}, {key}")
+            found.append(_Found(name, messages, response, outcome, tools=tools, pair=name))
+    return found
 
 
 def _read_steps(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> list[_Found]:
     """A prompt, a list of steps and their labels a row; steps are joined by a blank line.
 
-    Labels are a list, one a step: in [0, 1], booleans, or +1 and -1 all through the data. Or one integer, the
+    Labels are a list, one a step: in [0, 1], booleans, + and -, or +1 and -1 all through the data. Or one integer, the
     index of the first wrong step, -1 for none (ProcessBench): the steps before it are right, and it and all
-    after it wrong, for what is built on an error cannot lead to a right answer but by luck.
+    after it wrong, for what is built on an error cannot lead to a right answer but by luck. Or the steps and the prompt
+    are one text with a mark behind each step (Math-Shepherd, OpenRLHF), and so are perhaps the labels.
     """
     labels_field = field_of(config, rows, "labels_field", LABELS_FIELDS, needed=True)
-    steps_field = field_of(config, rows, "steps_field", ())
-    prompts, verifiers = prompts_of(config, rows, names), verifiers_of(config, rows)
-    values = [value_at(row, labels_field) for row in rows]
+    verifiers, values = verifiers_of(config, rows), [value_at(row, labels_field) for row in rows]
+    usual = STEPS_FIELDS if config.steps_field == "steps" else (config.steps_field,)
+    steps_field = next((f for f in usual if any(value_at(row, f) is not None for row in rows)), "")
+    marked = next((f for f in MARKED_FIELDS if any(f in row for row in rows)), "")
+    parts: list[tuple[Any, RecordedResponse, Any]] = []
+    if steps_field or not marked:
+        steps_field = steps_field or field_of(config, rows, "steps_field", ())
+        for name, row, prompt, value in zip(
+            names, rows, prompts_of(config, rows, names), values, strict=True
+        ):
+            response = in_steps(value_at(row, steps_field), f"{name}, {steps_field}", blank=False)
+            parts.append((prompt, response, value))
+    else:
+        for name, row, value in zip(names, rows, values, strict=True):
+            parts.append(_marked(row.get(marked), value, f"{name}, {marked}"))
     signed = any(isinstance(value, list) and -1 in value for value in values)
     found = []
-    for name, row, prompt, verifier, value in zip(names, rows, prompts, verifiers, values, strict=True):
+    for name, row, verifier, (prompt, response, value) in zip(names, rows, verifiers, parts, strict=True):
         messages = complete(read_messages(prompt, name), name, config, verifier)
-        response = in_steps(value_at(row, steps_field), f"{name}, {steps_field}", blank=False)
         labels = _labels(value, len(response.steps), signed, f"{name}, {labels_field}")
-        found.append((name, messages, response, labels[-1] if labels else None, labels))
+        outcome = labels[-1] if labels else None
+        found.append(_Found(name, messages, response, outcome, labels, read_tools(row, name)))
     return found
+
+
+def _marked(text: Any, labels: Any, where: str) -> tuple[str, RecordedResponse, Any]:
+    """(prompt, steps, their labels) of a text with a mark behind each step; in `labels` too, or they are a list."""
+    *marked, rest = _text(text, where, blank=False).split(MARK)
+    begin = FIRST_STEP.search(marked[0]) if marked else None
+    if begin is None or rest.strip():
+        raise UserError(
+            f"{where}: expected a problem, then steps that begin with `Step 1:` and end with {MARK}, found {text!r:.80}"
+        )
+    if isinstance(labels, str):
+        pattern = r"\s*([+-])\s*".join([*(re.escape(step.strip()) for step in marked), ""])
+        signs = re.fullmatch(pattern, labels.strip())
+        labels = list(signs.groups()) if signs else labels
+    prompt, marked[0] = marked[0][: begin.start()].strip(), marked[0][begin.start() :]
+    steps = [step.strip() for step in marked]
+    steps = [*(f"{step}\n" for step in steps[:-1]), steps[-1]]
+    return prompt, RecordedResponse("".join(steps), steps=tuple(steps)), labels
 
 
 def _tokenised(
@@ -322,27 +458,36 @@ def _tokenised(
     """Judged responses as token ids, group by group."""
     groups: dict[str, list[_Found]] = {}
     for one in found:
-        groups.setdefault(_key(one[1]), []).append(one)
-    names, chats = zip(*(members[0][:2] for members in groups.values()), strict=True)
+        groups.setdefault(one.key, []).append(one)
     form = PromptFormat(chat_template=config.chat_template)  # the messages are complete
-    short = short_enough(encode_prompts(chats, names, form, tokenizer), names, config)
-    if len(short) < len(groups):
-        limit = config.max_prompt_tokens
-        notes.append(f"{len(groups) - len(short)} of {len(groups)} prompts are over {limit} tokens: dropped")
-    prompts = {g: Prompt(names[g], tuple(ids), chats[g], None) for g, ids in short.items()}
+    firsts = [members[0] for members in groups.values()]
+    names, chats, tools = zip(*((one.name, one.messages, one.tools) for one in firsts), strict=True)
+    asked = encode_prompts(chats, names, form, tokenizer, tools=tools)
+    prompts = {
+        g: Prompt(names[g], tuple(asked[g]), chats[g], None)
+        for g in short_enough(asked, names, config, notes)
+    }
     judged = [(g, one) for g, members in enumerate(groups.values()) if g in prompts for one in members]
-    texts = [response.text for _, (_, _, response, _, _) in judged if response.token_ids is None]
-    encoded = iter(encode_responses(texts, tokenizer))
+    turns = encode_turns(
+        [one.messages for _, one in judged],
+        [one.response.said for _, one in judged],
+        [one.name for _, one in judged],
+        form,
+        tokenizer,
+        tools=[one.tools for _, one in judged],
+        ended=[not one.response.truncated for _, one in judged],
+        texts=any(one.labels for _, one in judged),
+    )
     rows = []
-    for g, (_, _, response, outcome, labels) in judged:
-        truncated, ids = response.entry.get("truncated") is True, response.token_ids
-        if ids is None:
-            own = next(encoded)
-            ids = tuple((own[:-1] if truncated else own) or own)  # what was cut off has no end
-        if len(prompts[g].token_ids) + len(ids) <= max_tokens:
-            made = Response(ids, (0.0,) * len(ids), response.text, truncated, outcome)
-            ends = _ends(tokenizer, response.text, ids, response.steps)
-            rows.append(JudgedResponse(g, prompts[g], made, response.steps, labels, ends))
+    for (g, one), turn in zip(judged, turns, strict=True):
+        ids, response = turn.response_ids, one.response
+        if len(turn.prompt_ids) + len(ids) <= max_tokens:
+            prompt = prompts[g]
+            if turn.prompt_ids != prompt.token_ids:
+                prompt = replace(prompt, token_ids=turn.prompt_ids)
+            made = Response(ids, (0.0,) * len(ids), response.text, response.truncated, one.outcome)
+            ends = _ends(turn.texts, response.steps) if one.labels else ()
+            rows.append(JudgedResponse(g, prompt, made, response.steps, one.labels, ends, turn.texts))
     if not rows:
         raise UserError(
             f"{config.source}: all {len(judged)} responses are longer than max_tokens={max_tokens} with their "
@@ -361,9 +506,10 @@ def _number(value: Any, what: str) -> float | None:
     """An outcome or a label; None where there is none."""
     if value is None or value != value:  # NaN is how tables say nothing
         return None
-    if not isinstance(value, bool | int | float) or not 0 <= value <= 1:
+    number = WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+    if not isinstance(number, bool | int | float) or not 0 <= number <= 1:
         raise UserError(f"{what} must be true, false or a number from 0 to 1, found {value!r:.80}")
-    return float(value)
+    return float(number)
 
 
 def _labels(value: Any, count: int, signed: bool, where: str) -> tuple[float, ...]:
@@ -392,11 +538,9 @@ def _labels(value: Any, count: int, signed: bool, where: str) -> tuple[float, ..
 
 
 def _text(value: Any, where: str, blank: bool = True) -> str:
-    """A text that can be encoded, and is not blank unless it may be."""
+    """A text that is not blank unless it may be."""
     if not isinstance(value, str) or not (blank or value.strip()):
         raise UserError(f"{where}: expected text{'' if blank else ' that is not empty'}, found {value!r:.80}")
-    if HALF_CHARACTER.search(value):
-        raise UserError(f"{where}: half a character (a lone surrogate) in its text")
     return value
 
 
@@ -417,17 +561,13 @@ def _token_ids(value: Any, where: str) -> tuple[int, ...] | None:
     return tuple(value)
 
 
-def _ends(
-    tokenizer: PreTrainedTokenizerBase, text: str, token_ids: Sequence[int], steps: Sequence[str]
-) -> tuple[int, ...]:
-    """The last token that begins in each step; of the last step it is the end-of-sequence token."""
-    if not steps:
-        return ()
-    step_of_token = steps_of_tokens(text_of_tokens(tokenizer, text, token_ids), steps)
+def _ends(texts: Sequence[str], steps: Sequence[str]) -> tuple[int, ...]:
+    """The last token that begins in each step, by the tokens' texts; of the last step it is the end of the turn."""
+    step_of_token = steps_of_tokens(texts, steps)
     return tuple(bisect_right(step_of_token, k) - 1 for k in range(len(steps)))
 
 
-def _key(messages: str | Messages) -> str:
+def _key(messages: Any) -> str:
     """A text that two prompts share if they are the same."""
     return json.dumps(messages, sort_keys=True)
 
@@ -448,7 +588,7 @@ def group_row(item: int, group: Group, form: PromptFormat, vocabulary: str) -> d
         "answer": prompt.answer,
         "vocabulary": vocabulary,
         "responses": [response_row(response) for response in group.responses],
-    }
+    } | {key: value for key, value in prompt.columns.items() if key == "tools" and value}
 
 
 def row_number(prompt: Prompt) -> int:

@@ -1,15 +1,16 @@
 """The steps of a response, and which tokens make each of them."""
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import StepSplit
-from openprime.data.chat import ACTIONS
 
+ACTIONS = ("ASSESS", "ADVANCE", "VERIFY", "SIMPLIFY", "SYNTHESIZE", "PIVOT", "OUTPUT")
+"""The seven actions of the published SFT data (PRIME, section 4.1)."""
 ENDS = {
     "newline": re.compile(r"\n+"),
     "blank_line": re.compile(r"\n(?:[ \t\r]*\n)+"),
@@ -66,16 +67,23 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
     return texts
 
 
-def text_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str, token_ids: Sequence[int]) -> list[str]:
-    """As `token_texts`, for a text of which `token_ids` are the encoding and an end-of-sequence token.
+def pieces(text: str, written: str, starts: Sequence[int]) -> list[str]:
+    """The part of `text` that each token has, where tokens begin at `starts` of a text in which it is `written`.
 
-    Joined they are the text itself, also where the tokenizer does not decode it as it was.
+    Joined they are `text`. It may be written with other white space, as templates trim it. What stands before it and
+    behind it has no part of it, such as a header or the end of a turn. Empty where it is not written there.
     """
-    if not tokenizer.is_fast:
-        return token_texts(tokenizer, token_ids)
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    starts = [0, *(start for start, _ in offsets[1:])] if offsets else []
-    cuts = [*starts, len(text), len(text)]
+    at = written.rfind(text)
+    if at >= 0:
+        places = [min(max(start - at, 0), len(text)) for start in starts]
+    else:
+        own, theirs = ([i for i, c in enumerate(one) if not c.isspace()] for one in (text, written))
+        before = "".join(written.split()).rfind("".join(text.split()))
+        if before < 0:
+            return []
+        counts = [bisect_left(theirs, start) - before for start in starts]
+        places = [len(text) if count >= len(own) else own[count] if count > 0 else 0 for count in counts]
+    cuts = [0, *places[1:], len(text)]
     return [text[start:end] for start, end in pairwise(cuts)]
 
 

@@ -130,7 +130,7 @@ def read_benchmark(
     plain = {"chat_template": suitable(entry.data, tokenizer()).chat_template}
     entry = entry.model_copy(update={"data": entry.data.model_copy(update=plain)})
     read = read_prompts(entry.data, tokenizer())
-    return Benchmark(name, entry, read.prompts, None, read.dropped_long)
+    return Benchmark(name, entry, read.prompts, None, read.rows - len(read.prompts))
 
 
 def read_solutions(data: DataConfig) -> list[Prompt]:

@@ -10,7 +10,7 @@ import torch
 
 from openprime.config import OfflinePRMConfig
 from openprime.data.records import JudgedResponse, collate_judged
-from openprime.data.steps import text_of_tokens, token_texts
+from openprime.data.steps import token_texts
 from openprime.evaluation.calibration import brier, expected_calibration_error, lowest_is_last, roc_auc
 from openprime.evaluation.page import Rows
 from openprime.evaluation.voting import bootstrap_interval
@@ -85,7 +85,7 @@ def scored(
         part = rows[start : start + ROWS]
         ids = [row.response.token_ids for row in part]
         if of_steps:
-            texts = [text_of_tokens(prm.tokenizer, row.response.text, row.response.token_ids) for row in part]
+            texts = [[*row.texts] for row in part]
         else:
             texts = [token_texts(prm.tokenizer, tokens) for tokens in ids]
         how = [row.steps for row in part] if of_steps else config.step_split

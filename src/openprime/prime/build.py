@@ -37,13 +37,11 @@ def build(
     pool.prepare(d.verifier for d in (config.data, config.eval_data) if d.source and not d.verifier_field)
     tokenizer = load_tokenizer(config.model)
     data = read_prompts(config.data, tokenizer)
+    notes += data.notes
     prompts = pool.admit(data.prompts, notes.append)
     held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
     held_out = pool.admit(held_out, notes.append) if held_out else []
     same_prompts(prompts + held_out)
-    if data.dropped_long:
-        limit = config.data.max_prompt_tokens
-        notes.append(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
     if pool.sandbox:
         notes.append(f"programs run in the sandbox: {pool.sandbox}")
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import PRMConfig, PromptFormat, StepSplit
-from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages, suitable
+from openprime.data.chat import encode_turns, read_messages, suitable
 from openprime.data.collate import collate
-from openprime.data.steps import ENDS, split_steps, steps_of_tokens, text_of_tokens, token_texts
+from openprime.data.steps import ENDS, split_steps, steps_of_tokens, token_texts
+from openprime.data.template import Messages
 from openprime.models.hub import find_file, load_model, load_tokenizer, same_vocabulary
 from openprime.models.lm import LM
 from openprime.models.placement import Placement, pick_device
@@ -134,7 +135,7 @@ class ImplicitPRM:
 
         Prompts are texts or chat messages, `form` says how they are put to the model (if not given: by the
         tokenizer's chat template, where it has one). `step_split` may be the steps of each response instead,
-        which must join to the response. A response ends with the end-of-sequence token, which has its reward
+        which must join to the response. A response ends with the token that ends a turn, which has its reward
         in the last step. Raises UserError for what cannot be encoded.
         """
         if len(prompts) != len(responses):
@@ -145,12 +146,9 @@ class ImplicitPRM:
         names = [f"prompt {i}" for i in range(len(prompts))]
         messages = [read_messages(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
         form = suitable(form or PromptFormat(), self.tokenizer)
-        prompt_ids = encode_prompts(messages, names, form, self.tokenizer)
-        response_ids = encode_responses(responses, self.tokenizer)
-        texts = [
-            text_of_tokens(self.tokenizer, r, ids) for r, ids in zip(responses, response_ids, strict=True)
-        ]
-        return self.score_tokens(prompt_ids, response_ids, texts, step_split)
+        turns = encode_turns(messages, responses, names, form, self.tokenizer, texts=True)
+        prompt_ids, response_ids = [t.prompt_ids for t in turns], [t.response_ids for t in turns]
+        return self.score_tokens(prompt_ids, response_ids, [[*t.texts] for t in turns], step_split)
 
     def score_sampled(self, groups: Sequence[Group], step_split: StepSplit = "newline") -> list[list[Score]]:
         """`score` of sampled responses by their own token ids (trap 13), group by group."""
