@@ -26,9 +26,8 @@ def fake_run(folder: Path, evaluated: bool = True) -> Path:
     return folder
 
 
-def fake_evaluation(folder: Path, prompt: object = EVIL, text: str = "+two four\n#### 4") -> Path:
+def fake_evaluation(folder: Path, prompt: str = EVIL, text: str = "+two four\n#### 4") -> Path:
     """An evaluation's results and responses: one with a PRM, one greedy alone, one of first errors."""
-    (folder / "clock").mkdir(parents=True)
     curve = {n: [0.5, 0.4, 0.6] for n in ("1", "2", "4")}
     table = dict.fromkeys(("random", "majority vote", "PRM", "PRM, last step", "oracle"), curve)
     found = {"error_accuracy": 0.125, "correct_accuracy": None, "f1": None}
@@ -52,25 +51,17 @@ def fake_evaluation(folder: Path, prompt: object = EVIL, text: str = "+two four\
             "processbench": {"items": 9, "first_error": {"threshold 0": found}, "lowest_step_last": None},
         },
     }
-    (folder / "results.json").write_text(json.dumps(results))
     tokens = [*re.findall(r"\n|[^\S\n]*\S+", text), ""]
 
-    def response(outcome: float, reason: str) -> dict:
-        return {
-            "text": text,
-            "outcome": outcome,
-            "reason": reason,
-            "truncated": False,
-            "tokens": tokens,
-            "rewards": [0.25 - 0.125 * t for t in range(len(tokens))],
-            "steps": [True, False],
-        }
-
-    line = {"prompt": prompt, "answer": "4", "responses": [response(1.0, "right"), response(0.0, "wrong")]}
-    text = json.dumps(line, ensure_ascii=False) + "\n"
+    rewards = [0.25 - 0.125 * t for t in range(len(tokens))]
+    response = {"text": text, "tokens": tokens, "rewards": rewards, "steps": [True, False]}
+    judged = [response | {"outcome": 1.0, "reason": "right"}, response | {"outcome": 0.0, "reason": "wrong"}]
+    chat = [{"role": "system", "content": "be <i>brief</i>"}, {"role": "user", "content": prompt}]
+    line = json.dumps({"prompt": chat, "answer": "4", "responses": judged}, ensure_ascii=False)
     for name in results["benchmarks"]:
-        (folder / name).mkdir(exist_ok=True, parents=True)
-        (folder / name / "responses.jsonl").write_text(text, encoding="utf-8")
+        (folder / name).mkdir(parents=True)
+        (folder / name / "responses.jsonl").write_text(line + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
@@ -117,9 +108,9 @@ def test_report__nothing_is_fetched(whole: Page):
 
 def test_report__what_is_written_is_shown_and_not_run(whole: Page):
     """A prompt, a title and a model's name are text, whatever they look like."""
-    for text in (EVIL, "models/<b>evil</b>", "a [PRM]", "a <i>", "Runs & <trials>"):
+    for text in (EVIL, "be <i>brief</i>", "models/<b>evil</b>", "a [PRM]", "a <i>", "Runs & <trials>"):
         assert text in whole.text
-    assert not [tag for tag, _ in whole.tags if tag in ("trials", "img", "i")]
+    assert not {tag for tag, _ in whole.tags} & {"trials", "img", "i"}
     assert not any("alert('prompt')" in script for script in whole.scripts)
 
 
@@ -149,11 +140,10 @@ def test_report__tokens_have_the_colour_of_their_reward_and_wrong_steps_a_wavy_l
     rewards = [float(a["title"] or "") for a in spans]
     assert rewards == [0.25, 0.125, 0.0, -0.125, -0.25, -0.375] * 2
     for attributes, reward in zip(spans, rewards, strict=True):
-        found = re.search(r"rgba\((\d+),\d+,(\d+),([\d.]+)\)", attributes["style"] or "")
-        assert found, attributes
-        red, blue, alpha = map(float, found.groups())
-        assert alpha == pytest.approx(0.75 * abs(reward) / 0.375, abs=1e-3)
-        assert reward == 0 or (blue > red) == (reward > 0)
+        mix = 0.75 * abs(reward) / 0.375  # of blue or red into white
+        full = (37, 99, 235) if reward > 0 else (220, 38, 38)
+        colour = "".join(f"{round((1 - mix) * 255 + mix * channel):02x}" for channel in full)
+        assert attributes["style"] == f"background:#{colour}"
     slips = ["slip" in (a["class"] or "") for a in spans]
     assert slips == [False, False, False, True, True, False] * 2  # the second line, not the end
     assert whole.text.count("∎") == 2  # which has a reward without a text
@@ -162,21 +152,17 @@ def test_report__tokens_have_the_colour_of_their_reward_and_wrong_steps_a_wavy_l
 def test_report__wavy_line_is_explained_where_there_is_one(tmp_path: Path, run: str):
     evaluation = fake_evaluation(tmp_path / "e")
     path = evaluation / "clock" / "responses.jsonl"
-    line = json.loads(path.read_text())
-    for response in line["responses"]:
-        del response["steps"]
     assert "A wavy line" in page(tmp_path, "--runs", run, "--evaluation", str(evaluation)).text
-    path.write_text(json.dumps(line))
+    path.write_text(path.read_text().replace('"steps"', '"of another kind"'))
     assert "A wavy line" not in page(tmp_path, "--runs", run, "--evaluation", str(evaluation)).text
 
 
 @pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0c", "</pre></div>", "\U0001f600"])
-def test_report__any_character_may_stand_in_a_chat_or_a_response(tmp_path: Path, run: str, odd: str):
-    chat = [{"role": "system", "content": "be <i>brief</i>"}, {"role": "user", "content": f"two{odd} & two?"}]
-    evaluation = fake_evaluation(tmp_path / "e", prompt=chat, text=f"+two{odd} four\n#### 4")
+def test_report__any_character_may_stand_in_a_prompt_or_a_response(tmp_path: Path, run: str, odd: str):
+    evaluation = fake_evaluation(tmp_path / "e", f"two{odd} & two?", f"+two{odd} four\n#### 4")
     made = page(tmp_path, "--runs", run, "--evaluation", str(evaluation))
-    for text in ("be <i>brief</i>", f"two{odd} & two?", f"+two{odd}"):
-        assert text in made.text
+    assert f"two{odd} & two?" in made.text
+    assert f"+two{odd}" in made.text
 
 
 @pytest.mark.parametrize("name", ["<script>x", "a & b", 'quote"quote', "<\u2044script><b>"])
@@ -239,7 +225,7 @@ def test_report__axis_is_what_is_counted(tmp_path: Path, run: str, runs: int):
     assert f'"text":"{axis}"' in figure(made, "Held-out accuracy, greedy")
 
 
-@pytest.mark.parametrize("missing", ["metrics.jsonl", "results.json", "responses.jsonl", "benchmarks"])
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "results.json", "clock/responses.jsonl", "benchmarks"])
 def test_report__folder_of_the_wrong_kind_is_named(
     tmp_path: Path, run: str, capsys: pytest.CaptureFixture, missing: str
 ):
@@ -248,11 +234,10 @@ def test_report__folder_of_the_wrong_kind_is_named(
     if missing == "benchmarks":
         (folder / "results.json").write_text('{"accuracy": 1}')
     else:
-        (folder / ("clock" if missing == "responses.jsonl" else "") / missing).unlink()
+        (folder / missing).unlink()
     args = ["--runs", run, "--evaluation", str(evaluation), "--out", str(tmp_path / "page.html")]
     assert main(["report", *args]) == 2
     err = capsys.readouterr().err
-    assert str(folder) in err
-    assert ("results.json is of another command" if missing == "benchmarks" else missing) in err
-    assert "Traceback" not in err
+    assert err.startswith(f"openprime: {folder}: not a")
+    assert missing in err
     assert not (tmp_path / "page.html").exists()

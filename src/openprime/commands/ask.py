@@ -198,12 +198,9 @@ def show(score: Score, pieces: Sequence[Piece], console: Console) -> None:
 
 def colour(share: float, few: bool) -> str:
     """Dark text on red (-1 and less) over white (0) to blue (1 and more); `few` on a terminal of 16 colours."""
-    strength = min(1.0, abs(share))
     if few:
-        return SIXTEEN[share < 0][round(2 * strength)]
-    full = page.POSITIVE if share > 0 else page.NEGATIVE
-    mixed = (round(255 + (channel - 255) * page.STRONGEST * strength) for channel in full)
-    return f"{INK} on #" + "".join(f"{channel:02x}" for channel in mixed)
+        return SIXTEEN[share < 0][round(2 * min(1.0, abs(share)))]
+    return f"{INK} on {page.colour(share)}"
 
 
 def on_page(question: str, text: str, score: Score | None, pieces: Sequence[Piece]) -> list[str]:

@@ -24,32 +24,27 @@ MARK = 0.9
 
 def demo(config: DemoConfig) -> None:
     """Build and fine-tune a small model, train it by PRIME and by outcome rewards alone, choose among N, report."""
-    out, seed = Path(config.out), ["--seed", str(config.seed)]
+    out, console, begun = Path(config.out), Console(highlight=False), time.perf_counter()
     if (out / "sft").exists():
         raise UserError(f"{out} holds a demo already: choose another --out, or remove it")
-    console = Console()
-    begun = time.perf_counter()
-    start, evaluation = ["--model", f"{out}/sft/model", *seed], f"{out}/best-of-n"
-    runs, prm = [f"{out}/{name}" for name in RUNS], ["--prm", f"{out}/prime/prm"]
-    report = ["report", "--title", "openprime demo", "--out", f"{out}/report.html"]
-    commands = [
-        ["sft", "configs/sft/tiny.yaml", "--out", f"{out}/sft", *seed],
-        ["rl", "configs/rl/tiny.yaml", *start, "--out", f"{out}/prime"],
-        ["rl", "configs/rl/tiny-distill.yaml", *start, "--out", f"{out}/distill"],
-        ["rl", "configs/rl/tiny.yaml", *start, "--out", f"{out}/outcome-only", "--algorithm", "outcome"],
-        ["evaluate", "configs/evaluate/tiny.yaml", *start, *prm, "--out", evaluation],
-        [*report, "--runs", *runs, "--evaluation", evaluation],
-    ]
-    for command in commands:
+    place, seed = shlex.quote(str(out)), f"--seed {config.seed}"
+    start, runs = f"--model {place}/sft/model {seed}", " ".join(f"{place}/{name}" for name in RUNS)
+    for command in (
+        f"sft configs/sft/tiny.yaml --out {place}/sft {seed}",
+        f"rl configs/rl/tiny.yaml {start} --out {place}/prime",
+        f"rl configs/rl/tiny-distill.yaml {start} --out {place}/distill",
+        f"rl configs/rl/tiny.yaml {start} --out {place}/outcome-only --algorithm outcome",
+        f"evaluate configs/evaluate/tiny.yaml {start} --prm {place}/prime/prm --out {place}/best-of-n",
+        f"report --title 'openprime demo' --out {place}/report.html --runs {runs} --evaluation {place}/best-of-n",
+    ):
         console.rule(align="left", style="dim")
-        console.print(f"[bold]$ openprime {shlex.join(command)}", highlight=False)
-        status = main(command)
-        if status:
+        console.print(f"[bold]$ openprime {command}")
+        if status := main(shlex.split(command)):
             raise SystemExit(status)
     summary = summarise(out) | {"seconds": time.perf_counter() - begun}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console.rule(align="left", style="dim")
-    console.print(verdict(summary), highlight=False)
+    console.print(verdict(summary))
     console.print(
         f"{summary['seconds']:.0f} s. The page: {out / 'report.html'}   the figures: {out / 'summary.json'}"
     )
@@ -70,26 +65,18 @@ def summarise(out: Path) -> dict:
 
 def verdict(summary: dict) -> str:
     """The figures in words."""
+    runs, chosen = summary["runs"], summary["best_of_n"]["best_of_n"]
     lines = [
-        f"Held-out greedy accuracy, {summary['runs']['prime']['start']:.3f} at the start. One seed: a few hundredths "
-        "are noise."
+        f"Held-out greedy accuracy, {runs['prime']['start']:.3f} at the start. One seed: a few hundredths are noise."
     ]
     for name, about in RUNS.items():
-        run = summary["runs"][name]
-        needed = run["rollouts_to_mark"]
+        needed = runs[name]["rollouts_to_mark"]
         reached = f"{MARK} after {needed:,.0f} rollouts" if needed is not None else f"{MARK} not reached"
-        lines.append(f"  {about}: {reached}, {run['final']['eval/greedy']:.3f} at the end")
-    choice = {name: row[max(row, key=int)][0] for name, row in summary["best_of_n"]["best_of_n"].items()}
+        lines.append(f"  {about}: {reached}, {runs[name]['final']['eval/greedy']:.3f} at the end")
     n = summary["best_of_n"]["samples"]
     shown = ("PRM", "majority vote", "reference log-probability", "PRM-weighted vote")
-    most = max(choice[name] for name in shown)
-    best = " and ".join(name for name in shown if choice[name] == most)
-    lines.append(
-        f"Best of {n} responses of the SFT model: PRM {choice['PRM']:.3f}, majority vote "
-        f"{choice['majority vote']:.3f}, reference log-probability {choice['reference log-probability']:.3f}; "
-        f"best was {best}."
-    )
-    return "\n".join(lines)
+    said = ", ".join(f"{name} {chosen[name][str(n)][0]:.3f}" for name in shown)
+    return "\n".join([*lines, f"Best of {n} responses of the SFT model: {said}."])
 
 
 def crossing(curve: list[tuple[float, float]], mark: float) -> float | None:

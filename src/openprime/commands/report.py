@@ -3,6 +3,7 @@
 import json
 from html import escape
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 
@@ -31,12 +32,12 @@ def report(config: ReportConfig) -> None:
     """Write the page."""
     config.check()
     runs: Runs = {}
-    for folder in config.runs:
+    names = [Path(folder).name for folder in config.runs]
+    for folder, name in zip(config.runs, names, strict=True):
         path = Path(folder) / "metrics.jsonl"
         if not path.is_file():
             raise UserError(f"{folder}: not a run's folder: it has no metrics.jsonl")
-        alike = sum(Path(other).name == Path(folder).name for other in config.runs)
-        runs[Path(folder).name if alike == 1 else folder] = read_jsonl(path)
+        runs[name if names.count(name) == 1 else folder] = read_jsonl(path)
     parts = [overview(runs), "<h2>Learning</h2>", learning(runs), "<h2>Time</h2>", times(runs)]
     if config.evaluation:
         parts += evaluated(Path(config.evaluation))
@@ -52,13 +53,13 @@ def overview(runs: Runs) -> str:
         seconds = [row["time/step"] for row in metrics if "time/step" in row]
         if held_out and seconds:
             first, last = held_out[0], held_out[-1]
-            sampled = next((f"{first[k]:.3f} → {last[k]:.3f}" for k in last if k.startswith("eval/avg@")), "")
+            sampled = next((key for key in last if key.startswith("eval/avg@")), "")
             rows[name] = {
                 "greedy accuracy": f"{first['eval/greedy']:.3f} → {last['eval/greedy']:.3f}",
-                "sampled accuracy": sampled,
+                "sampled accuracy": f"{first[sampled]:.3f} → {last[sampled]:.3f}" if sampled else "",
                 "rollouts": f"{last.get('rollout/rollouts', 0):,.0f}",
                 "steps": str(last["step"]),
-                "seconds a step": f"{sum(seconds) / len(seconds):.2f}",
+                "seconds a step": f"{fmean(seconds):.2f}",
             }
     note = "<p>Accuracy on held-out prompts, start → end. Rollouts are counted before the filter.</p>"
     return page.table("run", rows) + note
@@ -71,9 +72,8 @@ def learning(runs: Runs) -> str:
     for metric, title, unit in CURVES:
         series = {}
         for name, rows in runs.items():
-            key = next((k for row in rows for k in row if k.startswith(metric)), metric)
-            known = [row for row in rows if key in row]
-            series[name] = [(row.get("rollout/rollouts", row["step"]), row[key]) for row in known]
+            known = [(row, key) for row in rows for key in row if key.startswith(metric)]
+            series[name] = [(row.get("rollout/rollouts", row["step"]), row[key]) for row, key in known]
         if any(series.values()):
             lines = page.traces(series, type="scatter", mode="lines")
             figures.append(page.figure(lines, title, "rollouts" if counted else "step", unit))
@@ -86,23 +86,22 @@ def times(runs: Runs) -> str:
     for phase in PHASES:
         key = f"time/{phase}"
         seconds = {name: [row[key] for row in rows if key in row] for name, rows in runs.items()}
-        series[phase] = [(name, sum(values) / max(1, len(values))) for name, values in seconds.items()]
+        series[phase] = [(name, fmean(values or [0])) for name, values in seconds.items()]
     bars = page.traces(series, flat=True, type="bar")
     return page.figure(bars, "Seconds a step", "seconds", "", 150 + 45 * len(runs), barmode="stack")
 
 
 def evaluated(folder: Path) -> list[str]:
     """Results of `openprime evaluate`, and some responses with the rewards of their tokens."""
-    if not (folder / "results.json").is_file():
-        raise UserError(f"{folder}: not an evaluation's folder: it has no results.json")
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    path, wrong = folder / "results.json", f"{folder}: not an evaluation's folder: it has no"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "benchmarks" not in results:
-        raise UserError(f"{folder}: not an evaluation's folder: its results.json is of another command")
+        raise UserError(f"{wrong} results.json with benchmarks")
     parts = [f"<h2>Evaluation: {escape(page.model_names(results))}</h2>", *page.evaluation(results)]
     for name, result in results["benchmarks"].items():
         path = folder / name / "responses.jsonl"
         if not path.is_file():
-            raise UserError(f"{folder}: not an evaluation's folder: it has no {name}/responses.jsonl")
+            raise UserError(f"{wrong} {name}/responses.jsonl")
         if "PRM" in result.get("best_of_n", {}):
             parts.append(token_rewards(name, read_jsonl(path)))
     return parts
@@ -112,14 +111,12 @@ def token_rewards(name: str, rows: list[dict], prompts: int = 6) -> str:
     """Some responses, each token coloured by its process reward: one right and one wrong to a prompt."""
     chosen = []
     for row in rows:
-        scored = [r for r in row["responses"] if "rewards" in r]
-        right = [r for r in scored if r["outcome"]]
-        wrong = [r for r in scored if r["outcome"] == 0]
-        if right and wrong:
+        right = [r for r in row["responses"] if r["outcome"]]
+        wrong = [r for r in row["responses"] if r["outcome"] == 0]
+        if right and wrong and len(chosen) < prompts:
             chosen.append((row, right[0], wrong[0]))
     if not chosen:
         return ""
-    chosen = chosen[:prompts]
     responses = [r for _, *both in chosen for r in both]
     largest = page.full_colour(reward for r in responses for reward in r["rewards"])
     note = page.legend(largest)
@@ -127,12 +124,10 @@ def token_rewards(name: str, rows: list[dict], prompts: int = 6) -> str:
         note += " A wavy line: the oracle step checker, which took no part in training, calls the step wrong."
     parts = [f"<h2>The reward of every token: {escape(name)}</h2><p>{note}</p>"]
     for row, *both in chosen:
-        prompt = row["prompt"]
-        if not isinstance(prompt, str):
-            prompt = "\n".join(message["content"] for message in prompt)
-        cards = [page.card(f"prompt, answer {row['answer']}", escape(prompt))]
-        for r in both:
-            steps = r.get("steps", ())
-            cards.append(page.response_card(r["reason"], r["tokens"], r["rewards"], largest, steps))
-        parts.append(page.pair(*cards))
+        prompt = "\n".join(message["content"] for message in row["prompt"])
+        cards = [
+            page.response_card(r["reason"], r["tokens"], r["rewards"], largest, r.get("steps", ()))
+            for r in both
+        ]
+        parts.append(page.pair(page.card(f"prompt, answer {row['answer']}", escape(prompt)), *cards))
     return "".join(parts)

@@ -7,6 +7,8 @@ Texts are escaped here, those in figures too: what a model, a prompt or a folder
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import cycle
+from math import copysign
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,6 @@ Series = dict[str, list[tuple[Any, Any]]]
 """A name -> points (x, y), or (x, (y, low, high))."""
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#475569")
-POSITIVE, NEGATIVE = (37, 99, 235), (220, 38, 38)
-STRONGEST = 0.75
-"""Share of the full colour behind the largest rewards, so that the text stays readable."""
 ACCURACY = (
     "95 % bootstrap intervals over items. cut: responses that reached the token limit. Below the number of items, "
     "where there are any: items that could not be judged."
@@ -89,15 +88,15 @@ def console_table(first: str, rows: Rows) -> Table:
 def traces(series: Series, flat: bool = False, **style: Any) -> list[dict[str, Any]]:
     """A plotly trace for each name with points, bars lying down if `flat`; a name keeps its colour in every figure."""
     made = []
-    for (name, points), colour in zip(series.items(), cycle(COLOURS), strict=False):
+    for (name, points), shade in zip(series.items(), cycle(COLOURS), strict=False):
         if points:
-            values = [y if isinstance(y, Sequence) else [y] for _, y in points]
-            trace = {"name": _label(name), "marker": {"color": colour}} | style
-            trace |= {"x": [_label(x) for x, _ in points], "y": [value[0] for value in values]}
+            x = [_label(x) for x, _ in points]
+            y, *bounds = zip(*(y if isinstance(y, Sequence) else (y,) for _, y in points), strict=True)
+            trace = {"name": _label(name), "marker": {"color": shade}, "x": x, "y": y} | style
             if flat:
-                trace |= {"x": trace["y"], "y": trace["x"], "orientation": "h"}
-            if len(values[0]) > 1:
-                above, below = [high - y for y, _, high in values], [y - low for y, low, _ in values]
+                trace |= {"x": y, "y": x, "orientation": "h"}
+            if bounds:
+                above, below = list(map(sub, bounds[1], y)), list(map(sub, y, bounds[0]))
                 trace["error_y"] = {"array": above, "arrayminus": below, "thickness": 1}
             made.append(trace)
     return made
@@ -147,10 +146,10 @@ def full_colour(rewards: Iterable[float]) -> float:
     return sizes[int(0.99 * (len(sizes) - 1))] or 1.0
 
 
-def rgba(reward: float, strength: float) -> str:
-    """Blue for a positive reward and red for a negative one; `strength` is a share of the strongest colour."""
-    channels = ",".join(map(str, POSITIVE if reward > 0 else NEGATIVE))
-    return f"rgba({channels},{STRONGEST * min(1.0, strength):.3f})"
+def colour(share: float) -> str:
+    """White (0) to three quarters of blue (1 and more) or of red (-1 and less): dark text stays readable."""
+    full, strength = (37, 99, 235) if share > 0 else (220, 38, 38), 0.75 * min(1.0, abs(share))
+    return "#" + "".join(f"{round(255 + (channel - 255) * strength):02x}" for channel in full)
 
 
 def response_card(
@@ -166,7 +165,7 @@ def response_card(
         text = escape(token).replace("\n", "<span class=end>⏎</span>\n")
         if not token and t == len(tokens):
             text = "<span class=end>∎</span>"
-        style = f"background:{rgba(reward, abs(reward) / largest)}"
+        style = f"background:{colour(reward / largest)}"
         spans.append(f'<span class="tok{slip}" style="{style}" title="{reward:+.4f}">{text}</span>')
         line += token.count("\n")
     return card(f"{verdict}, score {sum(rewards):+.3f}", "".join(spans))
@@ -187,7 +186,7 @@ def step_bars(steps: list[str], rewards: list[float]) -> str:
     for step, reward in zip(steps, rewards, strict=True):
         width = 50 * abs(reward) / longest
         left = 50 - width * (reward <= 0)
-        style = f"margin-left:{left:.1f}%;width:{width:.1f}%;background:{rgba(reward, 1)}"
+        style = f"margin-left:{left:.1f}%;width:{width:.1f}%;background:{colour(copysign(1, reward))}"
         bar = f'<div style="{style}"></div>'
         lines.append(f"<tr><td>{reward:+.4f}<td class=axis>{bar}<td>{escape(step.strip())}")
     return f"<table class=steps>{''.join(lines)}</table>"
