@@ -27,7 +27,6 @@ from transformers.utils.hub import cached_file
 
 from openprime.config import PromptFormat
 from openprime.data.template import turn_ends
-from openprime.data.template import turn_ends
 from openprime.models.checks import check_config, check_finite, check_weights, first_line
 from openprime.ranks import first, on_first
 from openprime.types import StorageError, UserError
@@ -238,7 +237,6 @@ def _end_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedTokeni
     ids = list(ids)
     if isinstance(tokenizer.eos_token_id, int):
         ids.append(tokenizer.eos_token_id)
-    ids += turn_ends(tokenizer)
     ids += turn_ends(tokenizer)
     if not ids:
         raise UserError(
