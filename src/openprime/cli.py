@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     ) as error:  # not one of our messages: where it comes from matters
         traceback.print_exc()
         return fail(str(error), 2 if isinstance(error, ValueError) else 1)
+    finally:
+        importlib.import_module("openprime.run.lock").release()
     return 0
 
 

@@ -219,10 +219,10 @@ def test_score__another_file_cannot_resume(folder: Path, tmp_path: Path, capsys:
     assert "holds a run already: go on with --resume" in capsys.readouterr().err
     write(tmp_path / "rows.jsonl", [{"prompt": "another", "response": ""}, *ROWS[1:]])
     assert main([*args, "--resume"]) == 2
-    assert "rows.jsonl has changed since" in capsys.readouterr().err
+    assert "scores.jsonl, line 1: it is of none of the" in capsys.readouterr().err
     write(tmp_path / "rows.jsonl", ROWS[:2])
     assert main([*args, "--resume"]) == 2
-    assert "rows.jsonl has changed since" in capsys.readouterr().err
+    assert "scores.jsonl, line 3: it is of none of the 2 items: the data have changed" in capsys.readouterr().err
     assert len(scored(folder, tmp_path, ROWS, "--resume")) == 9  # one that has grown can
 
 

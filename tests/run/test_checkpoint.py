@@ -4,28 +4,34 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from openprime.config import PrimeConfig
 from openprime.run import checkpoint
 from openprime.run.checkpoint import (
     SHARDS,
     Background,
+    DamagedError,
     checkpoints,
     load_checkpoint,
     load_shards,
+    resume,
     save_checkpoint,
 )
-from openprime.types import StorageError
+from openprime.run.run import Run
+from openprime.types import StorageError, UserError
 
 
 def draw() -> list[float]:
@@ -91,6 +97,8 @@ def test_checkpoints__are_the_whole_ones_by_number(tmp_path: Path):
         save_checkpoint(tmp_path, step, {}, keep=9)
     for name in (".partial-step-000011", "step-12", "step-abcdef", "step-000013.old", "notes"):
         (tmp_path / name).mkdir()
+    (tmp_path / "step-000014").write_text("a file")
+    (tmp_path / "step-000015").symlink_to("step-000015")
     steps = ["step-000002", "step-000010", "step-999999", "step-1000000"]
     assert [path.name for path in checkpoints(tmp_path)] == steps
     assert checkpoints(tmp_path / "nowhere") == []
@@ -278,5 +286,310 @@ def test_load_checkpoint__runs_no_code(tmp_path: Path):
     folder = tmp_path / "step-000001"
     folder.mkdir()
     torch.save({"step": 1, "random": Trap()}, folder / "state.pt")
-    with pytest.raises(Exception, match="eights"):  # torch: "Weights only load failed"
+    with pytest.raises(DamagedError, match="eights"):  # torch: "Weights only load failed"
         load_checkpoint(folder)
+
+
+# Damage
+
+
+class Weights:
+    """A part of a run: a matrix and a count."""
+
+    def __init__(self) -> None:
+        self.matrix, self.count = torch.zeros(40, 50), 0
+
+    def state(self) -> dict:
+        return {"matrix": self.matrix.clone(), "count": self.count}
+
+    def restore(self, state: dict) -> None:
+        self.count = state["count"]
+        self.matrix.copy_(state["matrix"])
+
+
+class Place:
+    """The place in the data."""
+
+    def __init__(self) -> None:
+        self.place = 0
+
+    def state(self) -> dict:
+        return {"place": self.place}
+
+    def restore(self, state: dict) -> None:
+        self.place = state["place"]
+
+
+def go(folder: Path, last: int = 6, **settings: object) -> tuple[list[int], list[float]]:
+    """A run of some steps, saved at each: the steps that were left, and numbers that tell of its whole state."""
+    told = {"model": "m", "out": str(folder), "data": {"source": "d"}, "save_every": 1, "keep": 9}
+    weights, place, left = Weights(), Place(), []
+    torch.manual_seed(3)
+    with Run(PrimeConfig.model_validate(told | settings), "rl") as run:
+        run.begin({"weights": weights}, cursor=place)
+        for step in run.steps(last, lambda metrics: {}):
+            with run.step(step):
+                place.place += 10
+                with run.training():
+                    weights.matrix += torch.randn(40, 50)
+                    weights.count += 1
+            left.append(step)
+    return left, [float(weights.matrix.sum()), weights.count, place.place]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """A run of six steps, and what it came to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    left, came_to = go(folder)
+    assert left == [1, 2, 3, 4, 5, 6]
+    return folder, came_to
+
+
+def content(change: Callable[[dict], Any]) -> Callable[[Path], None]:
+    """A checkpoint whose state is another, rightly written."""
+
+    def damage(folder: Path) -> None:
+        state = torch.load(folder / "state.pt", weights_only=True)
+        torch.save(change(state), folder / "state.pt")
+
+    return damage
+
+
+def in_bytes(change: Callable[[bytearray], bytes]) -> Callable[[Path], None]:
+    """A checkpoint with other bytes in its file."""
+
+    def damage(folder: Path) -> None:
+        file = folder / "state.pt"
+        file.write_bytes(change(bytearray(file.read_bytes())))
+
+    return damage
+
+
+def flipped(mark: bytes) -> Callable[[Path], None]:
+    """One bit, ten bytes behind the last place of a mark."""
+
+    def change(data: bytearray) -> bytes:
+        data[data.rindex(mark) + len(mark) + 10] ^= 4
+        return bytes(data)
+
+    return in_bytes(change)
+
+
+def instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Something else where state.pt was."""
+
+    def damage(folder: Path) -> None:
+        (folder / "state.pt").unlink()
+        make(folder / "state.pt")
+
+    return damage
+
+
+def of_another(**settings: object) -> Callable[[Path], None]:
+    """The checkpoint of another run, of the same step."""
+
+    def damage(folder: Path) -> None:
+        other = folder.parents[2] / "other"
+        go(other, **settings)
+        shutil.rmtree(folder)
+        shutil.copytree(other / "checkpoints" / "step-000006", folder)
+
+    return damage
+
+
+def older(folder: Path) -> None:
+    shutil.copy(folder.with_name("step-000004") / "state.pt", folder / "state.pt")
+
+
+def of_words(folder: Path) -> None:
+    (folder / "state.pt").write_text("hello\nworld\n")
+
+
+def of_numpy(state: dict) -> dict:
+    return state | {"random": state["random"] | {"torch": torch.zeros(3)}}
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "empty": in_bytes(lambda data: b""),
+    "one byte": in_bytes(lambda data: bytes(data[:1])),
+    "the first half": in_bytes(lambda data: bytes(data[: len(data) // 2])),
+    "the second half": in_bytes(lambda data: bytes(data[len(data) // 2 :])),
+    "a byte less": in_bytes(lambda data: bytes(data[:-1])),
+    "zeros": in_bytes(lambda data: bytes(len(data))),
+    "zeros at the end": in_bytes(lambda data: bytes(data[:-5000]) + bytes(5000)),
+    "noise": in_bytes(lambda data: random.Random(1).randbytes(len(data))),
+    "text": of_words,
+    "a bit of the list of files": flipped(b"data/0"),
+    "a bit of a tensor": in_bytes(lambda data: bytes(data[:3000] + bytes([data[3000] ^ 1]) + data[3001:])),
+    "a bit of the pickle": in_bytes(lambda data: bytes(data).replace(b"matrix", b"metrix", 1)),
+    "no state.pt": instead(lambda file: None),
+    "a folder": instead(lambda file: file.mkdir()),
+    "a link to itself": instead(lambda file: file.symlink_to(file)),
+    "a link to nowhere": instead(lambda file: file.symlink_to("nowhere")),
+    "a pipe": instead(lambda file: os.mkfifo(file)),
+    "a list": content(lambda state: [1, 2]),
+    "a tensor": content(lambda state: torch.zeros(3)),
+    "nothing": content(lambda state: {}),
+    "no step": content(lambda state: {k: v for k, v in state.items() if k != "step"}),
+    "a step of text": content(lambda state: state | {"step": "6"}),
+    "no weights": content(lambda state: {k: v for k, v in state.items() if k != "weights"}),
+    "no place": content(lambda state: {k: v for k, v in state.items() if k != "cursor"}),
+    "no generators": content(lambda state: {k: v for k, v in state.items() if k != "random"}),
+    "generators of text": content(lambda state: state | {"random": "seed"}),
+    "a generator of another size": content(of_numpy),
+    "weights of null": content(lambda state: state | {"weights": None}),
+    "weights of a list": content(lambda state: state | {"weights": [1]}),
+    "a matrix of text": content(lambda state: state | {"weights": {"matrix": "0", "count": 6}}),
+    "another shape": content(lambda state: state | {"weights": {"matrix": torch.zeros(7), "count": 6}}),
+    "settings of text": content(lambda state: state | {"settings": "all"}),
+    "another step's": older,
+    "another seed's": of_another(seed=1),
+    "another model's": of_another(model="n"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_run__a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    whole: tuple[Path, list[float]], tmp_path: Path, capsys: pytest.CaptureFixture, name: str
+):
+    folder, last = tmp_path / "it" / "run", tmp_path / "it" / "run" / "checkpoints" / "step-000006"
+    shutil.copytree(whole[0], folder)
+    DAMAGE[name](last)
+    out = {"out": str(folder)}
+    capsys.readouterr()
+    left, came_to = go(folder, resume=True, **out)
+    assert left == [6]
+    assert came_to == whole[1]  # to the last bit, generators included
+    said = capsys.readouterr()
+    (line,) = [line for line in said.out.splitlines() if "note:" in line]
+    assert line.startswith(f"note: checkpoint {last} is damaged (")
+    assert line.endswith("): set aside as step-000006.damaged; going on from step-000005")
+    assert "Traceback" not in said.out + said.err
+    assert "resumed at step 5 from" in said.out
+    assert load_checkpoint(last)["step"] == 6  # written anew
+    assert go(folder, resume=True, **out) == ([], whole[1])
+    shutil.rmtree(folder / "checkpoints")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_run__a_checkpoint_that_may_not_be_read_is_named(whole: tuple[Path, list[float]], tmp_path: Path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-000006" / "state.pt").chmod(0)
+    assert go(tmp_path / "run", resume=True) == ([6], whole[1])
+
+
+def test_run__any_byte_that_has_changed_is_found_or_has_no_effect(
+    whole: tuple[Path, list[float]], tmp_path: Path
+):
+    """300 places in a checkpoint's file: it is damaged, or read as it was."""
+    path, draw = tmp_path / "step-000006", random.Random(0)
+    shutil.copytree(whole[0] / "checkpoints" / "step-000006", path)
+    data, expected = (path / "state.pt").read_bytes(), load_checkpoint(path)
+    found = 0
+    for place in (draw.randrange(len(data)) for _ in range(300)):
+        (path / "state.pt").write_bytes(
+            data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :]
+        )
+        try:
+            torch.testing.assert_close(load_checkpoint(path), expected, rtol=0, atol=0)
+        except DamagedError:
+            found += 1
+    assert found > 200
+
+
+def test_run__where_no_checkpoint_is_left_it_says_what_to_do(whole: tuple[Path, list[float]], tmp_path: Path):
+    folder = tmp_path / "it" / "run"
+    shutil.copytree(whole[0], folder)
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    for path, damage in zip(checkpoints(folder / "checkpoints"), list(DAMAGE.values())[:6], strict=True):
+        damage(path)
+    with pytest.raises(
+        UserError,
+        match=r"step-000006 is damaged \(.*\); nor can any of the 5 before it be used: put back a copy .*--out$",
+    ) as error:
+        go(folder, resume=True)
+    assert "\n" not in str(error.value)
+    assert (folder / "metrics.jsonl").read_bytes() == metrics  # nothing has been touched
+    assert len(checkpoints(folder / "checkpoints")) == 6
+
+
+def test_run__what_lies_beside_checkpoints_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Files and folders of any name: the run saves, keeps as many as it should, and goes on."""
+    folder = tmp_path / "run"
+    beside = folder / "checkpoints"
+    for name in ("notes", "step-7", "step-000009.old", "step-999999"):
+        (beside / name).mkdir(parents=True)
+    (beside / "step-999999" / "a.txt").write_text("mine")
+    for name in ("step-000002", "step-000003", ".partial-step-000004", "readme.txt", "step-abc"):
+        (beside / name).write_text("mine")
+    (beside / "step-000005").symlink_to("nowhere")
+    (beside / "step-000008").symlink_to("step-000008")
+    assert go(folder, 4, keep=2)[0] == [1, 2, 3, 4]
+    assert [p.name for p in checkpoints(beside)] == ["step-000003", "step-000004", "step-999999"]
+    assert go(folder, keep=2, resume=True)[0] == [5, 6]
+    assert "step-999999 is damaged (there is no state.pt)" in capsys.readouterr().out
+    assert [p.name for p in checkpoints(beside)] == ["step-000005", "step-000006"]
+    assert (beside / "step-999999.damaged" / "a.txt").read_text() == "mine"
+    assert (beside / "readme.txt").read_text() == "mine"
+
+
+def test_run__checkpoints_of_an_earlier_run_are_not_taken_for_its_own(tmp_path: Path):
+    """Only the folder's settings were removed: the new run writes its own."""
+    go(tmp_path / "run", 2, seed=5)
+    (tmp_path / "run" / "config.yaml").unlink()
+    _, came_to = go(tmp_path / "run", 2)
+    assert go(tmp_path / "run", 2, resume=True) == ([], came_to)
+
+
+def shard_file(folder: Path) -> Path:
+    return next((folder / SHARDS).glob("*.distcp"))
+
+
+def metadata_flipped(folder: Path) -> None:
+    data = bytearray((folder / SHARDS / ".metadata").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / SHARDS / ".metadata").write_bytes(data)
+
+
+def shard_flipped(folder: Path) -> None:
+    data = bytearray(shard_file(folder).read_bytes())
+    data[len(data) // 2] ^= 1
+    shard_file(folder).write_bytes(data)
+
+
+SHARD_DAMAGE: dict[str, Callable[[Path], object]] = {
+    "no shards": lambda folder: shutil.rmtree(folder / SHARDS),
+    "a shard is missing": lambda folder: shard_file(folder).unlink(),
+    "a shard is empty": lambda folder: shard_file(folder).write_bytes(b""),
+    "half a shard": lambda folder: os.truncate(shard_file(folder), shard_file(folder).stat().st_size // 2),
+    "a bit of a shard": shard_flipped,
+    "no metadata": lambda folder: (folder / SHARDS / ".metadata").unlink(),
+    "a bit of the metadata": metadata_flipped,
+    "empty metadata": lambda folder: (folder / SHARDS / ".metadata").write_bytes(b""),
+    "metadata only": lambda folder: (shard_file(folder).unlink(), (folder / "state.pt").unlink()),
+    "of another size": lambda folder: save(folder.parent, 2, torch.ones(4)),
+    "of another name": lambda folder: save(folder.parent, 2, torch.ones(300), "v"),
+}
+
+
+def save(folder: Path, step: int, weights: torch.Tensor, name: str = "w") -> Path:
+    return save_checkpoint(folder, step, {"policy": {"n": step, SHARDS: {name: weights}}}, 9)
+
+
+@pytest.mark.parametrize("name", SHARD_DAMAGE)
+def test_resume__damaged_shards_are_named_and_the_ones_before_them_used(
+    tmp_path: Path, background: Background, name: str
+):
+    save(tmp_path / "c", 1, torch.arange(300.0))
+    SHARD_DAMAGE[name](save(tmp_path / "c", 2, torch.zeros(300)))
+    held, said = torch.full((300,), 7.0), []
+
+    def restore(state: dict) -> None:
+        load_shards(state["policy"][SHARDS], {"w": held})
+
+    assert resume(tmp_path / "c", {}, restore, said.append) == tmp_path / "c" / "step-000001"
+    assert torch.equal(held, torch.arange(300.0))
+    (line,) = said
+    assert line.startswith(f"checkpoint {tmp_path}/c/step-000002 is damaged (")
+    assert "\n" not in line

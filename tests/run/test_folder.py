@@ -1,19 +1,39 @@
 """A command's folder: what is written down in it, and what may change when the command goes on."""
 
 import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from openprime.config import EvaluateConfig, GenerateConfig, PrimeConfig, SFTConfig
+from openprime.config import (
+    EvaluateConfig,
+    FolderConfig,
+    GenerateConfig,
+    OfflinePRMConfig,
+    PrimeConfig,
+    ScoreConfig,
+    SFTConfig,
+)
 from openprime.run.folder import check_folder, flatten, open_folder
-from openprime.types import UserError
+from openprime.run.lock import hold, release
+from openprime.types import StorageError, UserError
 
 
 def config(folder: Path, **settings: object) -> PrimeConfig:
     """A configuration whose run lives in `folder`."""
     return PrimeConfig.model_validate({"model": "m", "out": str(folder), "data": {"source": "d"}} | settings)
+
+
+@pytest.fixture(autouse=True)
+def _let_go() -> Iterator[None]:
+    """Commands do when they end."""
+    yield
+    release()
 
 
 @pytest.fixture
@@ -105,3 +125,108 @@ def test_check_folder__makes_nothing(tmp_path: Path):
 
 def test_flatten__settings_have_dotted_keys():
     assert flatten({"a": 1, "b": {"c": None, "d": {"e": [1]}}}) == [("a", 1), ("b.c", None), ("b.d.e", [1])]
+
+
+# What is no run's folder
+
+
+DAMAGED = ["", "null", "3", "- a", "a: [", "\x00\x01", "\ufeff\ttext", "{" * 3000]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+@pytest.mark.parametrize("name", ["config.yaml", "versions.json"])
+def test_check_folder__damaged_records_are_named_in_a_line(begun: Path, name: str, text: str):
+    (begun / name).write_text(text)
+    with pytest.raises(
+        UserError, match=rf"^{begun / name} is damaged \(.*\): put it back, or choose another"
+    ) as error:
+        check_folder(config(begun, resume=True), "rl")
+    assert "\n" not in str(error.value)
+
+
+def test_open_folder__what_cannot_be_a_folder_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    for out, error, said in (
+        (tmp_path / "file", UserError, "out: .*file is a file: name a folder"),
+        (tmp_path / "file" / "below", StorageError, "out: .*below cannot be written: "),
+        (tmp_path / "loop", StorageError, "out: .*loop cannot be written: "),
+        (tmp_path / ("x" * 300), UserError, "out: .*x cannot be read: .*name too long"),
+        (Path("/proc/mine"), StorageError, "out: /proc/mine cannot be written: "),
+    ):
+        with pytest.raises(error, match=said):
+            open_folder(config(out), "rl")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# One process at a time
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from openprime.run.lock import hold
+Path(sys.argv[1]).mkdir(exist_ok=True)
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """Another process that fills the folder `run`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+COMMANDS: dict[str, type[FolderConfig]] = {
+    "sft": SFTConfig,
+    "rl": PrimeConfig,
+    "prm": OfflinePRMConfig,
+    "generate": GenerateConfig,
+    "score": ScoreConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_open_folder__another_process_keeps_out_until_it_ends_however_it_ends(
+    holder: subprocess.Popen, tmp_path: Path, command: str
+):
+    told = COMMANDS[command].model_validate({"out": str(tmp_path / "run")})
+    for work in (check_folder, open_folder):
+        with pytest.raises(
+            UserError, match=rf"run is being filled by another process \(process {holder.pid} on"
+        ):
+            work(told, command)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    open_folder(told, command)
+    open_folder(told.model_copy(update={"resume": True}), command)  # its own is no other's
+
+
+def test_hold__ends_with_release_and_not_with_a_child(tmp_path: Path):
+    other = [sys.executable, "-c", HOLD, str(tmp_path)]
+
+    def try_it() -> str:
+        return subprocess.run(other, input="", capture_output=True, text=True, check=False).stdout
+
+    hold(tmp_path)
+    sleeper = subprocess.Popen(["sleep", "60"])  # as workers are started
+    hold(tmp_path)
+    assert try_it() == ""
+    release()
+    assert try_it() == "held\n"
+    sleeper.kill()
+    sleeper.wait()

@@ -32,8 +32,9 @@ def generate(config: GenerateConfig) -> None:
         pool.prepare([] if config.data.verifier_field else [config.data.verifier])
         tokenizer = load_tokenizer(config.model)
         data = read_prompts(config.data, tokenizer)
-        for note in data.notes:
-            say(note)
+        if data.dropped_long:
+            limit = config.data.max_prompt_tokens
+            say(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
         prompts = pool.admit(data.prompts, say)
         del data  # rows with tests, which `prompts` has packed
         longest = config.data.max_prompt_tokens + config.max_response_tokens
@@ -49,7 +50,7 @@ def generate(config: GenerateConfig) -> None:
             return [group_row(row_number(g.prompt), g, config.data, vocabulary) for g in groups]
 
         console.print(f"{len(prompts)} prompts, {config.responses} responses each", highlight=False)
-        rows = fill_jsonl(path, len(prompts), "generate", console, make)
+        rows = fill_jsonl(path, [{"item": row_number(p)} for p in prompts], "generate", console, make)
         reasons = Counter(response["reason"] for row in rows for response in row["responses"])
         said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
         console.print(f"{sum(reasons.values())} responses: {said}\nwritten: {path}", highlight=False)

@@ -42,7 +42,8 @@ def first_errors(
             for i, item, score in zip(chunk, items, scores, strict=True)
         ]
 
-    rows = fill_jsonl(folder / "responses.jsonl", len(benchmark.items), benchmark.name, console, make)
+    marks = [{"item": i, "id": item.id} for i, item in enumerate(benchmark.items)]
+    rows = fill_jsonl(folder / "responses.jsonl", marks, benchmark.name, console, make)
     labels, rewards = [row["label"] for row in rows], [row["step_rewards"] for row in rows]
     measured = {
         "threshold 0": first_error_f1([first_error(r, 0.0) for r in rewards], labels),

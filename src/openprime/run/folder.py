@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import yaml
 
 from openprime import __version__
 from openprime.config import FolderConfig
-from openprime.types import UserError
+from openprime.run.lock import LOCK, hold
+from openprime.types import StorageError, UserError
 
 MAY_CHANGE = {
     "resume",
@@ -34,47 +36,91 @@ PACKAGES = ("torch", "transformers", "datasets", "math-verify")
 def open_folder(config: FolderConfig, command: str) -> Path:
     """Make a command's folder with config.yaml and versions.json, or open it where `config.resume` is set.
 
-    Raises UserError as `check_folder` does.
+    No other process can open it until this one ends. Raises UserError as `check_folder` does, StorageError where it
+    cannot be written.
     """
     check_folder(config, command)
     folder = Path(config.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(config.model_dump_json())
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    (folder / "versions.json").write_text(json.dumps(versions(command), indent=2) + "\n", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        hold(folder)
+        check_folder(config, command)  # another process may have been faster
+        settings = json.loads(config.model_dump_json())
+        _write(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        _write(folder / "versions.json", json.dumps(versions(command), indent=2) + "\n")
+    except OSError as error:
+        raise StorageError(f"out: {folder} cannot be written: {error}") from error
     return folder
 
 
 def check_folder(config: FolderConfig, command: str) -> None:
-    """Before any work: raises UserError when there is already a run in the folder that cannot go on.
+    """Before any work: raises UserError when the folder is no folder or holds a run that cannot go on.
 
-    That is one which is not to be resumed, or which was begun by another command or with other settings.
+    That is one which is under way, which is not to be resumed, or which was begun by another command or with other
+    settings.
     """
     folder, path = Path(config.out), Path(config.out) / "config.yaml"
-    if not path.is_file():
-        return
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"out: {folder} is a file: name a folder")
+        if (folder / LOCK).is_file():
+            hold(folder)
+        if not path.is_file():
+            return
+    except OSError as error:
+        raise UserError(f"out: {folder} cannot be read: {error}") from error
     if not config.resume:
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    refuse_changes(folder, begun_with(folder, command), settings_of(config, command))
+
+
+def settings_of(config: FolderConfig, command: str) -> dict[str, Any]:
+    """The command and all its settings, as plain values."""
+    return {"command": command} | json.loads(config.model_dump_json())
+
+
+def begun_with(folder: Path, command: str) -> dict[str, Any]:
+    """What `settings_of` was when a folder was begun; raises UserError where its files do not say so any more."""
     made = folder / "versions.json"
-    before_by = json.loads(made.read_text(encoding="utf-8"))["stage"] if made.is_file() else command
-    now = json.loads(config.model_dump_json())
-    refuse_changes(folder, {"command": before_by} | before, {"command": command} | now)
+    by = _read(made, json.loads).get("stage") if made.is_file() else command
+    return {"command": by} | _read(folder / "config.yaml", yaml.safe_load)
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it has no keys")
+        return found
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} is damaged ({why}): put it back, or choose another --out") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """A file that is whole or as it was."""
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def refuse_changes(folder: Path, before: dict, now: dict) -> None:
     """Raises UserError, with every changed setting, for a folder that was begun with other ones."""
-    old, new = dict(flatten(before)), dict(flatten(now))
-    changed = [
-        f"{key}: {old[key]!r} -> {value!r}"
-        for key, value in new.items()
-        if key in old and old[key] != value and key.split(".")[0] not in MAY_CHANGE
-    ]
-    if changed:
+    if changed := changed_settings(before, now):
         raise UserError(
             f"{folder} was begun with other settings: {'; '.join(changed)}. "
             "Resume with the same ones, or start a new run with another --out"
         )
+
+
+def changed_settings(before: dict, now: dict) -> list[str]:
+    """Settings in both that a run may not change, each as `key: before -> now`."""
+    old = dict(flatten(before))
+    return [
+        f"{key}: {old[key]!r} -> {value!r}"
+        for key, value in flatten(now)
+        if key in old and old[key] != value and key.split(".")[0] not in MAY_CHANGE
+    ]
 
 
 def versions(command: str) -> dict[str, str]:

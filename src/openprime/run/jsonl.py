@@ -1,96 +1,151 @@
-"""JSONL files that grow: appended to, cut off after a kill, filled item by item."""
+"""JSONL files that grow: appended to, cut off after a kill, filled item by item.
 
-import io
+A line that is damaged is left out and said; what stands behind it is kept.
+"""
+
 import json
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from openprime.run.console import Bar, Signals
-from openprime.types import UserError
+from openprime.types import StorageError, UserError
 
 CHUNK = 128
 """Items of a file that are made at a time: what a kill can cost."""
 
 
 def append_jsonl(path: Path, row: dict) -> None:
-    """Add a line to a file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Add a line to a file. Raises StorageError where it cannot be written."""
+    _add(path, [row])
+
+
+def _add(path: Path, rows: Sequence[dict]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written ({error}): make room and go on with --resume"
+        ) from error
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a file that is whole."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """The rows of a file; it may be growing."""
+    return [row for row, _, _ in _rows(path, unended=True)]
 
 
 def keep_until(path: Path, step: int) -> None:
     """Drop the records after `step`, and a last line that a kill left half-written."""
-    _cut(path, [end for row, end in _whole_lines(path) if row["step"] <= step])
-
-
-def resume_jsonl(path: Path) -> list[dict]:
-    """The rows of a file that goes on; a last line that a kill left half-written is cut off."""
-    lines = _whole_lines(path)
-    _cut(path, [end for _, end in lines])
-    return [row for row, _ in lines]
+    kept = [end for row, end, _ in _rows(path) if isinstance(row.get("step"), int) and row["step"] <= step]
+    _cut(path, max(kept, default=0))
 
 
 def fill_jsonl(
     path: Path,
-    total: int,
+    marks: Sequence[dict],
     title: str,
     console: Console,
     make: Callable[[range, Callable[[], None]], list[dict]],
 ) -> list[dict]:
-    """The rows of items 0..total-1 in a file, a line an item, made in chunks by `make(items, check)`.
+    """The rows of items in a file, a line an item, made in chunks by `make(items, check)`.
 
-    Lines that are there already are kept, so that an interrupted command goes on without repeating or
-    losing an item. A chunk is always the same items, whatever was there: it may be sampled with a seed of
-    its own. `make` calls `check` now and then, which raises Interrupted after a signal.
+    `marks`: keys and values of each item's row that no other item's has. Lines that are there already are kept, so
+    that an interrupted command goes on without repeating or losing an item; one that is damaged is made again. A
+    chunk is always the same items, whatever was there: it may be sampled with a seed of its own. `make` calls
+    `check` now and then, which raises Interrupted after a signal.
     """
-    rows = resume_jsonl(path)
-    if len(rows) > total:
-        raise UserError(
-            f"{path}: {len(rows)} lines for {total} items: the data have changed; choose another --out"
-        )
-    with Signals() as signals, Bar(console, title, total, len(rows)) as bar:
-        begun, before = time.perf_counter(), len(rows)
-        while len(rows) < total:
+    total = len(marks)
+    rows = resume_jsonl(path, marks)
+    missing = rows.count(None)
+    with Signals() as signals, Bar(console, title, total, total - missing) as bar:
+        begun, before = time.perf_counter(), missing
+        while missing:
             signals.check()
-            start = len(rows) // CHUNK * CHUNK
+            start = rows.index(None) // CHUNK * CHUNK
             chunk = range(start, min(start + CHUNK, total))
             made = make(chunk, signals.check)
             assert len(made) == len(chunk)
-            for row in made[len(rows) - start :]:
-                append_jsonl(path, row)
-                rows.append(row)
-            pace = (len(rows) - before) / (time.perf_counter() - begun)
-            bar.report(len(rows), {"items/s": f"{pace:.2f}"})
+            new = [i for i in chunk if rows[i] is None]
+            at_the_end = not any(rows[new[0] :])
+            for i in new:
+                rows[i] = made[i - start]
+                if at_the_end:
+                    append_jsonl(path, made[i - start])
+            if not at_the_end:
+                _write(path, [row for row in rows if row is not None])
+            missing = rows.count(None)
+            pace = (before - missing) / (time.perf_counter() - begun)
+            bar.report(total - missing, {"items/s": f"{pace:.2f}"})
+    return [row for row in rows if row is not None]
+
+
+def resume_jsonl(path: Path, marks: Sequence[dict]) -> list[dict | None]:
+    """The rows of a file that goes on, each at the place of its item; None where there is none.
+
+    A last line that a kill left half-written is cut off. Raises UserError for a row of no item.
+    """
+    rows: list[dict | None] = [None] * len(marks)
+    place, whole = 0, 0
+    for row, end, line in _rows(path):
+        if not marks[0].keys() <= row.keys():
+            _say(path, line)
+            continue
+        place = next((i for i in range(place, len(marks)) if marks[i].items() <= row.items()), len(marks))
+        if place == len(marks):
+            raise UserError(
+                f"{path}, line {line}: it is of none of the {len(marks)} items: the data have changed; choose "
+                "another --out"
+            )
+        rows[place] = row
+        place, whole = place + 1, end
+    _cut(path, whole)
     return rows
 
 
-def _whole_lines(path: Path) -> list[tuple[dict, int]]:
-    """Rows of a JSONL file and where each ends, in bytes, up to the first line that is not whole."""
-    whole, end = [], 0
-    with path.open("rb") if path.is_file() else io.BytesIO() as file:
-        for line in file:  # in bytes: only a line feed ends a line
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
+def _rows(path: Path, unended: bool = False) -> Iterator[tuple[dict, int, int]]:
+    """(row, where its line ends in bytes, the line's number) of every line that is whole.
+
+    `unended`: also of a last one without its line feed.
+    """
+    if not path.is_file():
+        return
+    end = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):  # in bytes: only a line feed ends a line
             end += len(line)
-            whole.append((row, end))
-    return whole
+            try:
+                row = json.loads(line.lstrip(b"\0"))  # where the machine broke down a file can have zeros
+            except (ValueError, RecursionError):
+                row = None
+            if not line.endswith(b"\n") and not (unended and isinstance(row, dict)):
+                return  # a kill has left it half-written, or it is just being written
+            if isinstance(row, dict):
+                yield row, end, number
+            elif line.strip():
+                _say(path, number)
 
 
-def _cut(path: Path, ends: list[int]) -> None:
-    """Shorten a file to the last of these ends, in one step: a kill meanwhile loses nothing."""
+def _say(path: Path, line: int) -> None:
+    print(f"note: {path}, line {line}: damaged, left out", file=sys.stderr, flush=True)
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    """Put rows in the place of a file's, in one step: a kill meanwhile loses nothing."""
+    partial = path.with_name(f".partial-{path.name}")
+    partial.unlink(missing_ok=True)
+    _add(partial, rows)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _cut(path: Path, end: int) -> None:
+    """Shorten a file, in one step: a kill meanwhile loses nothing."""
     if path.is_file():
-        os.truncate(path, max(ends, default=0))
+        os.truncate(path, end)

@@ -14,10 +14,11 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from openprime.config import RunConfig
 from openprime.ranks import LostRankError, first, on_first, world
-from openprime.run.checkpoint import Background, checkpoints, load_checkpoint, save_checkpoint
+from openprime.run.checkpoint import Background, checkpoints, resume, save_checkpoint
 from openprime.run.console import Bar, Clock, Interrupted, Signals, with_step_time
-from openprime.run.folder import open_folder
+from openprime.run.folder import open_folder, settings_of
 from openprime.run.jsonl import append_jsonl, keep_until
+from openprime.run.lock import release
 from openprime.types import Metrics, NonFiniteError, RunError, UserError
 
 
@@ -60,8 +61,11 @@ class Run:
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise UserError("wandb is asked for but not installed: pip install 'openprime[wandb]'")
         on_first(lambda: open_folder(config, command))
+        self._settings = settings_of(config, command)
         self.done, self.total = 0, 0
         """Steps done, those of an earlier start included; steps in all."""
+        self._saved = -1
+        """The step of the last checkpoint."""
         self._trained: dict[str, Part] = {}
         self._cursor: Part | None = None
         self.step_number = 0
@@ -86,6 +90,7 @@ class Run:
             self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
+        release()
 
     def begin(self, trained: dict[str, Part], cursor: Part | None = None) -> bool:
         """From now on signals are noted, and checkpoints keep these parts; goes on from the last one, if resumed.
@@ -94,19 +99,22 @@ class Run:
         """
         self._open.enter_context(self.signals)
         self._trained, self._cursor = trained, cursor
-        found = on_first(lambda: checkpoints(self.folder / "checkpoints")) if self.config.resume else []
-        state = load_checkpoint(found[-1]) if found else None
-        self.done = state["step"] if state else 0
+        found = None
+        if self.config.resume:
+            found = resume(self.folder / "checkpoints", self._settings, self._restore, self.note)
         for name in ("metrics.jsonl", "samples.jsonl") if first() else ():
-            keep_until(self.folder / name, self.done if state else -1)
-        if state is None:
-            return True
-        for name, part in trained.items():
+            keep_until(self.folder / name, self.done if found else -1)
+        if found:
+            self.note(f"resumed at step {self.done} from {found}", "")
+        return found is None
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Hand a checkpoint's state to the parts."""
+        for name, part in self._trained.items():
             part.restore(state[name])
-        if cursor is not None:
-            cursor.restore(state["cursor"])
-        self.note(f"resumed at step {self.done} from {found[-1]}", "")
-        return False
+        if self._cursor is not None:
+            self._cursor.restore(state["cursor"])
+        self.done = self._saved = state["step"]
 
     def steps(
         self, total: int, headline: Callable[[Metrics], dict[str, str]], lines: int = 0
@@ -222,12 +230,14 @@ class Run:
             self._background = Background()
         if self._background:
             self._background.wait()
-        if on_first((folder / f"step-{step:06d}").is_dir):
+        if step == self._saved:
             return
         state: dict[str, Any] = {name: part.state() for name, part in self._trained.items()}
+        state["settings"] = self._settings
         if self._cursor is not None:
             state["cursor"] = self._cursor.state() if cursor is None else cursor
         save_checkpoint(folder, step, state, self.config.keep, None if wait else self._background)
+        self._saved = step
 
     def _write(self, metrics: Metrics) -> None:
         """Append to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases; what is not finite is left out."""
