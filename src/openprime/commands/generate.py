@@ -32,12 +32,11 @@ def generate(config: GenerateConfig) -> None:
         pool.prepare([] if config.data.verifier_field else [config.data.verifier])
         tokenizer = load_tokenizer(config.model)
         data = read_prompts(config.data, tokenizer)
-        if data.dropped_long:
-            limit = config.data.max_prompt_tokens
-            say(f"{data.dropped_long} of {data.rows} prompts are over {limit} tokens: dropped")
+        for note in data.notes:
+            say(note)
         prompts = pool.admit(data.prompts, say)
         del data  # rows with tests, which `prompts` has packed
-        longest = config.data.max_prompt_tokens + config.max_response_tokens
+        longest = max(len(prompt.token_ids) for prompt in prompts) + config.max_response_tokens
         engine = make_engine(config, tokenizer, config.sequences, longest)
         sampling = Sampling(config.responses, config.max_response_tokens, config.temperature)
         vocabulary = vocabulary_id(tokenizer)

@@ -1,6 +1,5 @@
 """`openprime score`: the reward of every token, step and response of a file."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from rich.console import Console
 
 from openprime.config import ScoreConfig
-from openprime.data.chat import Messages, encode_prompts, encode_responses, read_messages, suitable
+from openprime.data.chat import encode_turns, read_messages, read_tools, suitable
 from openprime.data.readers import PROMPT_FIELDS, Row
 from openprime.data.records import (
     RecordedResponse,
@@ -17,7 +16,8 @@ from openprime.data.records import (
     read_rows,
     vocabulary_id,
 )
-from openprime.data.steps import split_steps, text_of_tokens, token_texts
+from openprime.data.steps import split_steps
+from openprime.data.template import Messages, Tools
 from openprime.models.placement import pick_device
 from openprime.prime.prm import ImplicitPRM, Score, find_parts
 from openprime.run.folder import check_folder, open_folder
@@ -28,8 +28,8 @@ AT_A_TIME = 128
 """Responses that are scored between two looks for a signal."""
 
 
-Item = tuple[str | Messages, str, list[RecordedResponse]]
-"""(prompt, name of its verifier, responses) of a row."""
+Item = tuple[str | Messages, Tools, str, list[RecordedResponse]]
+"""(prompt, tools, name of its verifier, responses) of a row."""
 
 
 def score(config: ScoreConfig) -> None:
@@ -57,28 +57,24 @@ def score(config: ScoreConfig) -> None:
     open_folder(config, "score")
 
     def scored(places: range) -> list[Row]:
-        chosen = items[places.start : places.stop]
-        prompts, verifiers, given = zip(*chosen, strict=True)
-        encoded = encode_prompts(prompts, names[places.start : places.stop], form, tokenizer, verifiers)
-        prompt_ids = [ids for ids, some in zip(encoded, given, strict=True) for _ in some]
-        responses = [response for some in given for response in some]
-        encoded = encode_responses([r.text for r in responses], tokenizer)
-        response_ids = [r.token_ids or ids for r, ids in zip(responses, encoded, strict=True)]
-        texts = [
-            token_texts(tokenizer, ids) if r.token_ids else text_of_tokens(tokenizer, r.text, ids)
-            for r, ids in zip(responses, response_ids, strict=True)
-        ]
+        given = [items[i][-1] for i in places]
+        each = [(*items[i][:-1], r, names[i]) for i in places for r in items[i][-1]]
+        prompts, tools, verifiers, responses, whose = zip(*each, strict=True)
+        said, ended = [r.said for r in responses], [not r.truncated for r in responses]
+        turns = encode_turns(prompts, said, whose, form, tokenizer, verifiers, tools, ended, texts=True)
+        texts = [[*turn.texts] for turn in turns]
         steps = [
             r.steps or split_steps("".join(pieces), config.step_split)
             for r, pieces in zip(responses, texts, strict=True)
         ]
+        prompt_ids, response_ids = [t.prompt_ids for t in turns], [t.response_ids for t in turns]
         scores = iter(prm.score_tokens(prompt_ids, response_ids, texts, steps))
         return [
             scored_row(rows[i], some, [next(scores) for _ in some])
             for i, some in zip(places, given, strict=True)
         ]
 
-    size = max(1, AT_A_TIME // max(len(responses) for _, _, responses in items))
+    size = max(1, AT_A_TIME // max(len(responses) for *_, responses in items))
 
     def make(places: range, check: Callable[[], None]) -> list[Row]:
         made: list[Row] = []
@@ -103,15 +99,12 @@ def score(config: ScoreConfig) -> None:
 
 def read_item(row: Row, where: str, vocabulary: str) -> Item:
     """The responses of a row; `vocabulary` is the PRM's. Raises UserError for what cannot be scored."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: half a character (a lone surrogate) in its text") from error
     field, value = read_prompt(row)
     if not field:
         raise UserError(f"{where}: no field {' or '.join(PROMPT_FIELDS)}; there are: {', '.join(row)}")
     prompt = read_messages(value, f"{where}, {field}")
-    return prompt, str(row.get("verifier") or "math"), read_responses(row, where, vocabulary)
+    responses = read_responses(row, where, vocabulary)
+    return prompt, read_tools(row, where), str(row.get("verifier") or "math"), responses
 
 
 def scored_row(row: Row, given: list[RecordedResponse], scores: list[Score]) -> Row:

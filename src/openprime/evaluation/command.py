@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -25,21 +25,11 @@ from openprime.prime.rollouts import derive_seed, sample_and_verify
 from openprime.run.folder import check_folder, open_folder, refuse_changes
 from openprime.run.jsonl import fill_jsonl
 from openprime.tasks.clock import check_steps
-from openprime.types import Engine, Group, Response, Sampling
+from openprime.types import Group, Response, Sampling
 from openprime.verifiers.pool import Pool
 
 JUDGED = 16
 """Items with recorded responses that are judged between two looks at signals."""
-
-
-@dataclass(frozen=True)
-class Models:
-    """The model that answers and the PRM that scores, each where it is needed."""
-
-    engine: Engine | None
-    vocabulary: str
-    """Name of the engine's vocabulary."""
-    prm: ImplicitPRM | None
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -56,28 +46,28 @@ def evaluate(config: EvaluateConfig) -> None:
             for mode in {b.config.answers for b in benchmarks}
         }
         benchmarks = [admit(b, pool[b.config.answers], console) for b in benchmarks]
-        models = load(
-            config, benchmarks, tokenizer
-        )  # one that cannot be read is named before a folder is begun
+        judge = Judge(config, benchmarks, tokenizer)  # a model that cannot be read is named before the folder
         open_evaluation(config, benchmarks)
-        path = Path(config.out) / "results.json"
+        written = Path(config.out) / "results.json"
         results: dict[str, Any] = {"model": config.model, "prm": config.prm, "benchmarks": {}}
         for benchmark in benchmarks:
             folder = Path(config.out) / benchmark.name
             folder.mkdir(exist_ok=True)
             about = benchmark.config.about or benchmark.config.data.source
             console.print(f"{benchmark.name}: {about}; {len(benchmark.items)} items")
-            if benchmark.is_process and models.prm:
-                found = first_errors(benchmark, models.prm, config.seed, folder, console)
+            if benchmark.is_process and judge.prm:
+                found = first_errors(benchmark, judge.prm, config.seed, folder, console)
             else:
-                found = judge(benchmark, config, models, pool[benchmark.config.answers], folder, console)
+                make = partial(judge.rows, benchmark, pool[benchmark.config.answers])
+                path, marks = folder / "responses.jsonl", [{"item": row_number(i)} for i in benchmark.items]
+                found = summarise(fill_jsonl(path, marks, benchmark.name, console, make), benchmark)
             results["benchmarks"][benchmark.name] = found
-            path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    results = json.loads(path.read_text(encoding="utf-8"))  # the keys of its tables are texts
+            written.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    results = json.loads(written.read_text(encoding="utf-8"))  # the keys of its tables are texts
     print_results(results, console)
     title = f"openprime evaluate: {page.model_names(results)}"
-    page.write(path.with_suffix(".html"), title, page.evaluation(results))
-    console.print(f"written: {path}, results.html, and responses.jsonl in a folder each")
+    page.write(written.with_suffix(".html"), title, page.evaluation(results))
+    console.print(f"written: {written}, results.html, and responses.jsonl in a folder each")
 
 
 def notes(config: EvaluateConfig, benchmarks: list[Benchmark]) -> Iterator[str]:
@@ -101,24 +91,6 @@ def admit(benchmark: Benchmark, pool: Pool, console: Console) -> Benchmark:
     return replace(benchmark, items=items, left_out=benchmark.left_out + len(benchmark.items) - len(items))
 
 
-def load(config: EvaluateConfig, benchmarks: list[Benchmark], tokenizer: Tokenizer) -> Models:
-    """Load what the benchmarks need."""
-    bfloat16, tokens = config.dtype == "bfloat16", config.tokens_per_microbatch
-    prm = None
-    if config.prm:
-        prm = ImplicitPRM.from_pretrained(config.prm, config.reference, config.device, tokens, bfloat16)
-    sampled = [b for b in benchmarks if b.is_sampled]
-    if not sampled:
-        return Models(None, "", prm)
-    longest = max(
-        len(item.token_ids) + (config.max_response_tokens or b.config.max_response_tokens)
-        for b in sampled
-        for item in b.items
-    )
-    engine = make_engine(config, tokenizer(), config.sequences, longest)
-    return Models(engine, vocabulary_id(tokenizer()), prm)
-
-
 def open_evaluation(config: EvaluateConfig, benchmarks: list[Benchmark]) -> None:
     """Begin the folder, with the benchmarks as they are asked in benchmarks.yaml.
 
@@ -132,21 +104,33 @@ def open_evaluation(config: EvaluateConfig, benchmarks: list[Benchmark]) -> None
     path.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
 
 
-# One benchmark
+class Judge:
+    """Makes the rows of responses.jsonl: asks the model, or takes what is recorded, judges and scores."""
 
+    def __init__(self, config: EvaluateConfig, benchmarks: list[Benchmark], tokenizer: Tokenizer) -> None:
+        """Load the PRM, if one is named, and the model, if it is asked."""
+        self.config, self.prm, self.engine, self.vocabulary = config, None, None, ""
+        if config.prm:
+            tokens, bfloat16 = config.tokens_per_microbatch, config.dtype == "bfloat16"
+            self.prm = ImplicitPRM.from_pretrained(
+                config.prm, config.reference, config.device, tokens, bfloat16
+            )
+        if sampled := [b for b in benchmarks if b.is_sampled]:
+            longest = max(len(item.token_ids) + self.longest(b) for b in sampled for item in b.items)
+            self.engine = make_engine(config, tokenizer(), config.sequences, longest)
+            self.vocabulary = vocabulary_id(tokenizer())
 
-def judge(
-    benchmark: Benchmark, config: EvaluateConfig, models: Models, pool: Pool, folder: Path, console: Console
-) -> dict[str, Any]:
-    """Sample or take the recorded responses, judge and score them; returns the benchmark's results."""
-    form = benchmark.config.data
+    def longest(self, benchmark: Benchmark) -> int:
+        """Most tokens of a response."""
+        return self.config.max_response_tokens or benchmark.config.max_response_tokens
 
-    def make(chunk: range, check: Callable[[], None]) -> list[dict]:
+    def rows(self, benchmark: Benchmark, pool: Pool, chunk: range, check: Callable[[], None]) -> list[dict]:
+        """A row for each item: its responses, their outcomes, their rewards by the PRM."""
         if benchmark.recorded is None:
-            greedy, groups = sample(benchmark, chunk, config, models, pool, check)
+            greedy, groups = self.sample(benchmark, pool, chunk, check)
         else:
-            greedy, groups = [], judge_recorded(benchmark, chunk, pool, check)
-        vocabulary = models.vocabulary if greedy else ""
+            greedy, groups = [], judge_recorded(benchmark, pool, chunk, check)
+        form, vocabulary = benchmark.config.data, self.vocabulary if greedy else ""
         rows = [group_row(row_number(group.prompt), group, form, vocabulary) for group in groups]
         for row, group in zip(rows, greedy, strict=False):
             row["greedy"] = response_row(group.responses[0])
@@ -154,49 +138,39 @@ def judge(
             for row, group in zip(rows, groups, strict=True):
                 for response in row["responses"]:  # the oracle step checker's verdicts on its lines
                     response["steps"] = check_steps(str(group.prompt.messages), response["text"])
-        if models.prm:
-            add_rewards(rows, groups, models.prm, config.step_split)
+        if self.prm:
+            add_rewards(rows, groups, self.prm, self.config.step_split)
         return rows
 
-    marks = [{"item": row_number(item)} for item in benchmark.items]
-    rows = fill_jsonl(folder / "responses.jsonl", marks, benchmark.name, console, make)
-    return summarise(rows, benchmark)
+    def sample(
+        self, benchmark: Benchmark, pool: Pool, chunk: range, check: Callable[[], None]
+    ) -> tuple[list[Group], list[Group]]:
+        """Judged groups of each item's greedy response, and of its N sampled ones."""
+        config, engine, prompts = self.config, self.engine, [benchmark.items[i] for i in chunk]
+        assert engine is not None
+        seed = derive_seed(config.seed, benchmark.name, chunk.start)
+
+        def ask(samples: int, temperature: float) -> list[Group]:
+            sampling = Sampling(samples, self.longest(benchmark), temperature)
+            return sample_and_verify(engine, pool, prompts, sampling, seed, check)
+
+        greedy = ask(1, 0.0)
+        nothing = [Group(prompt, (), 0) for prompt in prompts]
+        return greedy, ask(config.samples, config.temperature) if config.samples else nothing
 
 
-def sample(
-    benchmark: Benchmark,
-    chunk: range,
-    config: EvaluateConfig,
-    models: Models,
-    pool: Pool,
-    check: Callable[[], None],
-) -> tuple[list[Group], list[Group]]:
-    """Judged groups of each item's greedy response, and of its N sampled ones."""
-    engine, prompts = models.engine, [benchmark.items[i] for i in chunk]
-    assert engine is not None
-    seed = derive_seed(config.seed, benchmark.name, chunk.start)
-
-    def ask(samples: int, temperature: float) -> list[Group]:
-        longest = config.max_response_tokens or benchmark.config.max_response_tokens
-        sampling = Sampling(samples, longest, temperature)
-        return sample_and_verify(engine, pool, prompts, sampling, seed, check)
-
-    greedy = ask(1, 0.0)
-    nothing = [Group(prompt, (), 0) for prompt in prompts]
-    return greedy, ask(config.samples, config.temperature) if config.samples else nothing
-
-
-def judge_recorded(benchmark: Benchmark, chunk: range, pool: Pool, check: Callable[[], None]) -> list[Group]:
+def judge_recorded(benchmark: Benchmark, pool: Pool, chunk: range, check: Callable[[], None]) -> list[Group]:
     """Judged groups of each item's recorded responses, whose tokens nobody knows."""
     assert benchmark.recorded is not None
-    groups: list[Group] = []
-    for k in range(0, len(chunk), JUDGED):
-        items = [benchmark.items[i] for i in chunk[k : k + JUDGED]]
-        texts = [benchmark.recorded[item.id] for item in items]
-        responses = [tuple(Response((), (), text, False) for text in each) for each in texts]
-        groups += pool.judge([Group(*pair, 0) for pair in zip(items, responses, strict=True)])
+    groups = []
+    for i in chunk:
+        texts = benchmark.recorded[benchmark.items[i].id]
+        groups.append(Group(benchmark.items[i], tuple(Response((), (), text, False) for text in texts), 0))
+    judged = []
+    for start in range(0, len(groups), JUDGED):
+        judged += pool.judge(groups[start : start + JUDGED])
         check()
-    return groups
+    return judged
 
 
 def add_rewards(rows: list[dict], groups: list[Group], prm: ImplicitPRM, split: StepSplit) -> None:
@@ -206,7 +180,7 @@ def add_rewards(rows: list[dict], groups: list[Group], prm: ImplicitPRM, split: 
     """
     assert prm.tokenizer is not None
     responses = [response for row in rows for response in row["responses"]]
-    if rows[0]["vocabulary"] == vocabulary_id(prm.tokenizer):
+    if vocabulary_id(prm.tokenizer) == rows[0]["vocabulary"]:
         scores = chain.from_iterable(prm.score_sampled(groups, split))
     else:
         prompts = [row["prompt"] for row in rows for _ in row["responses"]]
