@@ -80,15 +80,45 @@ def test_sft__evaluation_works_with_the_response_limit_left_at_its_default(tuned
     assert "eval/greedy" in records(tmp_path / "o" / "metrics.jsonl")[0]
 
 
-@pytest.mark.parametrize(("count", "batch"), [(10, 3), (10, 10), (3, 7), (1, 2)])
-def test_rows_of_step__every_demonstration_is_seen_once_an_epoch(count: int, batch: int):
-    def seen(seed: int) -> list[int]:
-        return [row for step in range(1, 3 * count + 1) for row in rows_of_step(count, batch, step, seed)]
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"),
+    [(10, 3, [3, 3, 3, 1]), (10, 10, [10]), (3, 7, [3]), (1, 2, [1]), (6, 2, [2, 2, 2])],
+)
+def test_rows_of_step__every_demonstration_is_seen_once_an_epoch(count: int, batch: int, sizes: list[int]):
+    """The last step of an epoch has what is left."""
 
-    rows = seen(1)
-    assert len(rows) == 3 * count * batch
+    def seen(seed: int) -> list[list[int]]:
+        return [rows_of_step(count, batch, step, seed) for step in range(1, 3 * len(sizes) + 1)]
+
+    steps = seen(1)
+    assert [len(step) for step in steps] == 3 * sizes
+    rows = [row for step in steps for row in step]
     for epoch in range(3):
         assert sorted(rows[epoch * count : (epoch + 1) * count]) == list(range(count))
     if count == 10:
         assert rows[:10] != rows[10:20]
-        assert rows[:10] != seen(2)[:10]
+        assert steps != seen(2)
+
+
+@pytest.mark.parametrize(("epochs", "steps", "passes"), [(1, 1, 1), (2, 2, 2), (2.5, 3, 3)])
+def test_sft__a_few_rows_are_passed_over_as_often_as_the_setting_says(
+    tmp_path: Path, epochs: float, steps: int, passes: int
+):
+    """However large the batch."""
+    rows = [{"prompt": f"say {i}", "task": "now", "output": "x y"} for i in range(5)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = (
+        "--data.source",
+        str(tmp_path / "d.jsonl"),
+        "--data.response-field",
+        "output",
+        "--data.limit",
+        "0",
+    )
+    template = ("--data.prompt-template", "{task}: {prompt}", "--eval-data.source=", "--batch", "96")
+    out = sft(tmp_path / "run", *data, *template, "--epochs", str(epochs))
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    ids = tokenizer("x y", add_special_tokens=False)["input_ids"]
+    tokens = [row["sft/tokens"] for row in records(out / "metrics.jsonl")]
+    assert tokens == [5 * (len(ids) + 1)] * steps
+    assert sum(tokens) == passes * 5 * (len(ids) + 1)

@@ -53,7 +53,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
         shard(model, place)
         lm = LM(model, place)
     count = len(data.rows)
-    steps = max(1, math.ceil(count * config.epochs / config.batch))
+    steps = math.ceil(round(config.epochs * math.ceil(count / config.batch), 6))
     learner = Learner(lm, config.optimizer, steps)
     sampler = sampling_model(lm.model, place) if held_out else lm.model
     engine = TransformersEngine(sampler, place, tokenizer, end_tokens(lm.model, tokenizer), config.sequences)
@@ -91,12 +91,9 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
 
 
 def rows_of_step(count: int, batch: int, step: int, seed: int) -> list[int]:
-    """Demonstrations of one optimiser step: epochs in seeded orders, laid end to end."""
-    picked = []
-    for place in range((step - 1) * batch, step * batch):
-        epoch, index = divmod(place, count)
-        picked.append(_order(count, seed, epoch)[index])
-    return picked
+    """Demonstrations of one optimiser step; an epoch takes each once, in a seeded order, and its last step is short."""
+    epoch, place = divmod(step - 1, math.ceil(count / batch))
+    return _order(count, seed, epoch)[place * batch : (place + 1) * batch]
 
 
 @lru_cache(maxsize=2)

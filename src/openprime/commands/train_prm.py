@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -184,27 +184,24 @@ def units_of(rows: Sequence[JudgedResponse], loss: str) -> list[list[int]]:
 
 
 def plan_steps(sizes: Sequence[int], batch: int, epochs: float, seed: int) -> list[list[int]]:
-    """Units of each optimiser step: epochs in seeded orders laid end to end, a step full with `batch` responses.
+    """Units of each optimiser step: epochs in seeded orders, a step full with `batch` responses, an epoch's last short.
 
     `sizes` are the responses of each unit; whole units may make a step larger. What comes first does not
     depend on how many epochs follow.
     """
-
-    def shuffled() -> Iterator[int]:
-        for epoch in itertools.count():
-            order = list(range(len(sizes)))
-            random.Random(f"prm-{seed}-{epoch}").shuffle(order)
-            yield from reversed(order)
-
-    wanted, batch = max(1, round(epochs * sum(sizes))), min(batch, sum(sizes))
-    units, steps, taken = shuffled(), [], 0
-    while taken < wanted:
-        step, full = [], taken + batch
-        while taken < full:
-            step.append(next(units))
-            taken += sizes[step[-1]]
-        steps.append(step)
-    return steps
+    wanted, steps, taken = max(1, round(epochs * sum(sizes))), [], 0
+    for epoch in itertools.count():
+        units = list(range(len(sizes)))
+        random.Random(f"prm-{seed}-{epoch}").shuffle(units)
+        while units:
+            if taken >= wanted:
+                return steps
+            step, full = [], taken + batch
+            while units and taken < full:
+                step.append(units.pop())
+                taken += sizes[step[-1]]
+            steps.append(step)
+    raise AssertionError
 
 
 def median_nats(reference: LM, rows: Sequence[JudgedResponse], seed: int) -> float:

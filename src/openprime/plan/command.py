@@ -186,7 +186,8 @@ def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) 
         prompt_limit = min(run.data.max_prompt_tokens, run.max_tokens // 2)
         response_limit = run.max_tokens - prompt_limit
         held_out = run.held_out if isinstance(run, OfflinePRMConfig) else 0.0
-        steps = math.ceil((config.rows or run.data.limit) * (1 - held_out) * run.epochs / run.batch)
+        steps = math.ceil((config.rows or run.data.limit) * (1 - held_out) / run.batch)  # of an epoch
+        steps = math.ceil(round(run.epochs * steps, 6))
     prompt = config.prompt_tokens or prompt_limit / 2
     response = config.response_tokens or response_limit / 2
     work = work_of(run, parts_of(run, shape, prm), prompt, response, config.pass_rate)
