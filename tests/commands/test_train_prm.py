@@ -574,7 +574,8 @@ def test_prm__rows_of_another_kind_are_refused(refused):
 def test_prm__settings_without_effect_are_noted(start: str, data: dict[str, str], tmp_path: Path, capsys):
     train(start, data["ce"], tmp_path / "run", "--epochs", "0.1", "--data.labels-field", "marks")
     assert "note: no effect with loss=ce: data.labels_field" in said(capsys)
-    settings = {"loss": "steps", "step_split": "numbered", "data": {"outcome_field": "x"}}
+    settings = {"model": "m", "out": "o", "loss": "steps", "step_split": "numbered"}
+    settings["data"] = {"source": "d", "outcome_field": "x"}
     notes = OfflinePRMConfig.model_validate(settings).check()
     assert notes == ["no effect with loss=steps: data.outcome_field, step_split"]
 
