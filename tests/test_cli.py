@@ -139,6 +139,44 @@ def test_main__bad_input_is_status_2_and_one_message_on_stderr(
     assert not (tmp_path / "page.html").exists()
 
 
+HELD_OUT = "--data.source task:clock --eval-data.source rows.jsonl --eval-data.verifier-field by --out o"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "rl --model {model} --data.source rows.jsonl --data.verifier-field by --out o",
+        f"rl --model {{model}} {HELD_OUT}",
+        f"sft --model {{model}} {HELD_OUT}",
+        "generate {model} --data.source rows.jsonl --data.verifier-field by --out o",
+        "evaluate {model} --benchmark bench.yaml --out o",
+        "evaluate --benchmark bench.yaml --responses answers.jsonl --out o",
+        "verify rows.jsonl --out o.jsonl",
+    ],
+)
+def test_main__no_row_has_code_imported(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, args: str
+):
+    """Neither a module of the current folder nor one of the standard library."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trap.py").write_text(
+        "from pathlib import Path\nPath('sprung').touch()\ndef score(**_): return [1]\n"
+    )
+    (tmp_path / "bench.yaml").write_text("data: {source: rows.jsonl, verifier_field: by}")
+    (tmp_path / "answers.jsonl").write_text('{"responses": ["4"]}\n' * 2)
+    for name in ("trap:score", "os:system", "trap:score:", ":", "trap.x:score"):
+        rows = [
+            {"prompt": "q", "response": "4", "answer": "4", "by": n, "verifier": n} for n in ("math", name)
+        ]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert cli.main(args.format(model=model).split()) == 2
+        said = capsys.readouterr().err
+        assert f"{name!r} would be imported and run, which a row must not decide" in said
+        assert "row 1, by" in said or "row 2, verifier" in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "sprung").exists()
+
+
 # What goes wrong inside
 
 

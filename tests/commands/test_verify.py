@@ -79,7 +79,8 @@ def test_verify__a_users_function_and_rows_that_name_their_verifier(
         {"response": "12345", "answer": "x", "verifier": "by_length:score"},
         {"response": "#### 4", "answer": "4", "verifier": "math"},
     ]
-    assert main(["verify", str(write(tmp_path / "r.jsonl", rows)), "--out", "o.jsonl"]) == 0
+    args = ["verify", str(write(tmp_path / "r.jsonl", rows)), "--out", "o.jsonl"]
+    assert main([*args, "--allow-modules", "by_length:score"]) == 0
     assert [row["outcome"] for row in records(tmp_path / "o.jsonl")] == [0.5, 1.0]
     rows = [{"response": "bad", "answer": "x"}, {"response": "fine", "answer": "x"}]
     args = ["verify", str(write(tmp_path / "r.jsonl", rows)), "--out", "o.jsonl"]

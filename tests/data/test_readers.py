@@ -356,7 +356,8 @@ def test_read_prompts__each_row_may_name_its_verifier(source, tokenizer):
         {"prompt": "q", "answer": "1", "extra": {"ability": "math"}},
         {"prompt": "w", "answer": "", "extra": {"ability": "my_reward:score"}},
     ]
-    config = DataConfig(source=source(rows), verifier_field="extra.ability")
+    allowed = ("my_reward:score", "other:score")
+    config = DataConfig(source=source(rows), verifier_field="extra.ability", allow_modules=allowed)
     assert [p.verifier for p in read_prompts(config, tokenizer).prompts] == ["math", "my_reward:score"]
     rows[1]["extra"] = {"ability": "math"}
     with pytest.raises(ValueError, match=r"1 of 2 rows have no answer \(row 1\)"):
@@ -368,6 +369,30 @@ def test_read_prompts__each_row_may_name_its_verifier(source, tokenizer):
             ValueError, match=r"row 1 has no verifier's name in extra\.ability .*there are: prompt"
         ):
             read_prompts(other, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({}, True),
+        ({"allow_modules": ("my:scores", "my")}, True),
+        ({"verifier": "other:score"}, True),
+        ({"verifier": "my:score"}, False),
+        ({"allow_modules": ("a:b", "my:score")}, False),
+    ],
+)
+def test_read_prompts__a_row_does_not_choose_what_is_imported(
+    source, tokenizer, settings: dict, refused: bool
+):
+    rows = [{"prompt": "q", "answer": "1", "by": "math"}, {"prompt": "w", "answer": "1", "by": "my:score"}]
+    config = DataConfig(source=source(rows), verifier_field="by", **settings)
+    if not refused:
+        assert [p.verifier for p in read_prompts(config, tokenizer).prompts] == ["math", "my:score"]
+        return
+    with pytest.raises(
+        ValueError, match=r"row 1, by: 'my:score' would be imported .* in data\.allow_modules if"
+    ):
+        read_prompts(config, tokenizer)
 
 
 # Lengths

@@ -145,9 +145,12 @@ def test_in_steps__a_blank_line_stands_between_them():
 )
 def test_to_verify__verifier_answer_and_prompt(row: dict, verifier: str, expected: tuple):
     row |= {"response": "r"}
-    prompt = to_verify(row, "here", verifier)
+    prompt = to_verify(row, "here", verifier, ["my:score"])
     assert (prompt.verifier, prompt.answer, prompt.messages) == expected
     assert (prompt.id, prompt.columns) == ("here", row)
+    if ":" in prompt.verifier:
+        with pytest.raises(UserError, match=r"^here, verifier: 'my:score' would be imported .* in allow_modules"):
+            to_verify(row, "here", verifier, ["my:other"])
 
 
 def test_read_rows__a_file_is_there_and_has_rows(tmp_path: Path):

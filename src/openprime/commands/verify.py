@@ -33,7 +33,9 @@ def verify(config: VerifyStageConfig) -> None:
     rows = read_rows(path)
     if out.exists() and out.samefile(path):
         raise UserError(f"out: {out} is the file to read")
-    prompts = [to_verify(row, f"{path}, row {i + 1}", config.verifier) for i, row in enumerate(rows)]
+    names = [f"{path}, row {i + 1}" for i in range(len(rows))]
+    named = (config.verifier, config.allow_modules)
+    prompts = [to_verify(row, name, *named) for row, name in zip(rows, names, strict=True)]
     counts: Counter[str] = Counter()
     with Pool(config.verify) as pool:
         pool.prepare(prompt.verifier for prompt in prompts)
@@ -43,6 +45,7 @@ def verify(config: VerifyStageConfig) -> None:
             for done, (row, verdict) in enumerate(_judged(pool, rows, prompts), 1):
                 taken = round(verdict.seconds, 6)
                 result = {"outcome": verdict.outcome, "reason": verdict.reason, "seconds": taken}
+                result |= {"note": verdict.note} if verdict.note else {}
                 file.write(json.dumps(row | result, ensure_ascii=False) + "\n")
                 counts[verdict.reason] += 1
                 if done % REPORTED == 0:

@@ -426,6 +426,9 @@ class VerifyStageConfig(Section):
     """JSONL to write: the same rows with `outcome`, `reason` and `seconds`."""
     verifier: str = ""
     """Judge every row with this one. Empty: the row's `verifier`, else code where it has tests, else math."""
+    allow_modules: tuple[str, ...] = ()
+    """`module:function` that rows may name as their `verifier`. Others are refused: a row must not choose what code is
+    imported and run."""
     verify: VerifyConfig = VerifyConfig()
 
 

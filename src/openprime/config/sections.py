@@ -100,6 +100,9 @@ class DataConfig(PromptFormat):
     `gym:` data bring their own."""
     verifier_field: str = ""
     """Field that names each row's verifier, for data that mix several, such as `ability` (math, code)."""
+    allow_modules: tuple[str, ...] = ()
+    """`module:function` that rows may name there, beside `verifier`. Others are refused: a row must not choose what
+    code is imported and run."""
     max_prompt_tokens: Positive = 1024
     """Longest prompt, in tokens."""
     too_long: Literal["drop", "error"] = "drop"

@@ -352,7 +352,19 @@ def verifiers_of(config: DataConfig, rows: list[Row]) -> list[str]:
             f"{config.source}: row {missing[0]} has no verifier's name in {config.verifier_field} "
             f"(data.verifier_field), found {found[missing[0]]!r}; there are: {known_fields(rows)}"
         )
+    for i, name in enumerate(found):
+        allowed = (config.verifier, *config.allow_modules)
+        refuse_module(str(name), allowed, f"{config.source}: row {i}, {config.verifier_field}", "data.")
     return [str(name) for name in found]
+
+
+def refuse_module(name: str, allowed: Sequence[str], where: str, section: str = "") -> None:
+    """Raises UserError for a verifier of the user's own that a row names and the configuration does not."""
+    if ":" in name and name not in allowed:
+        raise UserError(
+            f"{where}: {name!r:.200} would be imported and run, which a row must not decide: list it in "
+            f"{section}allow_modules if you trust it"
+        )
 
 
 def short_enough(

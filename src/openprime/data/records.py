@@ -39,6 +39,7 @@ from openprime.data.readers import (
     prompts_and_responses,
     prompts_of,
     read_file,
+    refuse_module,
     response_of,
     row_names,
     short_enough,
@@ -199,16 +200,17 @@ def in_steps(value: object, where: str, blank: bool = True) -> RecordedResponse:
     return RecordedResponse("".join(steps), steps=steps)
 
 
-def to_verify(row: Row, where: str, verifier: str = "") -> Prompt:
+def to_verify(row: Row, where: str, verifier: str = "", allow_modules: Sequence[str] = ()) -> Prompt:
     """A row with a `response`, which may be null, as a verifier gets it: its answer or its tests, and its columns.
 
     `verifier`, else the row's, else `code` for a row with tests and `math` for others. Raises UserError for a row
-    without a response, and without an answer where mathematics needs one.
+    without a response, without an answer where mathematics needs one, or with a module that is not allowed.
     """
     if "response" not in row or not isinstance(row["response"], str | None):
         raise UserError(f"{where}: no text in the field response; there are: {', '.join(row)}")
     guess = "code" if any(name in row for name in TESTS_FIELDS) else "math"
     name = str(verifier or row.get("verifier") or guess)
+    refuse_module(name, (verifier, *allow_modules), f"{where}, verifier")
     if name == "math" and "answer" not in row:
         raise UserError(f"{where}: no field answer, nor tests for code; there are: {', '.join(row)}")
     question = read_prompt(row)[1] or ""
