@@ -102,6 +102,8 @@ class Verdict:
     """right, wrong, partial, no_answer, rejected, timeout, crash, or no_verdict (not the response's fault)."""
     seconds: float = 0.0
     """Wall-clock time of the judgement."""
+    note: str = ""
+    """The fault, where there is no outcome and it is known."""
 
 
 Metrics = dict[str, float]

@@ -18,9 +18,13 @@ class Canned:
     def __init__(self, *runs):
         self.runs = list(runs)
         self.asked = []
+        self.packages = ()
 
     def run(self, program, cases, fn_name=None, limits=None):
         self.asked.append((program, cases, fn_name, limits))
+        all_cases = self.asked[0][1]
+        if len(cases) < len(all_cases):  # some of them alone
+            return [self.runs[all_cases.index(case)] for case in cases]
         return self.runs[: len(cases)] if self.runs else [ran() for _ in cases]
 
 

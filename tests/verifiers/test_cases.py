@@ -1,6 +1,7 @@
 """Tests of programs out of rows of every shape, asserts and packed pickles included, and what is refused."""
 
 import base64
+import dataclasses
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openprime.verifiers import cases
-from openprime.verifiers.cases import pack_tests, read_tests, unpack_tests
+from openprime.verifiers.cases import lacking, pack_tests, read_tests, unpack_tests
 from openprime.verifiers.code import verify_code
 from support.benchmark_files import needs_files, rows_of
 from support.programs import (
@@ -230,8 +231,10 @@ def test_read_tests__asserts_convert(source, arguments, right, reason, wrong):
     "source",
     [
         "assert f(1) == f(1)", "assert f(1) == g(1)", "assert f(f(1)) == 1", "assert f(x) == 1",
-        "assert f(x=g()) == 1", "assert f(x=1, **{'y': 1}) == 1", "assert f(*[1]) == 1",
-        "assert f(**{'x': 1}) == 1", "assert f([*[1]]) == 1", "assert f({**{1: 2}}) == 1", "assert f(...) == 1",
+        "assert f(x=g()) == 1", "assert f(x=1, **{'x': 1}) == 1", "assert f(*1) == 1",
+        "assert f(**{1: 1}) == 1",
+        "assert f(**1) == 1", "assert f(*g()) == 1", "assert f(*[1])(2) == 1",
+        "assert f([*[1]]) == 1", "assert f({**{1: 2}}) == 1", "assert f(...) == 1",
         "assert f(1).x == 1", "assert f(1)[0] == 1", "assert f(1) < 2", "assert 0 < f(1) < 2",
         "assert f(1) in (1, 2)", "assert f(1) == 1 and f(2) == 2", "assert f(1) + 1 == 2",
         "assert f(lambda: 1) == 1", "assert f([x for x in (1, 2)]) == 1", "assert f(open('x')) == 1",
@@ -345,6 +348,117 @@ def test_read_tests__cases_with_an_entry_point_may_be_texts_or_values():
     with pytest.raises(ValueError, match="no name of a function"):
         read_tests(row, None)
     assert read_tests({**row, "entry_point": "Solution().over"}, None).fn_name == "over"
+
+
+# Rows of other sets
+
+CHECKED = "def check(candidate):\n    assert candidate(n = 1) == 2\n\n\ncheck(Solution().f)"
+GIVEN = 'my_solution = Solution()\n\ntest_input = { "n": 1 }\nassert my_solution.f(**test_input) == 2\n'
+INSERTED = (
+    "\nfrom typing import *\n\n#<INSERT>\n\nmy_solution = Solution()\n\nassert my_solution.f(*[1]) == 2\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "inputs", "keywords", "name"),
+    [
+        ({"tests": {"functional": CHECKED}}, ([],), ({"n": 1},), "f"),
+        ({"tests": json.dumps({"functional": CHECKED})}, ([],), ({"n": 1},), "f"),
+        ({"functional": CHECKED, "starter_code": ""}, ([],), ({"n": 1},), "f"),
+        ({"test": GIVEN, "prompt_sft": "Add."}, ([],), ({"n": 1},), "f"),
+        ({"test": INSERTED}, ([1],), ({},), "f"),
+        ({"test": "assert Solution().f(1) == 2"}, ([1],), ({},), "f"),
+        ({"test": "def check(c):\n    assert c(1) == 2\ncheck(f)"}, ([1],), (), "f"),
+        ({"test": "def check(c):\n s = Solution()\n assert s.f(1) == 2", "entry_point": "f"}, ([1],), ({},), "f"),
+        ({"test_list": ["assert f(0, *[1, 2], **{'a': 3}, b=4) == 2"]}, ([0, 1, 2],), ({"a": 3, "b": 4},), "f"),
+        ({"tests": [{"type": "function_call", "fn_name": "f", "input": [1], "output": 2}]}, ([1],), (), "f"),
+        ({"tests": {"test_cases": [{"type": "stdin_stdout", "input": "1", "output": "2"}]}}, ("1",), (), None),
+        ({"official_tests": [{"input": "1\n", "output": "2\n"}], "input_mode": "stdio"}, ("1\n",), (), None),
+        (
+            {
+                "public_tests": {"input": ["1\n"], "output": ["2\n"]},
+                "private_tests": {"input": [], "output": []},
+                "generated_tests": {"input": ["3\n"], "output": ["2\n"]},
+                "input_file": "",
+            },
+            ("1\n", "3\n"), (), None,
+        ),
+        ({"public_tests": json.dumps({"input": ["1"], "output": ["2"]})}, ("1",), (), None),
+    ],
+)  # fmt: skip
+def test_read_tests__rows_of_public_sets(row, inputs, keywords, name):
+    """DeepCoder's (functional, PrimeIntellect), PRIME's leetcode-test, open-r1/codeforces, CodeContests."""
+    tests = read_tests(row, None)
+    assert (tests.inputs, tests.keywords, tests.fn_name) == (inputs, keywords, name)
+    assert [str(output).strip() for output in tests.outputs] == ["2"] * len(inputs)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"official_tests": [{"input": "1", "output": "2"}], "input_mode": "file"}, "read a file"),
+        ({"public_tests": {"input": ["1"], "output": ["2"]}, "input_file": "input.txt"}, "read a file"),
+        (
+            {"official_tests": [{"input": "1", "output": "2"}], "interaction_format": "Ask."},
+            "talk with another",
+        ),
+        ({"public_tests": {"input": [], "output": []}}, "no tests"),
+        ({"public_tests": {"input": ["1", "2"], "output": ["2"]}}, "same length"),
+        ({"tests": CASES, "checker": "#include <testlib.h>\nint main() {}"}, "checker is no Python"),
+        (
+            {"tests": CASES, "comparison": "fuzzy"},
+            "'fuzzy' is none of exact, tokens, any_order, ignore_case, tolerance",
+        ),
+        ({"tests": CASES, "comparison": {"tolerance": True}}, "'tolerance' is none of"),
+        ({"tests": CASES, "comparison": {"tolerance": -1}}, "'tolerance' is none of"),
+        ({"tests": CASES, "comparison": 3}, "'3' is none of"),
+    ],
+)
+def test_read_tests__rows_that_no_program_on_stdin_can_answer_are_refused(row, why):
+    with pytest.raises(ValueError, match=why):
+        read_tests(row, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fields"),
+    [
+        ("tokens", {"tokens": True}),
+        ("tokens, any_order", {"tokens": True, "any_order": True}),
+        (["ignore_case"], {"ignore_case": True}),
+        ('["ignore_case"]', {"ignore_case": True}),
+        ({"tolerance": 1e-3, "tokens": False}, {"relative": 1e-3, "absolute": 1e-3, "integers": True}),
+        ("exact", {"relative": 0.0, "absolute": 0.0, "yes_no": False}),
+    ],
+)
+def test_read_tests__a_row_may_say_how_to_compare(asked, fields):
+    check = cases.Check(**fields)
+    assert read_tests({"tests": CASES, "comparison": asked}, None).checks == (check, check)
+    assert read_tests({"tests": {**CASES, "comparison": asked}}, None).checks == (check, check)
+    row = {"test_list": ["assert not f(1)"], "comparison": asked}
+    assert read_tests(row, None).checks == (dataclasses.replace(check, kind="truth"),)
+
+
+@pytest.mark.parametrize(
+    ("row", "imports"),
+    [
+        ({"test_list": ["assert f(1)"], "test_imports": ["import math", "from scipy.stats import norm"]}, ("scipy",)),
+        ({"test": "import numpy as np, os\nassert f(1) == 2", "entry_point": "f"}, ("numpy",)),
+        ({"test": "def check(f):\n import a.b\n assert f(1)", "entry_point": "f", "prompt": "import c\n"}, ("c", "a")),
+        ({"test": "from . import x\nassert f(1) == 2", "entry_point": "f"}, ()),
+        ({"tests": CASES}, ()),
+    ],
+)  # fmt: skip
+def test_lacking__names_what_the_tests_import_and_programs_cannot(row, imports):
+    tests = read_tests(row, None)
+    assert tests.imports == imports
+    assert lacking(tests, imports) == ""
+    if imports:
+        assert lacking(tests, ["other"]).startswith(
+            f"its tests import {', '.join(imports)}, which programs cannot: "
+        )
+        (verdict,) = verify_code(ask(row), [fenced("print(1)")], Canned(), ALL)
+        assert (verdict.outcome, verdict.reason) == (None, "no_verdict")
+        assert imports[0] in verdict.note
 
 
 # LiveCodeBench's rows

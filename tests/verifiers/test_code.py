@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import runpy
 import subprocess
 import sys
@@ -72,10 +73,58 @@ def sandbox():
         ("\t```python\n\ta\n\t\tb\n\t```", "a\n\tb"),
         ('```python\n"""\n    ```\n    x\n    ```\n"""\n```', '"""\n    ```\n    x\n    ```\n"""'),
         ("```python\ns = '```'\n# ```\nt\n```", "s = '```'\n# ```\nt"),
+        # fences of tildes, indented, on the line of the code, with more words
+        ("~~~python\na\n~~~", "a"), ("~~~\na\n~~~\nb", "a"), ("~~~~py\n~~~\na\n~~~~", "~~~\na"),
+        ("```python\n~~~\na\n```", "~~~\na"), ("~~~python\n```\na\n~~~", "```\na"), ("~~~cpp\na\n~~~", None),
+        ("```python\na\n    ```", "a"), ("```python\na\n    ```\nSo:\n```text\nb\n```", "a"),
+        ("```python\n    a\n        ```\nb", "    a"), ("```python\n'''\n    ```\n'''\n```", "'''\n    ```\n'''"),
+        ("```python\na()```", "a()"), ("```python\na('#', \"x\")```\nb\n```\nc\n```", "a('#', \"x\")"),
+        ("```python\nSee ```\na\n```", "See ```\na"), ("So: ```python a(b)```", "a(b)"),
+        ("```python\na\n```\nor ```py b``` or", "b"), ("```python a()\nb\n```", "a()\nb"),
+        ("```python import x\nb\n```", "import x\nb"), ("```python n, m = 1, 2\nb\n```", "n, m = 1, 2\nb"),
+        ("```python file=a.py\nb\n```", "b"), ("```{python}\na\n```", "a"), ("```python3.11\na\n```", "a"),
+        ("```Python:main.py\na\n```", "a"), ("```pycon\n>>> a\n```", None), ("```pypy3\na\n```", "a"),
+        ("- ```python\n  if a:\n    b\n  ```", "if a:\n  b"), ("1) Code: ```py\n   a\n   ```", "a"),
     ],
 )  # fmt: skip
 def test_extract_program__the_last_one_is_taken(text, program):
     assert extract_program(text) == program
+
+
+SOLVES = "class Solution:\n    def inc(self, n): return n + 1"
+READER = "def solve(): print(int(input()) + 1)\nsolve()"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "stdin", "called"),
+    [
+        ([SOLVES, "s = Solution()\nprint(s.inc(3))"], None, 0),
+        (["def inc(n): return 0", "def inc(n): return n + 1", "print(inc(1))", "# done"], None, 1),
+        (["inc = lambda n: n + 1", "print(inc(1))"], None, 0),
+        (["async def inc(n): 0", "inc(1)"], None, 0),
+        (["def other(n): return n", "print(other(1))"], None, 1),
+        (["def increase(n): 0", "x.inc = 3"], None, 1),
+        ([READER, "solve()  # 3 -> 4"], "3", 0),
+        (["import sys\nprint(sys.stdin.read())", "print('4')"], "3", 0),
+        ([READER, "import sys\nprint(sys.stdin.read())", "print(4)"], "3", 1),
+        ([READER, "print(4)"], "\n", 1),
+        (["print(3)", "print(4)"], "3", 1),
+    ],
+)
+def test_extract_program__the_block_that_the_tests_call_goes_before_an_example_behind_it(
+    blocks, stdin, called
+):
+    call = {"tests": {"fn_name": "inc", "inputs": [[1]], "outputs": [2]}}
+    canned = Canned(ran(2, "2"))
+    response = "First:\n" + "\nthen:\n".join(f"```python\n{block}\n```" for block in blocks)
+    verify_code(ask(stdin_row((stdin, "2")) if stdin else call), [response], canned, ALL)
+    assert canned.asked[0][0] == blocks[called] + "\n"
+
+
+def test_extract_program__an_unmarked_block_that_defines_goes_before_a_marked_one_that_does_not():
+    pattern = re.compile("def f")
+    assert extract_program("```\ndef f(): 0\n```\n```python\nf()\n```", pattern) == "def f(): 0"
+    assert extract_program("```\ndef f(): 0\n```\n```python\ndef f(): 1\n```", pattern) == "def f(): 1"
 
 
 @settings(deadline=None)
@@ -108,7 +157,8 @@ def test_extract_program__long_texts_are_read_in_time(text):
     [
         ("1 \n2\t\n\n\n", "1\n2", True), ("1\r\n2\r\n", "1\n2\n", True), ("1  2", "1 2", True),
         (" 1", "1", True), ("\n\n", "", True), ("1\n\n2", "1\n2", False), ("\n1", "1", False),
-        ("Yes", "YES", False), ("0.3333333", "0.33333333", True), ("0.33333", "0.333333333", False),
+        ("Yes", "YES", True), ("no\nYES", "No\nyes", True), ("Yes", "NO", False), ("Yess", "YESS", False),
+        ("TRUE", "true", False), ("0.3333333", "0.33333333", True), ("0.33333", "0.333333333", False),
         ("1000000.5", "1000000.0", True), ("1", "1.0", True), ("1.0000001", "1", False), ("01", "1", False),
         ("+1", "1", False), ("100000001", "100000000", False), ("1e3", "1000.0", True), ("1000", "1e3", True),
         (".5", "0.5", True), ("5.", "5.0", True), ("0.0", "-0.0", True), ("nan", "nan", True),
@@ -121,6 +171,48 @@ def test_extract_program__long_texts_are_read_in_time(text):
 )  # fmt: skip
 def test_same_output__by_hand(output, expected, same):
     assert same_output(output, expected) is same
+
+
+LOOSE = {
+    "tokens": [("1 2\n3", "1\n2 3", True), ("1 2", "1 2 3", False), ("12", "1 2", False)],
+    "any_order": [("b\na", "a\nb", True), ("a\na\nb", "a\nb\nb", False), ("2 1", "1 2", False)],
+    "tokens any_order": [("2 1", "1\n2", True), ("0.30000001 1", "1 0.3", True), ("1 1 2", "1 2 2", False)],
+    "ignore_case": [("Alice 1", "ALICE 1", True), ("Bob", "ALICE", False)],
+    "exact": [("Yes", "YES", False), ("0.50", "0.5", True), ("0.5000001", "0.5", False), ("1 \n", "1", True)],
+    ("tolerance", 0.01): [
+        ("100", "101", True),
+        ("97", "100", False),
+        ("3.001", "3", True),
+        ("a", "3", False),
+    ],
+    ("tolerance", 0): [("0.5000001", "0.5", False), ("3.0", "3", True)],
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "output", "expected", "same"), [(how, *case) for how, found in LOOSE.items() for case in found]
+)
+def test_same_output__as_a_row_asks(how, output, expected, same):
+    asked = dict([how]) if isinstance(how, tuple) else how
+    row = {**stdin_row(("1", expected)), "comparison": asked}
+    assert judge(row, "x", Canned(ran(output=output))) == ("right" if same else "wrong")
+
+
+@pytest.mark.parametrize(
+    ("how", "value", "expected", "same"),
+    [
+        ("any_order", [[2, 3], [1]], [[1], [2, 3]], True), ("any_order", [[3, 2], [1]], [[1], [2, 3]], False),
+        ("any_order", (2, 1), [1, 2], True), ("any_order", [1, 1, 2], [1, 2, 2], False), ("any_order", 1, [1], False),
+        ("any_order", [0.5, 0.25000001], [0.25, 0.5], True), ("any_order", [1, 2, 3], [1, 2], False),
+        ("any_order", [{"b": 1, "a": 2}, 0], [0, {"a": 2, "b": 1}], True), ("ignore_case", [1], ["a"], False),
+        ("ignore_case", ["Ab", 1], ["aB", 1], True),
+        ({"tolerance": 0.01}, [100], [101], True), ({"tolerance": 0.01}, [True], [False], False),
+        ({"tolerance": 0.01}, 10**400, 1, False), ("exact", 0.5000001, 0.5, False),
+    ],
+)  # fmt: skip
+def test_same_value__as_a_row_asks(how, value, expected, same):
+    row = {"tests": {"fn_name": "f", "inputs": [[1], [2]], "outputs": [expected, 7], "comparison": how}}
+    assert judge(row, "x", Canned(ran(value), ran(7))) == ("right" if same else "wrong")
 
 
 def slow_same_output(output, expected):
@@ -175,6 +267,9 @@ def test_same_output__long_ones_are_compared_in_time():
     assert not same_output("\n" * 1_000_000 + "x", "\n" * 999_999 + "x")
     assert not same_output("." * 1_000_000, "1" * 1_000_000 + ".0")
     assert not same_output("1e" + "9" * 390, "1.0")
+    free = Check(tokens=True, any_order=True, integers=True)
+    assert same_output("1 2 " * 100_000, "2 1 " * 100_000, free)
+    assert not same_output("1 2 " * 100_000, "2 3 " * 100_000, free)
     assert time.perf_counter() - start < 6
 
 
@@ -561,6 +656,113 @@ def test_verify_code__a_value_that_cannot_travel_is_true_or_not(sandbox):
     assert judge(row, "def f(text): return text != 'b' and f", sandbox) == "right"
     assert judge(row, "def f(text): return 3 if text == 'a' else 2 * f('a') - 6", sandbox) == "right"
     assert judge(row, "import re\ndef f(text): return re.match('b', text)", sandbox) == "wrong"
+
+
+# Several right outputs
+
+PAIRS = """
+import sys
+def main():
+    n = int(open(sys.argv[1]).read())
+    with open(sys.argv[3]) as file: a, b = map(int, file.read().split())
+    print(int(a + b == n and min(a, b) > 0 and open(sys.argv[2]).readline() != ""))
+if __name__ == "__main__":
+    main()
+"""
+"""Is the output a pair of positive numbers with the sum that the input is?"""
+FUNCTION = "def check(given, expected, output): return sum(map(int, output.split())) == int(given)"
+
+
+@pytest.mark.parametrize("place", ["checker", "generated_checker"])
+@pytest.mark.parametrize("checker", [PAIRS, FUNCTION])
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("n = int(input())\nprint(1, n - 1)", "right"),
+        ("n = int(input())\nprint(n // 2, n - n // 2)", "right"),
+        ("n = int(input())\nprint(n, 1)", "wrong"),
+        ("print('a b')", "wrong"),
+        ("n = int(input())\nprint(1, n - 1 - (n > 5))", "partial"),
+        ("print(1)\nsys.exit(1)", "crash"),
+        ("print('1')\nopen('output.txt')", "crash"),
+    ],
+)
+def test_verify_code__a_checker_decides_among_several_right_outputs(sandbox, place, checker, program, reason):
+    row = {**stdin_row(("5\n", "1 4\n"), ("9\n", "1 8\n")), place: checker}
+    assert judge(row, program, sandbox, SHARE) == reason
+
+
+@pytest.mark.parametrize(
+    ("checker", "reason"),
+    [
+        ("print(100)", "right"), ("print('ok')\nprint(1.0)", "right"), ("import sys\nprint(1)\nsys.exit(0)", "right"),
+        ("print(0)", "wrong"), ("print(0.5)", "wrong"), ("print(50)", "wrong"), ("", "right"), ("pass", "wrong"),
+        ("1 / 0", "wrong"), ("while True: pass", "wrong"), ("def check(g, e, o): return o == e == [3, g[0]]", "right"),
+        ("def check(g, e, o): return 'yes'", "wrong"), ("import os\nprint(1)\nos._exit(0)", "wrong"),
+    ],
+)  # fmt: skip
+def test_verify_code__what_a_checker_may_say(sandbox, checker, reason):
+    row = {"tests": {"fn_name": "f", "inputs": [[1]], "outputs": [[3, 1]], "checker": checker}}
+    assert (
+        judge(row, "def f(n): return (3, n)" if not checker else "def f(n): return [3, n]", sandbox) == reason
+    )
+
+
+# Cases of one program
+
+WAITS = """
+import sys, threading, time
+print(int(input()) + 1, flush=True)
+main = sys.modules["__main__"]
+def late():
+    while sys.modules["__main__"] is main: pass
+    time.sleep(0.001)
+    print("late", flush=True)
+threading.Thread(target=late, daemon=True).start()
+"""
+DIES = """
+import os
+print(int(input()) + 1, flush=True)
+if "n" in os.environ: os._exit(3)
+os.environ["n"] = "1"
+"""
+PRINTS = "import builtins\nold = builtins.print\nbuiltins.print = lambda *a: old(*a)\n"
+BEHIND = {
+    "stdin opened again": "import sys\nsys.stdin = open(0)\nprint(int(input()) + 1)",
+    "input replaced": "import sys, builtins\nbuiltins.input = sys.stdin.readline\nprint(int(input()) + 1)",
+    "print replaced": f"{PRINTS}print(int(input()) + 1)",
+    "descriptors closed": "import os\nos.write(1, b'%d' % (int(input()) + 1))\nfor n in (0, 1, 2): os.close(n)",
+    "digits": "import sys\nprint(int(input()) + 1 + 0 * len(str(10**5000)))\nsys.set_int_max_str_digits(1000)",
+    "precision": "import decimal\nprint(int(decimal.Decimal(input()) + 1))\ndecimal.getcontext().prec = 1",
+    "module": "import math\nprint(math.gcd(int(input()), 0) + 1)\nmath.gcd = None",
+    "imports": "import wave, sys\nprint(int(input()) + 1)\nsys.meta_path.clear(); sys.modules.clear()",
+    "timer": "import signal\nprint(int(input()) + 1)\nsignal.setitimer(signal.ITIMER_REAL, 0.0001)",
+    "thread": WAITS,
+    "memory": "import sys\nsys.kept = bytearray(600 << 20)\nprint(int(input()) + 1)",
+    "exit": DIES,
+}
+"""Right programs that leave something behind which the next case in their process would meet."""
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_verify_code__what_a_case_leaves_behind_fails_no_other(sandbox, name):
+    row = stdin_row(*((f"{n}\n", f"{n + 1}\n") for n in (12, 34, 56, 78)))
+    assert judge(row, BEHIND[name], sandbox) == "right"
+
+
+def test_verify_code__a_program_that_fails_alone_too_is_asked_once_more_only():
+    row = stdin_row(*((f"{n}", f"{n}") for n in range(5)))
+    canned = Canned(*(ran(output=output) for output in "0b2dd"))
+    assert judge(row, "x", canned, SHARE) == "partial"
+    assert [cases for _, cases, *_ in canned.asked] == [["0", "1", "2", "3", "4"], ["1"]]
+
+
+def test_verify_code__numbers_of_any_length_are_printed_and_read(sandbox):
+    long = 10**20_000
+    row = stdin_row((f"{'9' * 20_000}\n", "1" + "0" * 20_000))
+    assert judge(row, "print(int(input()) + 1)", sandbox) == "right"
+    row = {"tests": {"fn_name": "f", "inputs": [[20_000]], "outputs": [long]}}
+    assert judge(row, "def f(n): return int(str(10 ** n))", sandbox) == "right"
 
 
 # LeetCode's rows

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -335,6 +336,27 @@ def test_admit__tests_are_parsed_once_and_those_that_cannot_be_are_left_out(noth
         texts = [f"```python\nprint(input() {end})\n```" for end in ("", "* 2", "+ 1")]
         found = [[(v.outcome, v.reason) for v in verdicts(pool, p, texts)] for p in (prompts[0], admitted[0])]
         assert found[0] == found[1] == [(0.5, "partial"), (0.0, "wrong"), (0.0, "crash")]
+
+
+def test_admit__tests_that_import_what_programs_cannot_are_left_out_by_name():
+    row = {"test_list": ["assert f(1) == 1"], "test_imports": ["import no_such_package as np"]}
+    lists = {"test_list": ["assert f([2, 1]) == [1, 2]"], "test_imports": ["import sortedcontainers"]}
+    prompts = [
+        Prompt(f"c:{i}", (), "", None, r, "code")
+        for i, r in enumerate([row, {**row, "test_imports": []}, lists])
+    ]
+    said: list[str] = []
+    with Pool(workers=1) as pool:
+        kept = pool.admit(prompts, said.append)
+        (verdict,) = verdicts(pool, prompts[0], ["```python\ndef f(x): return x\n```"])
+        assert "no_such_package, which programs cannot" in verdict.note
+        if find_spec("sortedcontainers") is None:  # it is allowed where it is installed
+            assert [p.id for p in kept] == ["c:1"]
+            return
+        text = "```python\nfrom sortedcontainers import SortedList\ndef f(x): return list(SortedList(x))\n```"
+        assert [v.reason for v in verdicts(pool, kept[-1], [text])] == ["right"]
+    assert [p.id for p in kept] == ["c:1", "c:2"]
+    assert "(c:0: its tests import no_such_package, which programs cannot: install it and name" in said[0]
 
 
 def test_admit__a_small_text_that_unpacks_to_gigabytes_is_left_out_and_costs_the_trainer_nothing():

@@ -57,7 +57,10 @@ STEPS_FIELDS = ("steps", "completions")
 MARKED_FIELDS = ("input", "inputs")
 MARK = "ки"
 """Stands behind each step of a text in Math-Shepherd's data (arXiv 2312.08935) and OpenRLHF's."""
-TESTS_FIELDS = ("tests", "test", "test_list", "input_output")
+TESTS_FIELDS = (
+    *("tests", "test", "test_list", "input_output", "functional", "official_tests"),
+    *("public_tests", "public_test_cases", "private_test_cases"),
+)
 FIRST_STEP = re.compile(r"Step\s*1\s*[:.]", re.IGNORECASE)
 PARTIAL = re.compile(r"\s*\S*\Z")
 """A word that two texts share the beginning of, with the space before it."""

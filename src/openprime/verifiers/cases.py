@@ -13,9 +13,10 @@ import operator
 import pickle
 import pickletools
 import re
+import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,9 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 NAMED = re.compile(r"\s*[^\W\d]\w*\s*=(?!=)")
 """The start of arguments by name."""
 METHOD = "Solution()."
+PARTS = ("public_tests", "private_tests", "generated_tests")
+"""Columns of CodeContests; all three are the tests."""
+CHECKERS = ("checker", "generated_checker")
 DEFINITIONS = {ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef}
 NUMBERS = (bool, int, float, complex)
 PLAIN = (*NUMBERS, type(None), str, bytes, list, tuple, dict, set, frozenset)
@@ -71,6 +75,28 @@ class Check:
     """Names in FUNCTIONS and further arguments, applied to the result in this order."""
     relative: float = TOLERANCE
     absolute: float = TOLERANCE
+    integers: bool = False
+    """The tolerance holds where an integer is expected too."""
+    tokens: bool = False
+    """Texts are compared word by word, wherever their lines end."""
+    any_order: bool = False
+    """Lines, words (with `tokens`) or the items of a list may stand in any order."""
+    ignore_case: bool = False
+    yes_no: bool = True
+    """YES is Yes in a text, as in most contests."""
+
+    @property
+    def is_truth(self) -> bool:
+        """True where nothing is asked but a truth value."""
+        return self.kind == "truth" and not self.wrappers
+
+
+EQUAL = Check()
+COMPARISONS: dict[str, dict[str, Any]] = {
+    "exact": {"relative": 0.0, "absolute": 0.0, "yes_no": False},
+    **{name: {name: True} for name in ("tokens", "any_order", "ignore_case")},
+}
+"""What a row may name in `comparison`, beside `tolerance`, and the fields of Check that it sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +119,10 @@ class Tests:
     """The outputs may be one-element lists around the value, as in APPS: both are accepted."""
     checks: tuple[Check, ...] = ()
     """[N], or none: all are compared for equality."""
+    checker: str = ""
+    """A Python program that decides in the place of a comparison (`code.py` says how)."""
+    imports: tuple[str, ...] = ()
+    """Packages outside the standard library that the tests or the prompt import."""
 
 
 def int_key(key: Any) -> Any:
@@ -113,30 +143,30 @@ def unpack_tests(packed: bytes) -> Tests:
 def read_tests(row: Mapping[str, Any], answer: Any) -> Tests:
     """The tests of a row, whatever its shape.
 
-    HumanEval and LeetCode (test, entry_point, prompt) and MBPP (test_list, test_imports): asserts,
-    converted. LiveCodeBench: public_test_cases and private_test_cases together. Else {"inputs",
-    "outputs", "fn_name"} or [{"input", "output", "testtype"}], as data or as JSON, in the answer or in
-    the columns reward_model, tests, input_output, test_cases or public_test_cases; with an entry_point
-    an input may be arguments by name, `a = [1], b = 2`, and the output a value.
+    HumanEval, LeetCode (test, entry_point, prompt), MBPP (test_list, test_imports) and DeepCoder (functional):
+    asserts, converted. LiveCodeBench: public_test_cases and private_test_cases together; CodeContests:
+    public_tests, private_tests and generated_tests. Else {"inputs", "outputs", "fn_name"} or [{"input",
+    "output", "testtype"}], as data or as JSON, in the answer or in the columns reward_model, tests,
+    input_output, test_cases, public_test_cases or official_tests; with an entry_point an input may be
+    arguments by name, `a = [1], b = 2`, and the output a value. Beside them, or in the row, may stand a
+    `comparison` and a `checker` (or generated_checker).
 
     Raises ValueError, with the reason, for what cannot be read or does not convert.
     """
     entry = str(row["entry_point"]) if row.get("entry_point") else None
-    if row.get("test") and entry:
-        return _from_asserts(_texts(row["test"]), entry, _code(row.get("prompt")))
+    source = row.get("test") or row.get("functional")
+    if source and (entry or "assert" in str(source)):
+        return _judged_by(_from_asserts(_texts(source), entry, _code(row.get("prompt"))), row)
     if row.get("test_list"):
         asserts = _texts(row.get("test_setup_code")) + _texts(row["test_list"])
-        return _from_asserts(asserts, entry, "\n".join(_texts(row.get("test_imports"))))
-    reward_model = row.get("reward_model")
-    sources = [answer if not isinstance(answer, str) or answer.lstrip()[:1] in ("{", "[", '"') else None]
-    sources.append(reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None)
-    sources += [row.get(name) for name in ("tests", "input_output", "test_cases", "public_test_cases")]
-    found = next((source for source in sources if source), None)
-    if row.get("private_test_cases"):
-        found = _cases(row, "public_test_cases") + _cases(row, "private_test_cases")
-    if not found:
-        raise ValueError("no tests: neither in the answer nor in the row's columns")
-    found = _json(_json(found))  # some rows hold JSON in JSON
+        return _judged_by(_from_asserts(asserts, entry, "\n".join(_texts(row.get("test_imports")))), row)
+    found = _found(row, answer)
+    if isinstance(found, Mapping) and found.get("functional"):
+        prompt = _code(row.get("prompt"))
+        return _judged_by(_from_asserts(_texts(found["functional"]), entry, prompt), found, row)
+    settings = found if isinstance(found, Mapping) else {}
+    if isinstance(found, Mapping) and found.get("test_cases"):
+        found = _json(found["test_cases"])
     fn_name = row.get("fn_name")
     if isinstance(found, list) and found and all(isinstance(case, Mapping) for case in found):
         if entry and not fn_name and all(NAMED.match(str(case.get("input"))) for case in found):
@@ -144,11 +174,11 @@ def read_tests(row: Mapping[str, Any], answer: Any) -> Tests:
                 raise ValueError("a case without an output: a value as text, such as '[0, 1]'")
             name = entry.removeprefix(METHOD)
             asserts = [f"assert {name}({case['input']}) == ({case['output']})" for case in found]
-            return _from_asserts(asserts, entry, _code(row.get("prompt")))
-        if any(case.get("testtype") == "functional" for case in found):
+            return _judged_by(_from_asserts(asserts, entry, _code(row.get("prompt"))), settings, row)
+        if any(case.get("testtype") == "functional" or case.get("type") == "function_call" for case in found):
             places = [_json(row.get("metadata")), _json(found[0].get("metadata"))]
             names = [place.get("func_name") for place in places if isinstance(place, Mapping)]
-            names.append(entry and entry.removeprefix(METHOD))
+            names += [found[0].get("fn_name"), entry and entry.removeprefix(METHOD)]
             fn_name = next(filter(None, [fn_name, *names]), "(none)")
         found = {"inputs": [c.get("input") for c in found], "outputs": [c.get("output") for c in found]}
     if not isinstance(found, Mapping):
@@ -160,15 +190,83 @@ def read_tests(row: Mapping[str, Any], answer: Any) -> Tests:
         raise ValueError("tests without a case")
     fn_name = found.get("fn_name") or fn_name
     if not fn_name:
-        texts = tuple(map(_stdin, outputs))
-        if not any(text.strip() for text in texts):
+        tests = _judged_by(
+            Tests(tuple(map(_stdin, inputs)), tuple(map(_stdin, outputs)), None), settings, row
+        )
+        if not tests.checker and not any(text.strip() for text in tests.outputs):
             raise ValueError("no output is expected: every program that prints nothing would be right")
-        return Tests(tuple(map(_stdin, inputs)), texts, None)
+        return tests
     single = all(
         type(i) is list and type(o) is list and len(o) == 1 for i, o in zip(inputs, outputs, strict=True)
     )
     cases = [_call(*case) for case in zip(inputs, outputs, strict=True)]
-    return Tests(tuple(c[0] for c in cases), tuple(c[1] for c in cases), _name(fn_name), single=single)
+    tests = Tests(tuple(c[0] for c in cases), tuple(c[1] for c in cases), _name(fn_name), single=single)
+    return _judged_by(tests, settings, row)
+
+
+def _found(row: Mapping[str, Any], answer: Any) -> Any:
+    """The tests of a row where they are no asserts: a list or a mapping. Raises ValueError without any."""
+    reward_model = row.get("reward_model")
+    sources = [answer if not isinstance(answer, str) or answer.lstrip()[:1] in ("{", "[", '"') else None]
+    sources.append(reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None)
+    sources += [row.get(name) for name in ("tests", "input_output", "test_cases", "public_test_cases")]
+    found = next((source for source in sources if source), None)
+    if row.get("private_test_cases"):
+        found = _cases(row, "public_test_cases") + _cases(row, "private_test_cases")
+    if not found:
+        if row.get("interaction_format") or row.get("input_mode") == "file" or row.get("input_file"):
+            raise ValueError(
+                "the program is to talk with another, or to read a file: it has stdin and stdout alone"
+            )
+        parts = [_json(row.get(name)) for name in PARTS]
+        parts = [part for part in parts if isinstance(part, Mapping) and isinstance(part.get("input"), list)]
+        joined = {
+            name: [text for part in parts for text in part.get(name) or ()] for name in ("input", "output")
+        }
+        found = row.get("official_tests") or (joined["input"] and joined)
+    if not found:
+        raise ValueError("no tests: neither in the answer nor in the row's columns")
+    return _json(_json(found))  # some rows hold JSON in JSON
+
+
+def _judged_by(tests: Tests, *places: Mapping[str, Any]) -> Tests:
+    """The tests with the comparison and the checker that stand beside them. Raises ValueError."""
+    comparison = next((place["comparison"] for place in places if place.get("comparison")), None)
+    checker = next((place[name] for place in places for name in CHECKERS if place.get(name)), "")
+    if checker:
+        _parse(_texts(checker)[0], "the checker is no Python program")
+    if comparison:
+        checks = tests.checks or (Check(),) * len(tests.inputs)
+        fields = _comparison(comparison)
+        tests = dataclasses.replace(tests, checks=tuple(dataclasses.replace(c, **fields) for c in checks))
+    return dataclasses.replace(tests, checker=checker)
+
+
+def _comparison(asked: Any) -> dict[str, Any]:
+    """The fields of Check for `tokens, any_order`, a list of such names, or {"tolerance": 1e-4, "tokens": true}."""
+    if isinstance(asked, str):
+        asked = _json(asked) if asked.lstrip()[:1] in ("[", "{") else re.split(r"[\s,]+", asked.strip())
+    if isinstance(asked, list):
+        asked = {str(name): True for name in asked}
+    fields: dict[str, Any] = {}
+    for name, value in (asked if isinstance(asked, Mapping) else {str(asked): None}).items():
+        number = float(value) if isinstance(value, int | float) and value is not True else math.nan
+        if name == "tolerance" and 0 <= number < math.inf:
+            fields |= {"relative": number, "absolute": number, "integers": True}
+        elif name in COMPARISONS and value is True:
+            fields |= COMPARISONS[name]
+        elif value is not False:
+            known = ", ".join([*COMPARISONS, "tolerance (with a number)"])
+            raise ValueError(f"comparison: {name!r} is none of {known}")
+    return fields
+
+
+def lacking(tests: Tests, packages: Collection[str]) -> str:
+    """A reason why the tests cannot be judged where programs may import these packages alone; or nothing."""
+    names = [name for name in tests.imports if name not in packages]
+    if not names:
+        return ""
+    return f"its tests import {', '.join(names)}, which programs cannot: install it and name it in verify.code.packages"
 
 
 def _texts(value: Any) -> list[str]:
@@ -291,10 +389,13 @@ def _from_asserts(sources: Iterable[str], entry: str | None, prompt: str) -> Tes
     Asserts that do not convert are left out, unless they are the most: a right program passes the
     others too, and a wrong one seldom does. Raises ValueError where too few convert.
     """
+    sources = list(sources)
     body = [node for source in sources for node in _parse(source)]
+    objects = _objects(body)
+    entry = entry or _checked(body, objects)
     method = entry is not None and entry.startswith(METHOD)
     entry = _name(entry.removeprefix(METHOD)) if entry else None
-    names = {entry} if entry else _function_under_test(body)
+    names = {entry} if entry else _function_under_test(body, objects)
     for node in body:
         if isinstance(node, ast.FunctionDef) and node.name == "check" and node.args.args:
             names = {*names, node.args.args[0].arg}
@@ -307,12 +408,15 @@ def _from_asserts(sources: Iterable[str], entry: str | None, prompt: str) -> Tes
         try:
             match node:
                 case ast.Assert(test=test):
-                    if names & _called(test):  # else it says nothing of the program
-                        cases.append(_case(test, names, values))
+                    if names & _called(test, objects):  # else it says nothing of the program
+                        cases.append(_case(test, names, objects, values))
+                        method = method or any(METHOD + name in _calls(test, objects) for name in names)
                 case ast.Assign(targets=[ast.Name(id=name)], value=value):
                     values.pop(name, None)
                     values[name] = _constant(value, values)
                 case ast.Import() | ast.ImportFrom() | ast.Pass() | ast.Expr(ast.Constant() | ast.Name()):
+                    pass
+                case ast.Expr(ast.Call(ast.Name("check"), [_], [])):
                     pass
                 case _:
                     values.clear()  # who knows what it changes
@@ -326,16 +430,19 @@ def _from_asserts(sources: Iterable[str], entry: str | None, prompt: str) -> Tes
         raise ValueError(f"{len(refused)} of {len(cases) + len(refused)} tests do not convert: {reason}")
     inputs, keywords, outputs, checks = zip(*cases, strict=True)
     keywords = keywords if method or any(keywords) else ()
-    return Tests(inputs, outputs, entry or min(names), keywords, prompt, exact=True, checks=checks)
+    imports = _imports([prompt, *sources])
+    return Tests(
+        inputs, outputs, entry or min(names), keywords, prompt, exact=True, checks=checks, imports=imports
+    )
 
 
-def _parse(source: str) -> list[ast.stmt]:
+def _parse(source: str, fault: str = "tests do not parse") -> list[ast.stmt]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in strings
             return ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"tests do not parse: {error}") from None
+        raise ValueError(f"{fault}: {error}") from None
 
 
 def _code(prompt: Any) -> str:
@@ -349,14 +456,60 @@ def _code(prompt: Any) -> str:
     return prompt if code else ""
 
 
-def _called(node: ast.AST) -> set[str]:
-    calls = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
-    return {function.id for function in calls if isinstance(function, ast.Name)}
+def _imports(sources: Iterable[str]) -> tuple[str, ...]:
+    """Packages outside the standard library that sources import."""
+    names: dict[str, None] = {}
+    for node in (inner for source in sources for top in _parse(source) for inner in ast.walk(top)):
+        if isinstance(node, ast.Import):
+            names |= dict.fromkeys(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names[node.module.partition(".")[0]] = None
+    return tuple(name for name in names if name not in sys.stdlib_module_names)
 
 
-def _function_under_test(body: Iterable[ast.stmt]) -> set[str]:
+def _objects(body: Iterable[ast.stmt]) -> set[str]:
+    """Names that an instance of class Solution is given."""
+    found: set[str] = set()
+    for node in (inner for top in body for inner in ast.walk(top)):
+        match node:
+            case ast.Assign([ast.Name(name)], ast.Call(ast.Name("Solution"), [], [])):
+                found.add(name)
+    return found
+
+
+def _function(node: ast.expr, objects: Collection[str]) -> str:
+    """The name of a function, or of a method of class Solution behind METHOD; else ""."""
+    match node:
+        case ast.Name(name):
+            return name
+        case ast.Attribute(ast.Call(ast.Name("Solution"), [], []), name):
+            return METHOD + name
+        case ast.Attribute(ast.Name(owner), name) if owner in objects:
+            return METHOD + name
+    return ""
+
+
+def _checked(body: Iterable[ast.stmt], objects: Collection[str]) -> str | None:
+    """The function that `check(function)` is called with."""
+    for node in body:
+        match node:
+            case ast.Expr(ast.Call(ast.Name("check"), [argument], [])):
+                return _function(argument, objects) or None
+    return None
+
+
+def _calls(node: ast.AST, objects: Collection[str]) -> list[str]:
+    return [_function(inner.func, objects) for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+
+
+def _called(node: ast.AST, objects: Collection[str]) -> set[str]:
+    return {name.removeprefix(METHOD) for name in _calls(node, objects) if name}
+
+
+def _function_under_test(body: Iterable[ast.stmt], objects: Collection[str]) -> set[str]:
     """The one function, none of ours, that all asserts with a call have."""
-    called = [_called(node) - {*FUNCTIONS, "isclose"} for node in body if isinstance(node, ast.Assert)]
+    ours = {*FUNCTIONS, "isclose", "Solution"}
+    called = [_called(node, objects) - ours for node in body if isinstance(node, ast.Assert)]
     called = [names for names in called if names]
     names = set.intersection(*called) if called else set()
     if len(names) != 1:
@@ -365,7 +518,7 @@ def _function_under_test(body: Iterable[ast.stmt]) -> set[str]:
 
 
 def _case(
-    test: ast.expr, names: set[str], values: Mapping[str, Any]
+    test: ast.expr, names: set[str], objects: Collection[str], values: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any], Any, Check]:
     """Arguments, those by name, expected value and check of one assert. Raises ValueError where it does not convert."""
     right = check = None
@@ -393,7 +546,7 @@ def _case(
         case _:
             left, kind, expected = test, "truth", True
     if right is not None:
-        if not names & _called(left):
+        if not names & _called(left, objects):
             left, right = right, left
         expected = _constant(right, values)
         if check:
@@ -401,11 +554,10 @@ def _case(
     wrappers: list[tuple[str, tuple[Any, ...]]] = []
     while True:
         match left:
-            case ast.Call(ast.Name(name), arguments, keywords) if name in names:
-                inputs = [_constant(argument, values) for argument in arguments]
-                named = {word.arg: _constant(word.value, values) for word in keywords if word.arg}
-                if len(named) < len(keywords):
-                    raise ValueError(f"arguments without a name, or twice: {ast.unparse(left)[:60]}")
+            case ast.Call(function, arguments, words) if (
+                _function(function, objects).removeprefix(METHOD) in names
+            ):
+                inputs, named = _arguments(arguments, words, values)
                 check = dataclasses.replace(check or Check(kind), wrappers=tuple(reversed(wrappers)))
                 return inputs, named, expected, check
             case ast.Call(ast.Name(name), [inner, *further], []) if name in FUNCTIONS:
@@ -413,6 +565,25 @@ def _case(
                 left = inner
             case _:
                 raise ValueError(f"no comparison of the function's value: {ast.unparse(left)[:60]}")
+
+
+def _arguments(
+    arguments: list[ast.expr], words: list[ast.keyword], values: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The values of a call's arguments and of those by name, with what stands behind one star and two."""
+    inputs: list[Any] = []
+    for node in arguments:
+        inputs += (
+            _constant(node.value, values) if isinstance(node, ast.Starred) else [_constant(node, values)]
+        )
+    named: dict[str, Any] = {}
+    for word in words:
+        value = _constant(word.value, values)
+        more = {word.arg: value} if word.arg else dict(value)
+        if named.keys() & more.keys() or not all(isinstance(name, str) for name in more):
+            raise ValueError(f"an argument twice, or no name: {list(more)}"[:60])
+        named |= more
+    return inputs, named
 
 
 def _constant(node: ast.expr, values: Mapping[str, Any]) -> Any:

@@ -221,6 +221,7 @@ class Sandbox:
         if sys.platform != "linux":
             raise SandboxError(f"programs can be run on Linux only, not on {sys.platform}: use a container")
         sites = {name: _site(name) for name in packages}
+        self.packages = tuple(packages)
         self._setting = {"packages": sites, "roots": _roots(sites), "weak": allow_weak}
         self._process: subprocess.Popen[bytes] | None = None
         self._zygote = socket.socket()

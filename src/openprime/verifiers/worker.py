@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from openprime.types import Prompt, UserError, Verdict, Verifier
@@ -42,15 +43,17 @@ def main(parent: int, channel: int) -> None:
         options = receive(pipe)
         load = functools.cache(lambda name: make_verifier(name, options))
         while True:
-            serve(pipe, load)
+            serve(pipe, load, options)
 
 
-def serve(pipe: socket.socket, load: Callable[[str], tuple[Verifier, str]]) -> None:
+def serve(
+    pipe: socket.socket, load: Callable[[str], tuple[Verifier, str]], options: dict[str, Any]
+) -> None:
     """Do one job."""
     name, prompt, responses = receive(pipe)
     if name == TESTS:
         send(pipe, ("begun",))
-        return send(pipe, ("read", packed_tests(prompt)))
+        return send(pipe, ("read", packed_tests(prompt, options["code"]["packages"])))
     try:
         verifier, note = load(name)
     except Exception as error:  # noqa: BLE001 - whatever a user's module raises
@@ -84,7 +87,7 @@ def make_verifier(name: str, options: dict[str, Any]) -> tuple[Verifier, str]:
 
         code = options["code"]
         limits = Limits(code["seconds"], code["total_seconds"], code["memory_mb"])
-        sandbox = Sandbox(code["packages"], code["allow_weak_sandbox"])
+        sandbox = Sandbox(importable(code["packages"]), code["allow_weak_sandbox"])
         settings = CodeOptions(score=code["score"], max_cases=code["max_cases"], limits=limits)
         judge = functools.partial(verify_code, sandbox=sandbox, options=settings, read=bounded_tests)
         return judge, sandbox.level
@@ -113,14 +116,22 @@ def bounded_tests(row: Mapping[str, Any], answer: Any) -> "Tests":
         raise ValueError(f"tests that take more than {TESTS_BYTES >> 20} MiB of memory to read") from None
 
 
-def packed_tests(prompt: Prompt) -> bytes | str:
+def packed_tests(prompt: Prompt, packages: Sequence[str]) -> bytes | str:
     """A prompt's tests, packed, or the reason why they cannot be judged."""
-    from openprime.verifiers.cases import pack_tests
+    from openprime.verifiers.cases import lacking, pack_tests
 
     try:
-        return pack_tests(bounded_tests(prompt.columns, prompt.answer))
+        tests = bounded_tests(prompt.columns, prompt.answer)
     except ValueError as error:
         return str(error)
+    return lacking(tests, importable(packages)) or pack_tests(tests)
+
+
+def importable(packages: Sequence[str]) -> list[str]:
+    """The packages without those that are allowed where they are installed, and are not."""
+    from openprime.config import CodeConfig
+
+    return [name for name in packages if name not in CodeConfig().packages or find_spec(name)]
 
 
 @contextlib.contextmanager

@@ -361,6 +361,7 @@ def attempt(code: Any, name: str, function: str | None, cap: int) -> tuple[str, 
                 generator.seed(0)
         sys.modules[name] = module
         sys.setrecursionlimit(1000 if function is None else 50_000)
+        sys.set_int_max_str_digits(0)  # older judges know no limit, LiveCodeBench's raises it
         if isinstance(code, Exception):
             return describe(code), ""
         space["__builtins__"] = builtins if function is None else PRELUDE
