@@ -234,9 +234,9 @@ def test_score__another_file_cannot_resume(folder: Path, tmp_path: Path, capsys:
     [
         ({"response": "a"}, "row 2: no field prompt or messages or question or problem"),
         ({"prompt": "", "response": "a"}, "row 2, prompt: expected text or a list of messages"),
-        ({"prompt": "q", "completion": "a"}, "row 2: no field response, responses or steps; there are: prompt, com"),
+        ({"prompt": "q", "reply": "a"}, "row 2: no field response, responses, completion or steps; there are: prompt"),
         ({"prompt": "q", "responses": ["a", 4]}, "row 2, responses[1]: expected text, found 4"),
-        ({"prompt": "q", "response": "a", "note": "half \ud83d"}, "row 2: half a character"),
+        ({"prompt": "q", "response": "a", "note": "half \ud83d"}, "r.jsonl:2: half a character"),
         (
             {"prompt": "q", "responses": [{"text": "a", "token_ids": ["x"]}], "vocabulary": True},
             "row 2, responses[0]: expected token_ids as a list of numbers",

@@ -430,7 +430,7 @@ def test_prm__a_resumed_run_keeps_beta_and_refuses_other_data(
     write(tmp_path / "d.jsonl", rows[:-4])
     assert main(arguments(start, source, tmp_path / "run", "--epochs", "3", "--resume")) == 2
     errors = capsys.readouterr().err
-    assert "responses, the data now has" in errors
+    assert "was begun with other data" in errors
     assert "Traceback" not in errors
 
 

@@ -16,6 +16,7 @@ from openprime.engines.transformers import TransformersEngine
 from openprime.prime.rollouts import Rollouts
 from openprime.run import checkpoint
 from openprime.run.run import Run
+from support.tiny_prm import save_prm
 from support.tiny_runs import (
     SFT,
     assert_same_run,
@@ -489,18 +490,79 @@ def test_resume__a_folder_in_use_is_refused_without_resume(
     assert_same_run(run, uninterrupted("prime"), "model", "prm")
 
 
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+@pytest.mark.parametrize("command", ["rl", "sft", "prm", "generate", "score", "evaluate"])
 def test_resume__resuming_with_other_data_is_refused(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    command: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    """The file has the same name and another number of rows."""
+    """Under the same name: in another order, with another answer or response, with fewer rows or more."""
+    source, out, small = (
+        str(tmp_path / "d.jsonl"),
+        ("--out", str(tmp_path / "run")),
+        ("--max-response-tokens", "8"),
+    )
+    free = ("--filter.low", "0", "--filter.high", "1", "--data.source", source, "--data.limit", "0")
+    args = {
+        "rl": lambda: rl_args(model, tmp_path / "run", *free),
+        "sft": lambda: [
+            "sft",
+            "--model",
+            str(model),
+            "--data.source",
+            source,
+            "--batch",
+            "4",
+            "--epochs",
+            "1",
+            *out,
+        ],
+        "prm": lambda: ["prm", "--model", str(model), "--data.source", source, "--batch", "4", *out],
+        "generate": lambda: [
+            "generate",
+            str(model),
+            "--data.source",
+            source,
+            "--responses",
+            "1",
+            *small,
+            *out,
+        ],
+        "score": lambda: ["score", source, "--prm", str(save_prm(model, tmp_path / "prm")), *out],
+        "evaluate": lambda: ["evaluate", str(model), "--benchmark", "gsm8k", "--data", source, *small, *out],
+    }[command]()
 
-    def write(rows: int) -> None:
-        lines = [{"prompt": f"Start two\n+{d} = ?\n+one = ?", "answer": "5"} for d in ["one", "two"] * rows]
-        (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    def write(rows: list[dict]) -> None:
+        Path(source).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    open_filter = ("--filter.low", "0", "--filter.high", "1", "--data.source", str(tmp_path / "d.jsonl"))
-    write(4)
-    rl(model, tmp_path / "run", *open_filter)
-    write(3)
-    assert main(rl_args(model, tmp_path / "run", *open_filter, "--resume", "--steps", "4")) == 2
-    assert "8 prompts, the data now has 6" in capsys.readouterr().err
+    rows = [
+        {
+            "prompt": f"Start two\n+{d} = ?\n+one = ?",
+            "answer": str(i),
+            "response": f"#### {i}",
+            "label": i % 2,
+        }
+        for i, d in enumerate(NUMBERS)
+    ]
+    changed = {"rl": "answer", "generate": "answer", "evaluate": "answer", "prm": "label"}.get(
+        command, "response"
+    )
+    other = [*rows[:-1], rows[-1] | {changed: "7.5" if changed != "label" else 0}]
+    write(rows)
+    assert main(args) == 0
+    left = sorted((tmp_path / "run").rglob("*.jsonl"))
+    before = [path.read_bytes() for path in left]
+    more = [*rows, rows[0] | {"prompt": "more"}]
+    for others in (rows[::-1], [*rows[1:], rows[0]], other, rows[:-1], more):
+        if others is more and command in ("generate", "score"):  # what has come behind is done too
+            continue
+        write(others)
+        assert main([*args, "--resume"]) == 2
+        said = capsys.readouterr().err
+        assert "was begun with other data" in said or "the data have changed" in said
+        assert "Traceback" not in said
+    assert [path.read_bytes() for path in left] == before
+    for same in (rows, more) if command in ("generate", "score") else (rows,):
+        write(same)
+        assert main([*args, "--resume"]) == 0

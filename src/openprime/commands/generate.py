@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from openprime.config import GenerateConfig
-from openprime.data.readers import read_prompts
+from openprime.data.readers import identity, read_prompts
 from openprime.data.records import group_row, row_number, vocabulary_id
 from openprime.engines.make import make_engine
 from openprime.models.hub import load_tokenizer
@@ -40,7 +40,8 @@ def generate(config: GenerateConfig) -> None:
         engine = make_engine(config, tokenizer, config.sequences, longest)
         sampling = Sampling(config.responses, config.max_response_tokens, config.temperature)
         vocabulary = vocabulary_id(tokenizer)
-        path = open_folder(config, "generate") / "responses.jsonl"
+        seen = [identity(prompt.id, prompt.answer, prompt.token_ids) for prompt in prompts]
+        path = open_folder(config, "generate", seen, grows=True) / "responses.jsonl"
 
         def make(items: range, check: Callable[[], None]) -> list[dict]:
             seed = derive_seed(config.seed, "generate", items.start)

@@ -1,5 +1,6 @@
 """`openprime score`: the reward of every token, step and response of a file."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from openprime.config import ScoreConfig
 from openprime.data.chat import encode_turns, read_messages, read_tools, suitable
-from openprime.data.readers import PROMPT_FIELDS, Row
+from openprime.data.readers import PROMPT_FIELDS, Row, identity
 from openprime.data.records import (
     RecordedResponse,
     read_prompt,
@@ -54,7 +55,7 @@ def score(config: ScoreConfig) -> None:
     prm = ImplicitPRM.from_pretrained(
         config.prm, config.reference, device, config.tokens_per_microbatch, bfloat16
     )
-    open_folder(config, "score")
+    open_folder(config, "score", (identity(json.dumps(row, sort_keys=True)) for row in rows), grows=True)
 
     def scored(places: range) -> list[Row]:
         given = [items[i][-1] for i in places]

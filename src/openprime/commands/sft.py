@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openprime.config import SFTConfig
 from openprime.data.collate import collate_demonstrations
-from openprime.data.readers import read_demonstrations, read_prompts, read_texts
+from openprime.data.readers import identity, read_demonstrations, read_prompts, read_texts
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.hub import end_tokens, load_tokenizer, pad_token
 from openprime.models.lm import LM, Loader
@@ -57,7 +57,8 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
     learner = Learner(lm, config.optimizer, steps)
     sampler = sampling_model(lm.model, place) if held_out else lm.model
     engine = TransformersEngine(sampler, place, tokenizer, end_tokens(lm.model, tokenizer), config.sequences)
-    run = Run(config, "sft")  # last: what is wrong is said before a folder is made
+    seen = (identity(row.prompt_ids, row.response_ids) for row in data.rows)
+    run = Run(config, "sft", data=seen)  # last: what is wrong is said before a folder is made
     for note in notes:
         run.note(note)
     parameters = sum(p.numel() for p in learner.trained.values())

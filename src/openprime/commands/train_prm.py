@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from openprime.config import OfflinePRMConfig
+from openprime.data.readers import identity
 from openprime.data.records import JudgedResponse, collate_judged, read_judged, split_prompts
 from openprime.evaluation.held_out import ROWS, SAMPLE, kto_reference_point, measure, table
 from openprime.evaluation.page import console_table
@@ -87,7 +88,11 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
             "tok/s": f"{int(batch.lengths.sum()) / metrics['time/step']:,.0f}",
         }
 
-    with Run(config, "prm") as run:
+    seen = (
+        identity(row.group, row.prompt.token_ids, row.response.token_ids, row.response.outcome, str(row.labels))
+        for row in data.rows
+    )
+    with Run(config, "prm", data=seen) as run:
         parameters = sum(p.numel() for p in learner.trained.values())
         run.note(
             f"{parameters:,} trained parameters, {len(training):,} responses, {len(held_out):,} held out, "

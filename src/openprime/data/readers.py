@@ -2,6 +2,7 @@
 
 import json
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -301,6 +302,14 @@ def known_fields(rows: list[Row]) -> str:
                 yield prefix + name
 
     return ", ".join(dict.fromkeys(path for row in rows[:100] for path in paths(row, "")))
+
+
+def identity(*parts: Any) -> bytes:
+    """Bytes that tell an item of the data from others; token ids are tuples."""
+    return b"\0".join(
+        array("q", part).tobytes() if isinstance(part, tuple) else str(part).encode("utf-8", "replace")
+        for part in parts
+    )
 
 
 def row_names(config: DataConfig, count: int) -> list[str]:

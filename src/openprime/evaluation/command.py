@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from openprime.config import EvaluateConfig, StepSplit
+from openprime.data.readers import identity
 from openprime.data.records import group_row, response_row, row_number, vocabulary_id
 from openprime.engines.make import make_engine
 from openprime.evaluation import page
@@ -100,7 +101,13 @@ def open_evaluation(config: EvaluateConfig, benchmarks: list[Benchmark]) -> None
     entries = {b.name: b.config.model_dump(mode="json") for b in benchmarks}
     if path.is_file():
         refuse_changes(path.parent, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, entries)
-    open_folder(config, "evaluate")
+    items = (
+        identity(b.name, i.id, i.answer, i.token_ids, i.messages, i.columns if b.is_process else "", recorded)
+        for b in benchmarks
+        for i in b.items
+        for recorded in [(b.recorded or {}).get(i.id)]
+    )
+    open_folder(config, "evaluate", items)
     path.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.config import ALGORITHMS, RLConfig
 from openprime.data.collate import tokens_containing
-from openprime.data.readers import read_prompts
+from openprime.data.readers import identity, read_prompts
 from openprime.engines.make import make_engine
 from openprime.models.hub import load_tokenizer, pad_token
 from openprime.models.lm import Loader
@@ -67,7 +67,8 @@ def build(
     ahead = (
         RolloutsAhead(rollouts, rollout.max_staleness, config.steps) if rollout.max_staleness else rollouts
     )
-    run = Run(config, "rl", clock)  # last: what is wrong is said before a folder is made
+    data = (identity(prompt.id, prompt.answer, prompt.token_ids) for prompt in prompts)
+    run = Run(config, "rl", clock, data)  # last: what is wrong is said before a folder is made
     for note in notes:
         run.note(note)
     return run, policy, method, engine, ahead, held_out, tokenizer

@@ -1,10 +1,11 @@
 """A command's folder: its settings, what it was made with, and whether it may go on."""
 
+import hashlib
 import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,14 @@ MAY_CHANGE = {
 PACKAGES = ("torch", "transformers", "datasets", "math-verify")
 
 
-def open_folder(config: FolderConfig, command: str) -> Path:
-    """Make a command's folder with config.yaml and versions.json, or open it where `config.resume` is set.
+def open_folder(
+    config: FolderConfig, command: str, data: Iterable[bytes] = (), grows: bool = False
+) -> Path:
+    """Make a command's folder with config.yaml, versions.json and data.json, or open it where `config.resume` is set.
 
-    No other process can open it until this one ends. Raises UserError as `check_folder` does, StorageError where it
-    cannot be written.
+    `data`: an item each, in order; with `grows` there may be more of them at the end when it goes on. No other process
+    can open the folder until this one ends. Raises UserError as `check_folder` does and for other data,
+    StorageError where it cannot be written.
     """
     check_folder(config, command)
     folder = Path(config.out)
@@ -45,9 +49,11 @@ def open_folder(config: FolderConfig, command: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         hold(folder)
         check_folder(config, command)  # another process may have been faster
+        seen = same_data(folder, data, config.resume, grows)
         settings = json.loads(config.model_dump_json())
         _write(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         _write(folder / "versions.json", json.dumps(versions(command), indent=2) + "\n")
+        _write(folder / "data.json", json.dumps(seen, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"out: {folder} cannot be written: {error}") from error
     return folder
@@ -72,6 +78,24 @@ def check_folder(config: FolderConfig, command: str) -> None:
     if not config.resume:
         raise UserError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     refuse_changes(folder, begun_with(folder, command), settings_of(config, command))
+
+
+def same_data(folder: Path, data: Iterable[bytes], resume: bool, grows: bool) -> dict[str, Any]:
+    """A fingerprint of the data; raises UserError where a folder that goes on was begun with other ones."""
+    path, digest, count = folder / "data.json", hashlib.sha256(), 0
+    before = _read(path, json.loads) if resume and path.is_file() else None
+    beginning = digest.hexdigest()  # of as many items as there were
+    for count, item in enumerate(data, 1):
+        digest.update(hashlib.sha256(item).digest())
+        if before and count == before.get("items"):
+            beginning = digest.hexdigest()
+    if before and (beginning != before.get("sha256") or (count > before["items"] and not grows)):
+        raise UserError(
+            f"{folder} was begun with other data: {before['items']:,} items then, {count:,} now"
+            + (", others or in another order" if count == before["items"] else "")
+            + ". Resume with the same data, or start a new run with another --out"
+        )
+    return {"items": count, "sha256": digest.hexdigest()}
 
 
 def settings_of(config: FolderConfig, command: str) -> dict[str, Any]:

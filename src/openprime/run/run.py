@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -49,18 +49,20 @@ class Run:
                     run.log(learn(step))
     """
 
-    def __init__(self, config: RunConfig, command: str, clock: Clock | None = None) -> None:
-        """Make the folder, or open it where `config.resume` is set.
+    def __init__(
+        self, config: RunConfig, command: str, clock: Clock | None = None, data: Iterable[bytes] = ()
+    ) -> None:
+        """Make the folder, or open it where `config.resume` is set; `data` are the items that are trained on.
 
         Raises UserError when there is already a run in it and it is not to be resumed, or when it was
-        begun with other settings.
+        begun with other settings or data.
         """
         self.config, self.command, self.folder = config, command, Path(config.out)
         self.console = Console(stderr=False, quiet=not first())
         self.clock, self.signals = clock or Clock(), Signals()
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise UserError("wandb is asked for but not installed: pip install 'openprime[wandb]'")
-        on_first(lambda: open_folder(config, command))
+        on_first(lambda: open_folder(config, command, data))
         self._settings = settings_of(config, command)
         self.done, self.total = 0, 0
         """Steps done, those of an earlier start included; steps in all."""
