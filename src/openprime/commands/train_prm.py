@@ -16,7 +16,7 @@ from torch import Tensor
 from openprime.config import OfflinePRMConfig
 from openprime.data.readers import identity
 from openprime.data.records import JudgedResponse, collate_judged, read_judged, split_prompts
-from openprime.evaluation.held_out import ROWS, SAMPLE, kto_reference_point, measure, table
+from openprime.evaluation.held_out import ROWS, SAMPLE, kto_reference_point, measure
 from openprime.evaluation.page import console_table
 from openprime.models.lm import LM, Loader
 from openprime.models.placement import Placement
@@ -151,10 +151,14 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
             summary |= {"loss": config.loss, "beta": prm.beta} | known.held_out
             text = json.dumps(summary, indent=2) + "\n"
             on_first(lambda: (run.folder / "held_out.json").write_text(text, encoding="utf-8"))
+            rows = {
+                name.replace("_", " "): {
+                    when: f"{of[name]:.3f}" for when, of in known.held_out.items() if name in of
+                }
+                for name in known.held_out["end"]
+            }
             scored = "labelled steps" if config.loss == "steps" else "responses"
-            title = f"{summary['responses']} held-out responses to {summary['prompts']} prompts"
-            run.note(f"{title}; scores of {scored}", "")
-            run.console.print(console_table("", table(**known.held_out)))
+            run.console.print(console_table(f"held out, of {scored}", rows))
         where = ", the figures in held_out.json" if held_out else ""
         run.note(f"done: {run.folder} holds the PRM in prm/{where}", "")
 
@@ -219,20 +223,16 @@ def median_nats(reference: LM, rows: Sequence[JudgedResponse], seed: int) -> flo
 def choose_beta(asked: float | str, own: float | None, nats: float, notes: list[str]) -> float:
     """The PRM's beta: as asked; auto is its own of a PRM that is trained on, else what fits `nats`.
 
-    It is noted where P(right) of the median response cannot rise above 0.6.
+    What fits is noted where P(right) of the median response cannot rise above 0.6.
     """
     fitting = fitting_beta(nats)
     beta = own or fitting if isinstance(asked, str) else asked
     bound = 1 / (1 + math.exp(-beta * nats))
-    notes.append(
-        f"beta {beta:.3g}; the median response has {nats:.3g} nats under the reference, so its P(right) can reach "
-        f"{bound:.2f}"
-    )
+    note = f"beta {beta:.3g}; the median response has {nats:.3g} nats under the reference, so its P(right) "
+    note += f"cannot rise above {bound:.2f}"
     if bound < 0.6 and beta < fitting:
-        notes.append(
-            f"with beta={beta:.3g} the sigmoid cannot rise above {bound:.2f} for half of the responses: "
-            f"beta={fitting:.2g} would let it move"
-        )
+        note += f": beta={fitting:.2g} would let it move"
+    notes.append(note)
     return beta
 
 

@@ -12,7 +12,6 @@ from openprime.config import OfflinePRMConfig
 from openprime.data.records import JudgedResponse, collate_judged
 from openprime.data.steps import token_texts
 from openprime.evaluation.calibration import brier, expected_calibration_error, lowest_is_last, roc_auc
-from openprime.evaluation.page import Rows
 from openprime.evaluation.voting import bootstrap_interval
 from openprime.prime.losses import outcome_loss
 from openprime.prime.prm import ImplicitPRM
@@ -23,15 +22,6 @@ SAMPLE = 256
 """Responses that KTO's reference point is measured on."""
 ROWS = 1024
 """Responses that are scored at a time."""
-MEASURES = {
-    "loss": "loss",
-    "pairwise_accuracy": "pairwise accuracy (95 %)",
-    "auc": "AUC",
-    "ece": "calibration error",
-    "brier": "Brier score",
-    "lowest_step_last": "lowest step is the last",
-}
-"""Names of the measures in tables."""
 
 
 def measure(prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRMConfig) -> Metrics:
@@ -80,21 +70,18 @@ def scored(
 ) -> Iterator[tuple[list[float], Sequence[float], list[float]]]:
     """(scores, their labels, step rewards) of each row; a score a response, or a labelled step."""
     assert prm.tokenizer is not None
-    of_steps = config.loss == "steps"
     for start in range(0, len(rows), ROWS):
         part = rows[start : start + ROWS]
-        ids = [row.response.token_ids for row in part]
-        if of_steps:
-            texts = [[*row.texts] for row in part]
-        else:
-            texts = [token_texts(prm.tokenizer, tokens) for tokens in ids]
-        how = [row.steps for row in part] if of_steps else config.step_split
-        scores = prm.score_tokens([row.prompt.token_ids for row in part], ids, texts, how)
+        prompt_ids = [row.prompt.token_ids for row in part]
+        token_ids = [row.response.token_ids for row in part]
+        texts = [[*row.texts] or token_texts(prm.tokenizer, row.response.token_ids) for row in part]
+        how = [row.steps for row in part] if config.loss == "steps" else config.step_split
+        scores = prm.score_tokens(prompt_ids, token_ids, texts, how)
         for row, score in zip(part, scores, strict=True):
-            if of_steps:
+            if config.loss == "steps":
                 yield list(accumulate(score.step_rewards)), row.labels, score.step_rewards
             else:
-                yield [score.reward], [float(row.response.outcome or 0.0)], score.step_rewards
+                yield [score.reward], [row.response.outcome or 0.0], score.step_rewards
 
 
 def kto_reference_point(prm: ImplicitPRM, rows: Sequence[JudgedResponse], max_tokens: int) -> float:
@@ -113,18 +100,3 @@ def kto_reference_point(prm: ImplicitPRM, rows: Sequence[JudgedResponse], max_to
     batch = prm.with_reference(collate_judged(moved, 0).to(prm.lm.device))
     scores = response_scores(prm.token_rewards(batch))  # [B]
     return max(0.0, float(scores.mean()))
-
-
-def table(start: Metrics, end: Metrics) -> Rows:
-    """The measures before and after training."""
-    rows: Rows = {}
-    for name, about in MEASURES.items():
-        if name in end:
-            rows[about] = {
-                "before": f"{start[name]:.3f}" if name in start else "",
-                "after": f"{end[name]:.3f}",
-            }
-    if "pairwise_accuracy" in end:
-        interval = f" ({end['pairwise_low']:.3f}-{end['pairwise_high']:.3f})"
-        rows[MEASURES["pairwise_accuracy"]]["after"] += interval
-    return rows
