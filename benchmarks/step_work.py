@@ -292,7 +292,7 @@ def run_sft(folder: Path, precision: str, steps: int) -> dict:
     from openprime.config import DataConfig, OptimizerConfig
     from openprime.data.collate import collate_demonstrations
     from openprime.data.readers import read_demonstrations
-    from openprime.models.hub import load_model, load_tokenizer, pad_token
+    from openprime.models.hub import load_model, load_tokenizer
     from openprime.models.lm import LM
     from openprime.models.placement import Placement
     from openprime.prime.learner import Learner
@@ -306,7 +306,7 @@ def run_sft(folder: Path, precision: str, steps: int) -> dict:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(steps):
         with meter.step():
-            batch = collate_demonstrations(data.rows, pad_token(tokenizer))
+            batch = collate_demonstrations(data.rows, 0)
             loss = lambda logprobs, micro: sft_loss(logprobs, micro.response_mask)  # noqa: E731
             learner.update(batch, loss, int(batch.response_mask.sum()))
     return meter.result(int(batch.lengths.sum()), before)
