@@ -19,11 +19,11 @@ from openprime.config import AskConfig, PromptFormat
 from openprime.data.chat import encode_prompts, suitable
 from openprime.data.steps import token_texts
 from openprime.evaluation import page
+from openprime.models.checks import check_rows, positions
 from openprime.models.hub import (
     end_tokens,
     load_model,
     load_tokenizer,
-    pad_token,
     read_format,
     same_vocabulary,
 )
@@ -62,15 +62,17 @@ def ask(config: AskConfig) -> None:
         prm = ImplicitPRM.from_pretrained(config.prm, config.reference, device, bfloat16=bfloat16)
     ends = end_tokens(model, tokenizer)
     drawn = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0}
-    model.generation_config = GenerationConfig(  # whatever the model's own is
-        max_new_tokens=config.max_response_tokens,
+    model.generation_config = settings = GenerationConfig(  # whatever the model's own is
         eos_token_id=sorted(ends),
-        pad_token_id=pad_token(tokenizer),
+        pad_token_id=0,
         **(drawn if config.temperature else {"do_sample": False}),
     )
     parts = [f"<p>The rewards are those of <code>{escape(config.prm)}</code>.</p>" if prm else ""]
     for number, question in enumerate(questions(config.question)):
         (prompt_ids,) = encode_prompts([question], ["question"], form, tokenizer, [config.kind])
+        check_rows(model, tokenizer, [(prompt_ids,)], "question", "ask a shorter one", responses=1)
+        room = (positions(model)[0] or 2**31) - len(prompt_ids)
+        settings.max_new_tokens = min(config.max_response_tokens, room)
         torch.manual_seed(config.seed + number)
         begun, stream = time.perf_counter(), Stream(tokenizer, skip_prompt=True, skip_special_tokens=True)
         try:
@@ -90,8 +92,8 @@ def ask(config: AskConfig) -> None:
             pieces = pieces_of(score, ids, tokenizer)
             show(score, pieces, console)
         ended = "" if ids[-1] in ends else ", stopped"
-        if ended and len(ids) == config.max_response_tokens:
-            ended = ", cut at --max-response-tokens"
+        if ended and len(ids) == settings.max_new_tokens:
+            ended = ", cut at " + ("the model's positions" if len(ids) == room else "--max-response-tokens")
         console.print(f"{len(ids)} tokens, {len(ids) / seconds:,.0f} tokens/s{ended}", style="dim")
         if out:
             parts += on_page(question, "".join(texts), score, pieces)

@@ -151,7 +151,8 @@ class TransformersEngine:
     def _try(self, pads: bool) -> None:
         """Raise _UnfitError where the log-probabilities of a few sampled tokens are not the model's own."""
         first, _, last = (Prompt("", tuple(row), "", None) for row in trial_rows(self.model))
-        where, gaps = trial_place(self.model, self.place), []
+        where, gaps, was_training = trial_place(self.model, self.place), [], self.model.training
+        self.model.eval()
         try:
             with where.autocast():
                 for batch in [[first, last]] if pads else [[first], [last]]:
@@ -164,6 +165,8 @@ class TransformersEngine:
             raise
         except Exception as error:  # not our code: anything may come
             raise _UnfitError(first_line(error)) from error
+        finally:
+            self.model.train(was_training)
         if (gap := float(torch.cat(gaps).mean())) > tolerance(where):
             raise _UnfitError(f"its cache changes log-probabilities by {gap:.2g} nats on average")
 

@@ -178,7 +178,8 @@ def check_rows(
             f"{embeddings(model)} embeddings: take the tokenizer that belongs to the weights, or give the model more "
             f"(resize_token_embeddings({len(tokenizer)})) and train them first"
         )
-    check_length(model, longest + responses, remedy)
+    if longest:
+        check_length(model, longest + responses, remedy)
 
 
 def trial_place(model: PreTrainedModel, place: "Placement") -> "Placement":

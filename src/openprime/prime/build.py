@@ -9,7 +9,8 @@ from openprime.config import ALGORITHMS, RLConfig
 from openprime.data.collate import tokens_containing
 from openprime.data.readers import identity, read_prompts
 from openprime.engines.make import make_engine
-from openprime.models.hub import load_tokenizer, pad_token
+from openprime.models.checks import check_rows
+from openprime.models.hub import load_tokenizer
 from openprime.models.lm import Loader
 from openprime.models.placement import Placement
 from openprime.prime.learner import Learner
@@ -50,9 +51,15 @@ def build(
     minibatches = -(-rollout.prompts * rollout.responses // settings.minibatch)
     updates = config.steps * settings.epochs * minibatches
     policy = Learner(models.trained(config.model, "policy", settings, rollout.temperature), settings, updates)
+    asked = [(prompt.token_ids,) for prompt in prompts + held_out]
+    response = max(rollout.max_response_tokens, config.eval.max_response_tokens)
+    where, shorter = config.data.source, "lower rollout.max_response_tokens or data.max_prompt_tokens"
+    check_rows(policy.lm.model, tokenizer, asked, where, shorter, response)
+    policy.lm.try_save(tokenizer, config.data)
     clock = Clock()
     method = method_of.build(config, models, tokenizer, clock)
-    longest = config.data.max_prompt_tokens + rollout.max_response_tokens
+    notes += models.notes
+    longest = max(len(prompt) for (prompt,) in asked) + response
     engine = make_engine(config, tokenizer, rollout.sequences, longest, policy.lm)
     rollouts = Rollouts(
         engine,
@@ -62,7 +69,6 @@ def build(
         config.filter,
         config.seed,
         tokens_containing(tokenizer, config.step_delimiter) if config.step_delimiter else frozenset(),
-        pad_token(tokenizer),
     )
     ahead = (
         RolloutsAhead(rollouts, rollout.max_staleness, config.steps) if rollout.max_staleness else rollouts

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.config import OutcomeConfig, PolicyConfig, PrimeConfig
 from openprime.models.hub import load_tokenizer, same_vocabulary
-from openprime.models.lm import Loader
+from openprime.models.lm import LM, Loader
 from openprime.prime.advantages import skill_gate, with_advantages
 from openprime.prime.learner import Learner, minibatches
 from openprime.prime.losses import importance_weights, policy_loss, token_weights
@@ -23,7 +23,7 @@ from openprime.prime.prm import OnlinePRM, is_prm, read_settings
 from openprime.prime.rollouts import derive_seed
 from openprime.ranks import all_sum
 from openprime.run.console import Clock
-from openprime.types import Batch, Metrics
+from openprime.types import Batch, Metrics, RunError
 
 Write = Callable[[Path], None]
 """Writes a model into an empty folder; every rank calls it."""
@@ -112,6 +112,7 @@ class Prime(OutcomeOnly):
         responses = config.rollout.prompts * config.rollout.responses
         updates = -(-responses // (config.prm.minibatch or responses))
         learner = Learner(models.trained(name, "prm", config.prm), config.prm, config.steps * updates)
+        learner.lm.try_save(tokenizer)
         known = reference_name(config)
         frozen = models.reference(known, config.prm.tokens_per_microbatch) if known else None
         prm = OnlinePRM(learner, frozen, config.prm, clock)
@@ -179,6 +180,29 @@ def mismatch(logprobs: Tensor, batch: Batch) -> Metrics:
     """Distance of the trainer's log-probabilities [B, T] of sampled tokens from the sampler's, in nats (trap 12)."""
     gap = (logprobs - batch.logprobs)[batch.response_mask].abs()
     return {"policy/mismatch_mean": float(gap.mean()), "policy/mismatch_max": float(gap.max())}
+
+
+MISMATCH = {False: 0.01, True: 0.2}
+"""Nats a token between trainer and sampler, in float32 and with blocks in bfloat16, that rounding does not explain."""
+
+
+def check_mismatch(lm: LM, batch: Batch, limit: float | Literal["auto"]) -> None:
+    """Raise RunError where the sampler's log-probabilities of a batch are not those of the policy it sampled from.
+
+    `limit`: of the mean distance in nats, as `policy.mismatch_limit`. Whatever the cause, all that is learnt from
+    such samples is wrong (trap 12).
+    """
+    limit = MISMATCH[lm.place.bfloat16] if limit == "auto" else limit
+    if not limit:
+        return
+    gap = mismatch(lm.logprobs(batch), batch)["policy/mismatch_mean"]
+    if gap > limit:
+        raise RunError(
+            f"the trainer's log-probabilities of the sampled tokens are {gap:.3g} nats from the sampler's on average, "
+            f"above policy.mismatch_limit={limit:g}: the two do not compute the same model. See whether the engine "
+            "(engine.kind, its version and its dtype) knows this architecture and its rotation, and whether a server "
+            "serves this very model (docs/traps.md, trap 12)"
+        )
 
 
 def update_policy(policy: Learner, batch: Batch, config: PolicyConfig, generator: torch.Generator) -> Metrics:

@@ -17,6 +17,7 @@ from openprime.data.chat import encode_turns, read_messages, suitable
 from openprime.data.collate import collate
 from openprime.data.steps import ENDS, split_steps, steps_of_tokens, token_texts
 from openprime.data.template import Messages
+from openprime.models.checks import check_rows, check_scoring
 from openprime.models.hub import find_file, load_model, load_tokenizer, same_vocabulary
 from openprime.models.lm import LM
 from openprime.models.placement import Placement, pick_device
@@ -100,8 +101,11 @@ class ImplicitPRM:
         """
         place = Placement(pick_device(device) if isinstance(device, str) else device, bfloat16)
         beta, reference, tokenizer = find_parts(prm, reference)
-        models = (load_model(name, place.device).requires_grad_(False).eval() for name in (prm, reference))
-        lms = [LM(model, place, tokens_per_microbatch=tokens_per_microbatch) for model in models]
+        lms = []
+        for name in (prm, reference):
+            model = load_model(name, place.device).requires_grad_(False).eval()
+            lms.append(LM(model, place, tokens_per_microbatch=tokens_per_microbatch))
+            check_scoring(name, lms[-1])
         return cls(lms[0], lms[1], beta, tokenizer)
 
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
@@ -169,6 +173,10 @@ class ImplicitPRM:
         """`score` of token ids, in order; `texts` are those of each response's tokens (`data.steps`)."""
         assert self.reference is not None
         steps = _all_steps(["".join(pieces) for pieces in texts], step_split)
+        if self.tokenizer is not None:
+            rows = list(zip(prompt_ids, response_ids, strict=True))
+            for lm in (self.lm, self.reference):
+                check_rows(lm.model, self.tokenizer, rows, "what is scored", "leave the longer ones out")
         order = sorted(range(len(response_ids)), key=lambda i: len(prompt_ids[i]) + len(response_ids[i]))
         found: dict[int, tuple[list[float], list[float]]] = {}
         for start in range(0, len(order), ROWS):
