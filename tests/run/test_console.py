@@ -3,7 +3,9 @@
 import os
 import pickle
 import signal
+import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 from rich.console import Console
@@ -36,6 +38,27 @@ def test_signals__a_second_interrupt_stops_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_interruptible__a_signal_is_raised_at_once(number: signal.Signals):
+    """Also out of what blocks, such as a thread's answer; where it is taken back, not before the next check."""
+    with Signals() as signals:
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), number))
+        timer.start()
+        begun = time.monotonic()
+        with pytest.raises(Interrupted), signals.interruptible():
+            Future().result(20)
+        assert time.monotonic() - begun < 5
+        assert not signals.at_once
+        with pytest.raises(Interrupted), signals.interruptible():  # it has not been forgotten
+            pytest.fail("begun though a signal had come")
+    with Signals() as signals:
+        with signals.interruptible():
+            signals.at_once = False
+            os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted):
+            signals.check()
 
 
 def test_signals__handlers_come_back_after_an_error():

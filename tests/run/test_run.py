@@ -69,7 +69,11 @@ def go(folder: Path, at: Hook = nothing, lines: int = 0, **settings: object) -> 
         if fresh:
             with run.step(0), run.clock.phase("evaluate"):
                 at("start", 0)
-                run.log({"x": 0, "eval/greedy": 0.5})
+                run.log({"x": 0, "eval/greedy": 0})
+        if run.unfinished:
+            with run.step(run.done), run.measuring("evaluate"):
+                at("again", run.done)
+                run.log({"eval/greedy": run.done / 10})
         for step in run.steps(6, headline, lines):
             with run.step(step):
                 data.value += 10
@@ -80,6 +84,9 @@ def go(folder: Path, at: Hook = nothing, lines: int = 0, **settings: object) -> 
                 run.log({"x": weights.value})
                 run.sample([{"step": step}, {"step": step}])
                 at("evaluation", step)
+                with run.measuring("evaluate"):
+                    at("measuring", step)
+                    run.log({"eval/greedy": step / 10})
                 due.append((step, run.due(4), run.due(0)))
         run.export("model", lambda out: (out / "x").write_text(str(weights.value)))
     return due
@@ -110,7 +117,9 @@ def assert_goes_on(folder: Path) -> None:
     """Resumed, the run leaves what one without a stop leaves."""
     go(folder, resume=True)
     assert steps(folder) == list(range(7))
-    assert [row["x"] for row in read_jsonl(folder / "metrics.jsonl")] == list(range(7))
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert [row["x"] for row in rows] == list(range(7))
+    assert [row["eval/greedy"] for row in rows if "eval/greedy" in row] == [step / 10 for step in range(7)]
     assert steps(folder, "samples.jsonl") == [step for step in range(1, 7) for _ in range(2)]
     assert saved(folder)[6] == (6, 60)
     assert (folder / "model" / "x").read_text() == "6"
@@ -128,11 +137,11 @@ def test_run__a_step_is_recorded_timed_and_saved_when_due(tmp_path: Path, capsys
     first, *others = read_jsonl(tmp_path / "metrics.jsonl")
     assert set(first) == {"step", "x", "eval/greedy", "time/evaluate"}
     for row in others:
-        assert row.keys() == {"step", "x", "time/step"}
+        assert row.keys() == {"step", "x", "time/step", "eval/greedy", "time/evaluate"}
         assert row["time/step"] > 0
     assert list((tmp_path / "tensorboard").glob("events.*"))
     said = capsys.readouterr().out
-    assert "step 0: held-out accuracy, greedy 0.500" in said
+    assert "step 5: held-out accuracy, greedy 0.500" in said
     assert [line.split()[1] for line in said.splitlines() if line.startswith("rl ")] == [
         f"{step}/6" for step in range(1, 7)
     ]
@@ -178,8 +187,8 @@ LOST = LostRankError("rank 1 lost another rank")
         # Within training weights are neither old nor new: nothing; records after the last checkpoint are made again.
         ("training", 3, (GONE, STOPPED), 0, {}, 2),
         ("training", 5, (GONE, BAD, FULL, STOPPED), 3, {3: (3, 30)}, 4),
-        # After training, such as in an evaluation: the step, and its record.
-        ("evaluation", 4, (GONE, STOPPED), 0, {4: (4, 40)}, 4),
+        # After training the step; what was broken off when it was measured is measured again, and recorded then.
+        ("measuring", 4, (GONE, STOPPED), 0, {4: (4, 40)}, 3),
         # Step 0 saves nothing; weights of lost ranks cannot be gathered.
         ("start", 0, (GONE,), 1, {}, -1),
         ("sampling", 2, (LOST,), 0, {}, 1),
@@ -200,8 +209,16 @@ def test_run_step__an_error_leaves_what_is_whole_and_the_run_goes_on(
         assert [(row["step"], row["x"]) for row in rows] == [(n, n) for n in range(recorded + 1)]
         assert all(row["time/step"] > 0 for row in rows[1:])
         said = f"saved after step {max(kept, default=0)}; go on with --resume" in capsys.readouterr().out
-        assert said == (place in ("sampling", "evaluation") and error is not LOST)
+        assert said == (place in ("sampling", "measuring") and error is not LOST)
         assert_goes_on(folder)
+
+
+def test_run_step__an_error_behind_training_leaves_the_step_and_its_record(tmp_path: Path):
+    with pytest.raises(EngineError):
+        go(tmp_path, breaking("evaluation", 4, GONE))
+    assert saved(tmp_path) == {4: (4, 40)}
+    assert steps(tmp_path) == [0, 1, 2, 3, 4]
+    assert go(tmp_path, resume=True)[0][0] == 5
 
 
 def test_run_step__a_step_is_saved_once(tmp_path: Path):
@@ -237,28 +254,56 @@ def test_run_step__of_numbers_not_finite_names_the_step_and_the_way_back(tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("place", "step", "last"), [("start", 0, 1), ("sampling", 3, 3), ("training", 3, 3), ("evaluation", 6, 6)]
+    ("place", "step", "last", "recorded"),
+    [
+        # At once where nothing is lost by it.
+        ("start", 0, None, -1),
+        ("sampling", 1, 0, 0),
+        ("sampling", 3, 2, 2),
+        # After the training of a step, which is saved.
+        ("training", 3, 3, 2),
+        ("evaluation", 3, 3, 2),
+        # What is measured is measured again; the step gets its record then.
+        ("measuring", 3, 3, 2),
+        ("measuring", 6, 6, 5),
+    ],
 )
-def test_run__a_signal_ends_it_after_the_step_with_a_checkpoint(
-    tmp_path: Path, number: signal.Signals, place: str, step: int, last: int
+def test_run__a_signal_ends_it_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, place: str, step: int, last: int | None, recorded: int
 ):
-    """In the last step there is nothing to stop."""
 
     def at(now: str, step_now: int) -> None:
         if (now, step_now) == (place, step):
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    if last == 6:
+    with pytest.raises(Interrupted) as stop:
         go(tmp_path, at, save_every=0)
-    else:
-        with pytest.raises(Interrupted) as stop:
-            go(tmp_path, at, save_every=0)
-        assert stop.value.exit_code == 128 + number
-        assert not (tmp_path / "model").exists()
+    assert stop.value.exit_code == 128 + number
+    assert not (tmp_path / "model").exists()
     assert signal.getsignal(number) == before
-    assert saved(tmp_path) == {last: (last, 10 * last)}
-    assert steps(tmp_path) == list(range(last + 1))
+    assert saved(tmp_path) == ({} if last is None else {last: (last, 10 * last)})
+    assert (tmp_path / "metrics.jsonl").exists() == (recorded >= 0)
+    assert steps(tmp_path) == list(range(recorded + 1))
+    assert_goes_on(tmp_path)
+
+
+def test_run__what_a_signal_broke_off_is_measured_until_it_is_done(tmp_path: Path):
+    """A second signal breaks it off again; a kill behind it costs nothing."""
+
+    def at(now: str, step: int) -> None:
+        if (now, step) in (("measuring", 3), ("again", 3)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        go(tmp_path, at)
+    with pytest.raises(Interrupted):
+        go(tmp_path, at, resume=True)
+    assert steps(tmp_path) == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError):  # behind the measure, before anything is saved
+        go(tmp_path, breaking("training", 4, ZeroDivisionError()), resume=True)
+    assert steps(tmp_path) == [0, 1, 2, 3]
+    assert saved(tmp_path) == {3: (3, 30)}
     assert_goes_on(tmp_path)
 
 

@@ -72,8 +72,16 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
         speed = int(batch.lengths.sum()) / metrics["time/step"]
         return {"loss": f"{metrics['sft/loss']:.4f}", "tok/s": f"{speed:,.0f}"}
 
+    def evaluate(step: int) -> None:
+        with run.measuring("evaluate"):
+            engine.load(learner.lm.tensors(), step)
+            run.log(accuracy(engine, pool, *evaluation, run.signals.check))
+
     with run:
         run.begin({"learner": learner})
+        if run.unfinished:
+            with run.step(run.done):
+                evaluate(run.done)
         for step in run.steps(steps, headline, lines=20):
             with run.step(step):
                 chosen = [data.rows[i] for i in rows_of_step(count, config.batch, step, config.seed)]
@@ -84,9 +92,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
                 run.log({"sft/loss": done.loss, "sft/grad_norm": done.grad_norm, "sft/lr": done.lr})
                 run.log({"sft/tokens": tokens})
                 if held_out and run.due(config.eval.every):
-                    with run.clock.phase("evaluate"):
-                        engine.load(learner.lm.tensors(), step)
-                        run.log(accuracy(engine, pool, *evaluation))
+                    evaluate(step)
         folder = run.export("model", lambda folder: learner.lm.save(folder, tokenizer, config.data))
         run.note(f"done: {folder}", "")
 

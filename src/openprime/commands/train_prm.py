@@ -110,7 +110,7 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
         prm.beta = known.beta
 
         def measured(when: str) -> None:
-            with run.clock.phase("held_out"):
+            with run.measuring("held_out"):
                 known.held_out[when] = found = measure(prm, held_out, config)
             run.log({f"held_out/{name}": value for name, value in found.items()})
             shown = [name for name in ("loss", "pairwise_accuracy", "auc") if name in found]
@@ -119,9 +119,9 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
 
         again = config.epochs > 1 and run.done < len(plan)  # every response more than once
         values = reference_values(prm, training, run) if again else []
-        if held_out and fresh:
-            with run.step(0):
-                measured("start")
+        if held_out and (fresh or run.unfinished):
+            with run.step(run.done):
+                measured("start" if fresh else "end")
         for step in run.steps(len(plan), headline, lines=20):
             numbers = [i for unit in plan[step - 1] for i in units[unit]]
             rows = [training[i] for i in numbers]

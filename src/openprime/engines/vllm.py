@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from openprime.config import VLLMEngineConfig
 from openprime.engines.common import prompt_seed, to_response, write_weights
 from openprime.models.placement import Placement
-from openprime.types import EngineError, Group, Prompt, Sampling, UserError
+from openprime.types import EngineError, Group, Prompt, RunError, Sampling, UserError
 
 EXTENSION = "openprime.engines.vllm_worker.Weights"
 """Mixed into vLLM's worker, to take over weights."""
@@ -218,6 +218,8 @@ class VLLMEngine:
         """Whatever vLLM raises, as one kind of error."""
         try:
             yield
+        except RunError:  # a signal
+            raise
         except Exception as error:  # not our code: anything may come
             raise _EngineFault(f"{type(error).__name__}: {error}") from error
 

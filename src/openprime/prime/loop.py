@@ -51,9 +51,9 @@ def train(config: RLConfig) -> None:
         with run, closing(rollouts):
             fresh = run.begin({"policy": policy, "method": method}, cursor=rollouts)
             engine.load(policy.lm.tensors(), run.done)
-            if fresh:
-                with run.step(0), run.clock.phase("evaluate"):
-                    run.log({"rollout/rollouts": 0} | evaluate())
+            if fresh or run.unfinished:
+                with run.step(run.done), run.measuring("evaluate"):
+                    run.log(({"rollout/rollouts": 0} if fresh else {}) | evaluate(run.signals.check))
             for step in run.steps(config.steps, headline):
                 with run.step(step):
                     # K responses to each prompt, judged; groups with .2 <= mean outcome <= .8
@@ -65,11 +65,11 @@ def train(config: RLConfig) -> None:
                         batch, metrics = method.step(policy, batch)
                         engine.load(policy.lm.tensors(), step)
                     run.log({"reward/outcome": float(batch.outcome.mean())} | rollouts.metrics | metrics)
-                    if run.due(config.eval.every):
-                        with run.clock.phase("evaluate"):
-                            run.log(evaluate())
                     if config.sample_every and run.due(config.sample_every):
                         run.sample(samples(step, groups, batch, tokenizer))
+                    if run.due(config.eval.every):
+                        with run.measuring("evaluate"):
+                            run.log(evaluate(run.signals.check))
             run.export("model", lambda folder: policy.lm.save(folder, tokenizer, config.data))
             for name, write in method.models().items():
                 run.export(name, write)

@@ -200,16 +200,22 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def accuracy(
-    engine: Engine, pool: Pool, prompts: list[Prompt], samples: int, max_tokens: int, seed: int
+    engine: Engine,
+    pool: Pool,
+    prompts: list[Prompt],
+    samples: int,
+    max_tokens: int,
+    seed: int,
+    check: Callable[[], None] | None = None,
 ) -> Metrics:
     """Greedy accuracy and, with `samples`, avg@k on prompts. A response without a verdict counts as wrong."""
     if not prompts:
         return {}
-    greedy = sample_and_verify(engine, pool, prompts, Sampling(1, max_tokens, 0.0), seed)
+    greedy = sample_and_verify(engine, pool, prompts, Sampling(1, max_tokens, 0.0), seed, check)
     metrics = {"eval/greedy": mean_outcome(greedy)}
     if samples:
         sampling = Sampling(samples, max_tokens)
-        drawn = sample_and_verify(engine, pool, prompts, sampling, derive_seed(seed, "evaluate"))
+        drawn = sample_and_verify(engine, pool, prompts, sampling, derive_seed(seed, "evaluate"), check)
         metrics[f"eval/avg@{samples}"] = mean_outcome(drawn)
     return metrics
 

@@ -34,10 +34,15 @@ class Interrupted(RunError):
 
 
 class Signals:
-    """Notes the first SIGINT or SIGTERM, so that a run can save; a second one ends the process at once."""
+    """Raises Interrupted for the first SIGINT or SIGTERM, so that a run can save; a second one ends the process.
+
+    Where nothing is lost by it (`interruptible`) it is raised at once, elsewhere with the next `check`; of several
+    ranks each waits for that, for what they do together must not break off on one of them.
+    """
 
     def __init__(self) -> None:
         self.received = 0
+        self.at_once = False
 
     def __enter__(self) -> "Signals":
         self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -49,6 +54,17 @@ class Signals:
         if error is not None and world() > 1:
             # torchrun ends what is left of a broken run: let this rank say what it knows.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within, a signal is raised at once, whatever is under way, unless `at_once` is taken back."""
+        before = self.at_once
+        self.check()
+        self.at_once = True
+        try:
+            yield
+        finally:
+            self.at_once = before
 
     def check(self) -> None:
         """Raise Interrupted if a signal has arrived."""
@@ -64,6 +80,8 @@ class Signals:
         self.received = number
         print("\nstopping: saving first (once more to stop at once)", file=sys.stderr, flush=True)
         signal.signal(number, self._old[signal.Signals(number)])
+        if self.at_once and world() == 1:
+            self.check()
 
 
 class Clock:

@@ -58,7 +58,7 @@ def fill_jsonl(
     `marks`: keys and values of each item's row that no other item's has. Lines that are there already are kept, so
     that an interrupted command goes on without repeating or losing an item; one that is damaged is made again. A
     chunk is always the same items, whatever was there: it may be sampled with a seed of its own. `make` calls
-    `check` now and then, which raises Interrupted after a signal.
+    `check` now and then; a signal raises Interrupted within it, or there, and the chunk is lost.
     """
     total = len(marks)
     rows = resume_jsonl(path, marks)
@@ -69,7 +69,8 @@ def fill_jsonl(
             signals.check()
             start = rows.index(None) // CHUNK * CHUNK
             chunk = range(start, min(start + CHUNK, total))
-            made = make(chunk, signals.check)
+            with signals.interruptible():
+                made = make(chunk, signals.check)
             assert len(made) == len(chunk)
             new = [i for i in chunk if rows[i] is None]
             at_the_end = not any(rows[new[0] :])

@@ -68,6 +68,9 @@ class Run:
         """Steps done, those of an earlier start included; steps in all."""
         self._saved = -1
         """The step of the last checkpoint."""
+        self.unfinished: Metrics = {}
+        """Of the last step done, where it was broken off when it was measured: what had been logged. It is measured
+        with `step(done)`."""
         self._trained: dict[str, Part] = {}
         self._cursor: Part | None = None
         self.step_number = 0
@@ -75,6 +78,7 @@ class Run:
         self._whole: int | None = None
         """The step after which the weights are as they are; None while they change, or before the first step."""
         self._metrics: Metrics = {}
+        self._measuring = False
         self._bar: Bar | None = None
         self._headline: Callable[[Metrics], dict[str, str]] = lambda metrics: {}
         self._every = 1
@@ -100,12 +104,14 @@ class Run:
         `cursor` is the place in the data. Returns True where the run begins anew.
         """
         self._open.enter_context(self.signals)
+        self._open.enter_context(self.signals.interruptible())  # up to the first step
         self._trained, self._cursor = trained, cursor
         found = None
         if self.config.resume:
             found = resume(self.folder / "checkpoints", self._settings, self._restore, self.note)
-        for name in ("metrics.jsonl", "samples.jsonl") if first() else ():
-            keep_until(self.folder / name, self.done if found else -1)
+        if first():
+            keep_until(self.folder / "metrics.jsonl", self.done - bool(self.unfinished) if found else -1)
+            keep_until(self.folder / "samples.jsonl", self.done if found else -1)
         if found:
             self.note(f"resumed at step {self.done} from {found}", "")
         return found is None
@@ -117,6 +123,7 @@ class Run:
         if self._cursor is not None:
             self._cursor.restore(state["cursor"])
         self.done = self._saved = state["step"]
+        self.unfinished = state.get("unfinished", {})
 
     def steps(
         self, total: int, headline: Callable[[Metrics], dict[str, str]], lines: int = 0
@@ -133,16 +140,19 @@ class Run:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """One step; step 0 is what is measured before the first one.
+        """One step; step 0, or the last one done, is what is measured before the first one.
 
         What is logged within is written at its end. Where an error ends it, whatever is whole is saved: the run as it
         was before the step, or after it where training is over.
         """
-        self.step_number, self._metrics = step, {}
-        self._whole = step - 1 if step else None
+        self.signals.at_once = False
+        new = step > self.done
+        self.step_number, self._metrics, self.unfinished = step, self.unfinished, {}
+        self._whole, self._measuring = step - 1 if new else None, False
         cursor = self._cursor.state() if self._cursor is not None else {}
         try:
-            yield
+            with self.signals.interruptible():
+                yield
         except NonFiniteError as error:  # weights that are not worth keeping
             raise RunError(
                 f"step {step}: {error}. {self.way_back()} Lower the learning rate, or look at what it was trained on"
@@ -154,8 +164,11 @@ class Run:
             if self._whole is not None and (
                 world() == 1 or isinstance(error, OSError | RuntimeError | ValueError)
             ):
-                if self._whole == step:
-                    self._write(with_step_time(self._metrics | self.clock.take()))
+                metrics = self._metrics | self.clock.take()
+                if self._whole == step and self._measuring:
+                    self.unfinished = {name: float(value) for name, value in metrics.items()}
+                elif self._whole == step:
+                    self._write(with_step_time(metrics))
                 self._save(self._whole, None if self._whole == step else cursor)
                 self.note(f"saved after step {self._whole}; go on with --resume", "")
             raise
@@ -163,15 +176,27 @@ class Run:
         if step:
             self._metrics = with_step_time(self._metrics)
         self._write(self._metrics)
-        if step:
+        if new:
             self._finish(step)
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Weights change: where this breaks off they are neither old nor new, and are not saved."""
+        """Weights change: where this breaks off they are neither old nor new, and are not saved.
+
+        From here to the end of the step a signal waits, but where something is measured.
+        """
+        self.signals.at_once = False
         self._whole = None
         yield
         self._whole = self.step_number
+
+    @contextmanager
+    def measuring(self, phase: str) -> Iterator[None]:
+        """What takes time and changes nothing: a signal breaks it off, and `unfinished` tells the resumed run."""
+        self._measuring = True
+        with self.signals.interruptible(), self.clock.phase(phase):
+            yield
+        self._measuring = False
 
     def due(self, every: int) -> bool:
         """True in every so many steps and in the last one; 0 is the last one only."""
@@ -235,7 +260,7 @@ class Run:
         if step == self._saved:
             return
         state: dict[str, Any] = {name: part.state() for name, part in self._trained.items()}
-        state["settings"] = self._settings
+        state |= {"settings": self._settings, "unfinished": self.unfinished}
         if self._cursor is not None:
             state["cursor"] = self._cursor.state() if cursor is None else cursor
         save_checkpoint(folder, step, state, self.config.keep, None if wait else self._background)
