@@ -1,11 +1,16 @@
 """`openprime score` through the command line: the rows come back with the rewards that the PRM gives."""
 
+import datetime
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
+from transformers import AutoTokenizer
 
 from openprime.cli import main
 from openprime.commands import score as stage
@@ -16,7 +21,7 @@ from openprime.prime.prm import ImplicitPRM, Score
 from openprime.run import jsonl
 from openprime.run.jsonl import read_jsonl
 from openprime.types import Group, Prompt, Response
-from support.tiny_prm import save_prm
+from support.tiny_prm import save_prm, token_rewards
 
 QUESTION = "Start four\n+seven = ?"
 FIELDS = {"tokens", "token_rewards", "steps", "step_rewards", "reward", "probability"}
@@ -98,9 +103,7 @@ def test_score__a_line_may_have_several_responses(folder: Path, prm: ImplicitPRM
     assert [set(row) for row in found] == [set(row) for row in rows]
 
 
-def test_trap_13__token_ids_of_the_prms_vocabulary_are_taken(
-    folder: Path, prm: ImplicitPRM, tmp_path: Path
-):
+def test_trap_13__token_ids_of_the_prms_vocabulary_are_taken(folder: Path, prm: ImplicitPRM, tmp_path: Path):
     """Sampled tokens are not always those that their text is encoded to (trap 13)."""
     tokenizer = prm.tokenizer
     assert tokenizer is not None
@@ -142,6 +145,59 @@ def test_score__step_split(folder: Path, tmp_path: Path):
     assert found["steps"] == ["a\nb\n\n", "c"]
 
 
+TALK = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "seven\n1"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": QUESTION, "completion": "seven\n1"},
+        {"prompt": QUESTION, "completion": TALK[1:]},
+        {"messages": TALK},
+        {"messages": json.dumps(TALK), "id": 3},
+        {"question": TALK, "completion": "seven\n1"},
+    ],
+)
+def test_score__formats_that_people_have(folder: Path, prm: ImplicitPRM, tmp_path: Path, row: dict):
+    (found,) = scored(folder, tmp_path, [row])
+    assert_score(found, prm.score([QUESTION], ["seven\n1"])[0])
+    assert {key: found[key] for key in row} == row
+    assert found["steps"] == ["seven\n", "1"]
+
+
+def test_score__a_parquet_file(folder: Path, prm: ImplicitPRM, tmp_path: Path):
+    rows = [{"prompt": QUESTION, "response": "one", "at": datetime.date(2024, 1, 2), "none": None}] * 2
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    args = ["score", str(tmp_path / "r.parquet"), "--prm", str(folder), "--out", str(tmp_path / "out")]
+    assert main(args) == 0
+    assert main([*args, "--resume"]) == 0
+    found = read_jsonl(tmp_path / "out" / "scores.jsonl")
+    assert [row["at"] for row in found] == ["2024-01-02"] * 2
+    for row in found:
+        assert_score(row, prm.score([QUESTION], ["one"])[0])
+
+
+def test_score__the_end_is_that_of_the_chat_template(
+    folder: Path, model: Path, prm: ImplicitPRM, tmp_path: Path
+):
+    """Where eos_token is another one, which the model never says in a chat; a response cut off has no end."""
+    for name, source in (("prm", folder), ("reference", model)):
+        shutil.copytree(source, tmp_path / name)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer.eos_token = "<|endoftext|>"
+        tokenizer.save_pretrained(tmp_path / name)
+    rows = [{"prompt": QUESTION, "responses": ["one", {"text": "one", "truncated": True}]}]
+    flags = ("--reference", str(tmp_path / "reference"))
+    whole, cut = scored(tmp_path / "prm", tmp_path, rows, *flags)[0]["responses"]
+    ids = tokenizer.encode("one", add_special_tokens=False)
+    chat = [{"role": "user", "content": QUESTION}]
+    asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert whole["token_rewards"] == pytest.approx(token_rewards(folder, model, asked, [*ids, end]), abs=1e-5)
+    assert cut["token_rewards"] == pytest.approx(token_rewards(folder, model, asked, ids), abs=1e-5)
+    assert_score(whole, prm.score([QUESTION], ["one"])[0])
+
+
 def test_score__prompt_format(folder: Path, prm: ImplicitPRM, tmp_path: Path):
     rows = [
         {"prompt": QUESTION, "response": "one"},
@@ -179,25 +235,26 @@ def test_score__resumes_without_repeating_or_losing_a_row(folder: Path, tmp_path
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize(("number", "in_a_chunk"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize(("number", "call", "left"), [(signal.SIGINT, 3, 4), (signal.SIGTERM, 5, 8)])
 def test_score__a_signal_leaves_what_is_written(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     number: int,
-    in_a_chunk: bool,
+    call: int,
+    left: int,
 ):
-    """Between two chunks, or within one: then that chunk is lost."""
+    """The chunk that is being made is lost, two calls each."""
     monkeypatch.setattr(jsonl, "CHUNK", 4)
-    monkeypatch.setattr(stage, "AT_A_TIME", 2 if in_a_chunk else 128)
+    monkeypatch.setattr(stage, "AT_A_TIME", 2)
     args = ["score", str(write(tmp_path / "r.jsonl", ROWS)), "--prm", str(folder)]
     assert main([*args, "--out", str(tmp_path / "whole")]) == 0
     calls = []
 
     def interrupted(self: ImplicitPRM, *rest: Any) -> list[Score]:
         calls.append(rest)
-        if len(calls) == (3 if in_a_chunk else 1):
+        if len(calls) == call:
             signal.raise_signal(number)
         return score_tokens(self, *rest)
 
@@ -205,8 +262,8 @@ def test_score__a_signal_leaves_what_is_written(
     monkeypatch.setattr(ImplicitPRM, "score_tokens", interrupted)
     assert main([*args, "--out", str(tmp_path / "out")]) == 128 + number
     assert f"stopped by {signal.Signals(number).name}: saved; go on with --resume" in capsys.readouterr().err
-    assert len(calls) == (3 if in_a_chunk else 1)
-    assert len(read_jsonl(tmp_path / "out" / "scores.jsonl")) == 4
+    assert len(calls) == call
+    assert len(read_jsonl(tmp_path / "out" / "scores.jsonl")) == left
     assert main([*args, "--out", str(tmp_path / "out"), "--resume"]) == 0
     name = "scores.jsonl"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -222,7 +279,9 @@ def test_score__another_file_cannot_resume(folder: Path, tmp_path: Path, capsys:
     assert "scores.jsonl, line 1: it is of none of the" in capsys.readouterr().err
     write(tmp_path / "rows.jsonl", ROWS[:2])
     assert main([*args, "--resume"]) == 2
-    assert "scores.jsonl, line 3: it is of none of the 2 items: the data have changed" in capsys.readouterr().err
+    assert (
+        "scores.jsonl, line 3: it is of none of the 2 items: the data have changed" in capsys.readouterr().err
+    )
     assert len(scored(folder, tmp_path, ROWS, "--resume")) == 9  # one that has grown can
 
 

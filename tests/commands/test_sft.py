@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,25 @@ def test_sft__the_model_loads_and_speaks(tuned: Path):
     text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert text == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(tokenizer("Zoë\n\t∑").input_ids) == "Zoë\n\t∑"
+
+
+def test_sft__a_model_that_others_load_stops_where_the_chat_template_ends_a_turn(tuned: Path, tmp_path: Path):
+    """As of a base model with a chat template: its end of sequence ends documents, not turns."""
+    shutil.copytree(tuned / "model", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    turn, document = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps({"eos_token_id": document}))
+    out = sft(tmp_path / "run", "--epochs", "1", "--model", str(tmp_path / "base"))
+    found = AutoModelForCausalLM.from_pretrained(out / "model").generation_config.eos_token_id
+    assert found == sorted([turn, document])
+    assert records(out / "metrics.jsonl")[-1]["eval/greedy"] >= 0  # sampled, and ended somewhere
+    (first, *_) = records(out / "metrics.jsonl")
+    (as_before, *_) = records(
+        sft(tmp_path / "as", "--epochs", "1", "--model", str(tuned / "model")) / "metrics.jsonl"
+    )
+    assert first["sft/loss"] == as_before["sft/loss"]  # the rows are the same to the token
 
 
 def test_sft__goes_on_from_a_model(tuned: Path, tmp_path: Path):

@@ -1,5 +1,7 @@
 """Rows, fields, answers, lengths and demonstrations, from every source and shape."""
 
+import datetime
+import decimal
 import json
 import os
 import sys
@@ -9,10 +11,19 @@ import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
+from tokenizers import processors
 
 from openprime.config import DataConfig
 from openprime.data.chat import Turn
-from openprime.data.readers import as_answer, load_rows, read_demonstrations, read_prompts
+from openprime.data.readers import (
+    as_answer,
+    load_rows,
+    read_demonstrations,
+    read_prompts,
+    read_questions,
+    value_at,
+)
+from openprime.types import UserError
 
 
 def write(path, rows):
@@ -76,6 +87,11 @@ def test_load_rows__a_changed_file_gives_the_new_rows(tmp_path, kind):
         ("x.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', r"x\.jsonl:2: not UTF-8"),
         ("x.jsonl", '{"a": "1"}\n'.encode("utf-16"), r"x\.jsonl:1: not UTF-8"),
         ("x.jsonl", b'{"a": 1}\n[1, 2]\n', r"x\.jsonl:2: expected an object"),
+        ("x.jsonl", b'{"a": "\\ud83d\\ude00"}\n{"a": ["x", {"b\\uDFFF": 1}]}\n', r"x\.jsonl:2: half a char.* surr"),
+        ("x.json", b'[{"a": "\\uD800"}]', r"x\.json:1: half a character"),
+        ("x.jsonl", b'{"a": ' + b"1" * 5000 + b"}\n", r"x\.jsonl:1: JSON that cannot be read: .*digits"),
+        ("x.jsonl", b"[" * 100_000 + b"\n", r"x\.jsonl:1: JSON that cannot be read: .*recursion"),
+        ("x.parquet", b"PAR1", r"x\.parquet: not a readable parquet file"),
         ("x.jsonl", b"", r"x\.jsonl: no rows"), ("x.jsonl", b"\n\n", r"x\.jsonl: no rows"),
         ("x.json", b'[{"a": 1},\n {"a": }]', r"x\.json:2: not valid JSON"),
         ("x.json", b'[{"a": 1},\n\n {"a": "\xff"}]', r"x\.json:3: not UTF-8"),
@@ -90,6 +106,42 @@ def test_load_rows__faulty_files_are_named_with_the_line(tmp_path, name, content
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_rows(DataConfig(source=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a.jsonl", "b.parquet"], r"2 kinds \(\.jsonl, \.parquet of"),
+        (["a.csv"], r"0 kinds \(none of .*: name one file"),
+    ],
+)
+def test_load_rows__a_folder_of_other_files_is_named(tmp_path, files: list[str], message: str):
+    for name in files:
+        (tmp_path / name).write_text('{"a": 1}\n')
+    with pytest.raises(
+        UserError, match=rf"data\.source: the folder {tmp_path} has files of {message}"
+    ) as error:
+        load_rows(DataConfig(source=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_load_rows__a_folder_of_one_kind_is_read(tmp_path):
+    for i in range(2):
+        write(tmp_path / f"{i}.jsonl", [{"a": i}])
+    assert load_rows(DataConfig(source=str(tmp_path))) == [{"a": 0}, {"a": 1}]
+
+
+def test_load_rows__what_json_has_no_words_for_is_text(tmp_path):
+    row = {
+        "when": datetime.date(2024, 2, 3),
+        "cost": decimal.Decimal("1.50"),
+        "raw": b"ab",
+        "n": {"at": datetime.time(1)},
+    }
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "x.parquet")
+    (found,) = load_rows(DataConfig(source=str(tmp_path / "x.parquet")))
+    assert found == {"when": "2024-02-03", "cost": "1.50", "raw": "b'ab'", "n": {"at": "01:00:00"}}
+    assert json.loads(json.dumps(found)) == found
 
 
 @pytest.mark.parametrize("name", ["gone.jsonl", "gone.json", "gone.parquet"])
@@ -273,6 +325,64 @@ def test_load_rows__where_keeps_nothing(source, where, message):
         load_rows(DataConfig(source=source(ROWS), where=where))
 
 
+def test_value_at__a_key_may_have_dots_itself(source, tokenizer):
+    row = {"a.b": 1, "a": {"b": 2, "c.d": {"e": 3}}, "x.y": {"z": 4}, "x": {"y": None}}
+    paths = {"a.b": 1, "a.c.d.e": 3, "x.y.z": 4, "x.y": {"z": 4}, "a.b.c": None, "a.c": None, "x.q": None}
+    assert {path: value_at(row, path) for path in paths} == paths
+    rows = [{"my.prompt": "q", "reward.model": {"truth": "7"}}]
+    config = DataConfig(source=source(rows), prompt_field="my.prompt", answer_field="reward.model.truth")
+    assert [(p.messages, p.answer) for p in read_prompts(config, tokenizer).prompts] == [("q", "7")]
+
+
+# Conversations as prompts
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["objects", "JSON"])
+@pytest.mark.parametrize("field", ["messages", "conversation", "extra.talk"])
+def test_read_prompts__an_answer_never_reaches_the_prompt(source, tokenizer, field: str, as_json: bool):
+    talk = json.dumps(TALK) if as_json else TALK
+    row = {"answer": "2"} | ({"extra": {"talk": talk}} if "." in field else {field: talk})
+    found = read_prompts(DataConfig(source=source([row]), prompt_field=field), tokenizer)
+    assert tokenizer.decode(found.prompts[0].token_ids) == "<|user|>1+1?<|end|><|assistant|>"
+    assert found.prompts[0].messages == USER
+
+
+@pytest.mark.parametrize("said", ["Let me think: ", "two"])
+def test_read_prompts__a_prompt_that_ends_with_the_assistant_is_refused(source, tokenizer, said: str):
+    row = {"prompt": [*USER, {"role": "assistant", "content": said}], "answer": "2", "response": "two"}
+    config = DataConfig(source=source([row]))
+    for read in (
+        lambda: read_prompts(config, tokenizer),
+        lambda: read_demonstrations(config, tokenizer, 100),
+    ):
+        with pytest.raises(
+            UserError, match=r"data\.jsonl:0: the prompt ends with a message of the assistant"
+        ):
+            read()
+
+
+def test_read_prompts__text_that_looks_like_json_stays_text(source, tokenizer):
+    texts = ['[{"a": 1}]', "[1, 2]", "[", '[{"role": "user"}, 3]', "[[[", "[]"]
+    rows = [{"prompt": text, "answer": "1"} for text in texts]
+    assert [p.messages for p in read_prompts(DataConfig(source=source(rows)), tokenizer).prompts] == texts
+    rows = [{"prompt": "q", "response": text} for text in texts]
+    found = read_demonstrations(DataConfig(source=source(rows)), tokenizer, 100).rows
+    assert [tokenizer.decode(row.response_ids) for row in found] == [f"{text}<|end|>" for text in texts]
+
+
+@pytest.mark.parametrize("text", ["q", "<s>q"])
+def test_read_prompts__a_tokenizer_that_ends_texts_does_not_end_prompts(source, tokenizer, text: str):
+    ends = processors.TemplateProcessing(single="<s> $A <|end|>", special_tokens=[("<s>", 1), ("<|end|>", 2)])
+    tokenizer.backend_tokenizer.post_processor = ends
+    assert tokenizer("q")["input_ids"][-1] == tokenizer.eos_token_id
+    config = DataConfig(
+        source=source([{"prompt": text, "answer": "1", "response": "r"}]), chat_template="none"
+    )
+    assert [tokenizer.decode(p.token_ids) for p in read_prompts(config, tokenizer).prompts] == ["<s>q"]
+    (turn,) = read_demonstrations(config, tokenizer, 100).rows
+    assert [tokenizer.decode(ids) for ids in (turn.prompt_ids, turn.response_ids)] == ["<s>q", "r<|end|>"]
+
+
 # A prompt of several fields
 
 
@@ -348,6 +458,27 @@ def test_read_prompts__mathematics_needs_answers(source, tokenizer):
         read_prompts(DataConfig(source=source([{"prompt": "q"}])), tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("rows", "bad", "kept"), [(400, 2, True), (400, 3, True), (400, 4, False), (99, 1, False)]
+)
+def test_read_prompts__few_rows_without_an_answer_are_left_out_and_said(
+    source, tokenizer, rows, bad, kept: bool
+):
+    """Fewer than one in a hundred; the others keep their numbers."""
+    data = [{"prompt": f"q{i}", "answer": None if 5 <= i < 5 + bad else str(i)} for i in range(rows)]
+    config, which = DataConfig(source=source(data)), "row 5, 6" + (", 7" if bad > 2 else "")
+    if not kept:
+        with pytest.raises(UserError, match=rf"{bad} of {rows} rows have no answer \(row 5"):
+            read_prompts(config, tokenizer)
+        return
+    found = read_prompts(config, tokenizer)
+    assert found.notes == [f"{bad} of {rows} rows have no answer ({which}): left out"]
+    assert [p.id for p in found.prompts] == [f"data.jsonl:{i}" for i in range(rows) if not 5 <= i < 5 + bad]
+    assert all(p.answer == p.id.split(":")[1] for p in found.prompts)
+    with pytest.raises(UserError, match="have no answer"):  # recorded responses stand row by row
+        read_questions(config)
+
+
 # Verifiers
 
 
@@ -395,6 +526,16 @@ def test_read_prompts__a_row_does_not_choose_what_is_imported(
         read_prompts(config, tokenizer)
 
 
+@pytest.mark.parametrize("column", ["prompts", "completions"])
+def test_read_prompts__a_column_with_the_name_of_an_argument_is_named(source, tokenizer, column: str):
+    config = DataConfig(source=source([{"prompt": "q", "answer": "1", column: [1]}]))
+    assert len(read_prompts(config, tokenizer).prompts) == 1
+    with pytest.raises(
+        UserError, match=rf"data\.jsonl:0: the verifier my:score gets .* rename the column {column}"
+    ):
+        read_prompts(config.model_copy(update={"verifier": "my:score"}), tokenizer)
+
+
 # Lengths
 
 
@@ -438,6 +579,57 @@ def test_read_demonstrations__every_shape(source, tokenizer, row):
     response = [*tokenizer("two", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     assert found.rows == [Turn(tuple(prompt), tuple(response))]
     assert found.notes == []
+
+
+def test_read_demonstrations__few_empty_responses_are_left_out_and_said(source, tokenizer):
+    rows = [{"prompt": f"q{i}", "completion": " " if i == 7 else f"r{i}"} for i in range(101)]
+    found = read_demonstrations(DataConfig(source=source(rows)), tokenizer, 100)
+    assert found.notes == ["1 of 101 rows have an empty response (row 7): left out"]
+    assert [tokenizer.decode(row.response_ids) for row in found.rows[6:8]] == ["r6<|end|>", "r8<|end|>"]
+
+
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}], "weight": None}
+TEMPLATE = (
+    "{% for t in tools or [] %}<|system|>{{ t.function.name }}<|end|>{% endfor %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["objects", "JSON"])
+def test_read_demonstrations__calls_of_tools_are_part_of_a_response(source, tokenizer, as_json: bool):
+    """Of the last message, whose content is empty; earlier ones and the tools are in the prompt."""
+    chat = [*USER, CALL, {"role": "tool", "content": "2", "tool_call_id": "x"}, *USER, CALL]
+    row = {
+        "messages": json.dumps(chat) if as_json else chat,
+        "tools": json.dumps(TOOLS) if as_json else TOOLS,
+    }
+    config = DataConfig(source=source([row]))
+    with pytest.raises(
+        UserError, match=r"data\.jsonl:0: the row has tools, which the tokenizer's chat template leaves"
+    ):
+        read_demonstrations(config, tokenizer, 100)
+    tokenizer.chat_template = TEMPLATE
+    (turn,) = read_demonstrations(config, tokenizer, 100).rows
+    prompt = (
+        "<|system|>add<|end|><|user|>1+1?<|end|><|assistant|>[add]<|end|><|tool|>2<|end|><|user|>1+1?<|end|>"
+    )
+    assert tokenizer.decode(turn.prompt_ids) == prompt + "<|assistant|>"
+    assert tokenizer.decode(turn.response_ids) == "[add]<|end|>"
+    found = read_prompts(DataConfig(source=source([row | {"answer": "2"}])), tokenizer)
+    assert tokenizer.decode(found.prompts[0].token_ids) == prompt + "<|assistant|>"
+
+
+@pytest.mark.parametrize("extra", [{"reasoning_content": "why"}, {"weight": 0}, {"loss": False}])
+def test_read_demonstrations__keys_of_a_message_do_not_vanish(source, tokenizer, extra: dict):
+    rows = [{"messages": TALK}, {"messages": [*USER, TALK[-1] | extra]}]
+    (key,) = extra
+    with pytest.raises(
+        UserError, match=rf"data\.jsonl:1: message 1 \(assistant\) has {key}, which .* leaves out"
+    ):
+        read_demonstrations(DataConfig(source=source(rows)), tokenizer, 100)
 
 
 def test_read_demonstrations__named_fields(source, tokenizer):

@@ -79,6 +79,10 @@ def generated(tokenizer) -> Callable[..., dict]:
     ("row", "expected"),
     [
         ({"response": "one"}, [("one", None, ())]),
+        ({"completion": "one", "steps": ["no"]}, [("one", None, ())]),
+        ({"completion": [{"role": "assistant", "content": "one"}]}, [("one", None, ())]),
+        ({"messages": [*ask("q"), {"role": "assistant", "content": "one"}]}, [("one", None, ())]),
+        ({"messages": json.dumps([*ask("q"), {"role": "assistant", "content": "one"}])}, [("one", None, ())]),
         ({"steps": ["a", "b", ""]}, [("a\n\nb\n\n", None, ("a\n\n", "b\n\n", ""))]),
         ({"responses": ["one", {"text": ""}], "response": "no"}, [("one", None, ()), ("", None, ())]),
         ({"responses": [{"text": "x", "token_ids": [3, 4]}], "vocabulary": "v"}, [("x", (3, 4), ())]),
@@ -113,6 +117,14 @@ def test_read_responses__every_shape_of_a_row(row: dict, expected: list[tuple]):
         ({"responses": ["a", {"outcome": 1}]}, "here, responses[1].text: expected text, found None"),
         ({"steps": "ab"}, "here, steps: expected a list with at least one entry, found 'ab'"),
         ({"steps": ["a", None]}, "here, steps[1]: expected text, found None"),
+        (
+            {"messages": ask("q")},
+            "here: no field response, responses, completion or steps; there are: messages",
+        ),
+        (
+            {"messages": [*ask("q"), *ask("r")]},
+            "here, messages: the response must be text or one message of the assi",
+        ),
     ],
 )
 def test_read_responses__what_cannot_be_read(row: dict, message: str):
@@ -149,7 +161,9 @@ def test_to_verify__verifier_answer_and_prompt(row: dict, verifier: str, expecte
     assert (prompt.verifier, prompt.answer, prompt.messages) == expected
     assert (prompt.id, prompt.columns) == ("here", row)
     if ":" in prompt.verifier:
-        with pytest.raises(UserError, match=r"^here, verifier: 'my:score' would be imported .* in allow_modules"):
+        with pytest.raises(
+            UserError, match=r"^here, verifier: 'my:score' would be imported .* in allow_modules"
+        ):
             to_verify(row, "here", verifier, ["my:other"])
 
 
@@ -277,6 +291,122 @@ def test_read_judged__what_is_too_long_is_dropped_and_counted(read, tokenizer):
         read(*rows, max_tokens=limit - 1)
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"), [("True", 1), ("false", 0), (" TRUE ", 1), ("+", 1), ("-", 0), (True, 1), (0, 0)]
+)
+def test_read_judged__outcomes_may_be_words(read, value: object, expected: float):
+    assert read(flat("a", "b", value), flat("a", "c", 0.5)).rows[0].response.outcome == expected
+
+
+# Preference pairs
+
+
+def answer(text: str, **more: object) -> list[dict]:
+    return [{"role": "assistant", "content": text, **more}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Red."},
+        {"question": "Sky?", "chosen": answer("Blue."), "rejected": answer("Red.")},
+        {"prompt": ask("Sky?"), "chosen": json.dumps(answer("Blue.")), "rejected": "Red."},
+        {"chosen": [*ask("Sky?"), *answer("Blue.")], "rejected": [*ask("Sky?"), *answer("Red.")]},
+        {"prompt": "Sky?", "chosen": [*ask("Sky?"), *answer("Blue.")], "rejected": [*ask("Sky?"), *answer("Red.")],
+         "score_chosen": 9.0, "score_rejected": 1.5},
+        {"chosen": json.dumps([*ask("Sky?"), *answer("Blue.")]), "rejected": [*ask("Sky?"), *answer("Red.")]},
+        {"chosen": "Sky? Blue.", "rejected": "Sky? Red."},
+        {"chosen": "Sky? Blue.", "rejected": "Sky? Black."},  # a word is not cut
+    ],
+)  # fmt: skip
+def test_read_judged__preference_pairs(read, tokenizer, row: dict):
+    """The shapes of TRL: with a prompt of their own or beginning with it, texts or conversations."""
+    data = read(row, suffix="!")
+    better, worse = data.rows
+    asked = tokenizer.apply_chat_template(ask("Sky?!"), add_generation_prompt=True)["input_ids"]
+    assert list(better.prompt.token_ids) == list(worse.prompt.token_ids) == asked
+    words = [tokenizer.decode(one.response.token_ids) for one in data.rows]
+    assert [word.strip() for word in words] == [
+        "Blue.<|end|>",
+        "Black.<|end|>" if "Black" in str(row) else "Red.<|end|>",
+    ]
+    assert [one.response.outcome for one in data.rows] == [1.0, 0.0]
+    assert better.group == worse.group
+    assert data.notes == []
+
+
+def test_read_judged__each_pair_is_compared_by_itself(read):
+    """The same prompt twice, and a response that is better in one pair and worse in the other."""
+    pairs = [("a", "b"), ("b", "c"), ("d", "a")]
+    data = read(*({"prompt": "q", "chosen": one, "rejected": two} for one, two in pairs))
+    found = [(row.group, row.response.text, row.response.outcome) for row in data.rows]
+    assert found == [(g, text, 1.0 - k) for g, pair in enumerate(pairs) for k, text in enumerate(pair)]
+    training, held_out = split_prompts(
+        data.rows + read({"prompt": "r", "chosen": "x", "rejected": "y"}).rows, 0.0, 1
+    )
+    assert len(training) == 8
+    assert held_out == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": None}, "judged.jsonl:0, rejected: expected text, found None"),
+        (
+            {"chosen": [*ask("q"), *answer("a")], "rejected": [*ask("r"), *answer("b")]},
+            "judged.jsonl:0: chosen and rejected are conversations that differ before",
+        ),
+        ({"chosen": "yes", "rejected": "no"}, "judged.jsonl:0: its prompt: expected text or a list of messages"),
+        ({"prompt": "q", "chosen": ask("a"), "rejected": "b"}, "judged.jsonl:0, chosen: the response must be text"),
+    ],
+)  # fmt: skip
+def test_read_judged__pairs_that_cannot_be_read(read, row: dict, message: str):
+    with pytest.raises(UserError) as error:
+        read(row)
+    assert message in str(error.value)
+
+
+# Steps with a mark behind each (Math-Shepherd, OpenRLHF)
+
+MARKED = "Two and three? Step 1: 2 + 3 = 5. ки\nStep 2: So 5 ки\nStep 3: The answer is: 5 ки"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input": MARKED, "label": "+".join(MARKED.replace("ки", "+", 1).replace("ки", "-", 1).split("ки"))},
+        {"input": MARKED, "label": ["+", "-", "+"]}, {"inputs": MARKED, "labels": [True, "False", "true"]},
+        {"input": MARKED, "value": [1, 0, 1]}, {"input": MARKED + " \n", "values": [1, -1, 1]},
+    ],
+)  # fmt: skip
+def test_read_judged__steps_with_marks(read, row: dict):
+    one = read(row, steps=True).rows[0]
+    assert one.prompt.messages == ask("Two and three?")
+    assert one.steps == ("Step 1: 2 + 3 = 5.\n", "Step 2: So 5\n", "Step 3: The answer is: 5")
+    assert one.response.text == "".join(one.steps) == "".join(one.texts)
+    assert one.labels == (1, 0, 1)
+    assert one.response.outcome == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input": "Q? Step 1: a", "label": ["+"]}, "judged.jsonl:0, input: expected a problem, then steps that begin"),
+        ({"input": "Q? a ки", "label": ["+"]}, "judged.jsonl:0, input: expected a problem, then steps that begin"),
+        ({"input": MARKED + " Step 4", "label": ["+"]}, "judged.jsonl:0, input: expected a problem, then"),
+        ({"input": MARKED, "label": MARKED}, "judged.jsonl:0, label: expected a label for each of 3 steps"),
+        ({"input": MARKED, "label": MARKED.replace("ки", "+").replace("So", "so")}, "expected a label for each of 3"),
+        ({"input": MARKED, "label": ["+", "?", "-"]}, "the label of step 1 must be true, false or a number"),
+        ({"input": None, "label": ["+"]}, "judged.jsonl:0, input: expected text that is not empty, found None"),
+        ({"input": "Step 1: a ки", "label": ["+"]}, "judged.jsonl:0: expected text or a list of messages, found ''"),
+    ],
+)  # fmt: skip
+def test_read_judged__marks_that_cannot_be_read(read, row: dict, message: str):
+    with pytest.raises(UserError) as error:
+        read(row, steps=True)
+    assert message in str(error.value)
+
+
 # Steps
 
 
@@ -304,7 +434,8 @@ def test_read_judged__signs_are_a_matter_of_the_whole_data(read):
     ):
         read(steps([1, 1, -1]), steps([1, 0, 1]), steps=True)
     by_other_names = {"prompt": "how", "completions": ["one", "two"], "labels": [True, False]}  # as in TRL
-    assert read(by_other_names, steps=True, steps_field="completions").rows[0].labels == (1, 0)
+    for settings in ({}, {"steps_field": "completions"}):
+        assert read(by_other_names, steps=True, **settings).rows[0].labels == (1, 0)
 
 
 def test_read_judged__rows_without_labels_are_left_out_and_counted(read):

@@ -114,7 +114,7 @@ def scored_row(row: Row, given: list[RecordedResponse], scores: list[Score]) -> 
     if "responses" in row:
         return row | {"responses": [r.entry | result for r, result in zip(given, results, strict=True)]}
     (result,) = results
-    if "response" not in row:
+    if given[0].steps:
         del result["steps"]  # the row's own
     return row | result
 

@@ -79,6 +79,8 @@ def read_questions(config: DataConfig, notes: list[str] | None = None) -> list[P
     messages = [read_messages(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
     answer_field = field_of(config, rows, "answer_field", ANSWER_FIELDS)
     verifiers = verifiers_of(config, rows)
+    for row, name, verifier in zip(rows, names, verifiers, strict=True):
+        refuse_columns(row, name, verifier)
     answers = [as_answer(value_at(row, answer_field), v) for row, v in zip(rows, verifiers, strict=True)]
     missing = [i for i, answer in enumerate(answers) if verifiers[i] == "math" and not (answer or "").strip()]
     why = f", which data.verifier=math needs: name its field in data.answer_field; there are: {known_fields(rows)}"
@@ -373,6 +375,16 @@ def refuse_module(name: str, allowed: Sequence[str], where: str, section: str = 
         raise UserError(
             f"{where}: {name!r:.200} would be imported and run, which a row must not decide: list it in "
             f"{section}allow_modules if you trust it"
+        )
+
+
+def refuse_columns(row: Row, where: str, verifier: str) -> None:
+    """Raises UserError for columns that a verifier of the user's own could not get, for it gets others of that name."""
+    taken = sorted({"prompts", "completions"} & row.keys()) if ":" in verifier else []
+    if taken:
+        raise UserError(
+            f"{where}: the verifier {verifier} gets prompts and completions, and the columns of a row by their names: "
+            f"rename the column {' and '.join(taken)}"
         )
 
 

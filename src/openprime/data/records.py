@@ -39,6 +39,7 @@ from openprime.data.readers import (
     prompts_and_responses,
     prompts_of,
     read_file,
+    refuse_columns,
     refuse_module,
     response_of,
     row_names,
@@ -214,6 +215,7 @@ def to_verify(row: Row, where: str, verifier: str = "", allow_modules: Sequence[
     guess = "code" if any(name in row for name in TESTS_FIELDS) else "math"
     name = str(verifier or row.get("verifier") or guess)
     refuse_module(name, (verifier, *allow_modules), f"{where}, verifier")
+    refuse_columns(row, where, name)
     if name == "math" and "answer" not in row:
         raise UserError(f"{where}: no field answer, nor tests for code; there are: {', '.join(row)}")
     question = read_prompt(row)[1] or ""

@@ -1,6 +1,7 @@
 """Load and save Hugging Face causal language models."""
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator
 from itertools import chain
@@ -172,11 +173,15 @@ def save_settings(
     folder: Path,
     form: PromptFormat | None = None,
 ) -> None:
-    """`save_model` without the weights."""
+    """`save_model` without the weights. Other programs stop where engines here do, at `end_tokens`."""
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
+        generation = copy.deepcopy(model.generation_config)
+        listed, ends = generation.eos_token_id, end_tokens(model, tokenizer)
+        if ends - set(listed if isinstance(listed, list) else [listed]):
+            generation.eos_token_id = sorted(ends)
         # As it was read: save_pretrained refuses some that are on the hub.
-        model.generation_config.to_json_file(folder / GENERATION_FILE, keys_to_pop=["compile_config"])
+        generation.to_json_file(folder / GENERATION_FILE, keys_to_pop=["compile_config"])
     tokenizer.save_pretrained(folder)
     if form is not None:
         settings = PromptFormat(**{name: getattr(form, name) for name in PromptFormat.model_fields})

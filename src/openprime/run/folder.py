@@ -34,9 +34,7 @@ MAY_CHANGE = {
 PACKAGES = ("torch", "transformers", "datasets", "math-verify")
 
 
-def open_folder(
-    config: FolderConfig, command: str, data: Iterable[bytes] = (), grows: bool = False
-) -> Path:
+def open_folder(config: FolderConfig, command: str, data: Iterable[bytes] = (), grows: bool = False) -> Path:
     """Make a command's folder with config.yaml, versions.json and data.json, or open it where `config.resume` is set.
 
     `data`: an item each, in order; with `grows` there may be more of them at the end when it goes on. No other process
