@@ -40,10 +40,8 @@ def train(config: OfflinePRMConfig) -> None:
 
 @dataclass
 class Known:
-    """What a run finds out before its first step and keeps."""
+    """Found out once and kept."""
 
-    responses: int
-    """Responses that it is trained on."""
     beta: float = 0.0
     held_out: dict[str, Metrics] = field(default_factory=dict)
     """Measures at the `start` and the `end`."""
@@ -53,12 +51,7 @@ class Known:
         return asdict(self)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; the data must be the same."""
-        if state["responses"] != self.responses:
-            raise UserError(
-                f"the checkpoint was made with {state['responses']} responses, the data now has {self.responses}: "
-                "resume with the data that the run began with"
-            )
+        """Go on from `state()`."""
         self.beta, self.held_out = state["beta"], state["held_out"]
 
 
@@ -78,7 +71,7 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
     models = Loader(Placement.of(config))
     learner = Learner(models.trained(config.model, "prm", config.optimizer), config.optimizer, len(plan))
     reference = models.reference(reference_name, config.optimizer.tokens_per_microbatch)
-    prm, known = ImplicitPRM(learner.lm, reference, 0.0, tokenizer), Known(len(training))
+    prm, known = ImplicitPRM(learner.lm, reference, 0.0, tokenizer), Known()
 
     def headline(metrics: Metrics) -> dict[str, str]:
         name = "pairwise_accuracy" if "prm/pairwise_accuracy" in metrics else "accuracy"
