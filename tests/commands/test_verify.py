@@ -55,8 +55,28 @@ def test_verify__every_row_comes_back_judged_and_the_console_sums_up(
     said = " ".join(capsys.readouterr().out.split())
     for part in ("right 4", "no_answer 4", "wrong 1", "timeout 1", "rejected 1", "16 responses, 25.0% right"):
         assert part in said
+    assert "one output, whatever the input, passes the tests of 0.0% of 7 rows with tests" in said
+    assert "the answer 4 is that of 85.7% of 7 rows with an answer" in said
     assert "a second with" in said
     assert "sandbox: strict" in said
+
+
+def test_verify__says_how_many_rows_a_constant_solves(tmp_path: Path, capsys: pytest.CaptureFixture):
+    same = {"inputs": ["1", "2"], "outputs": ["7", "7"]}
+    rows = [{"response": fenced("print(7)"), "tests": tests} for tests in (same, same, SQUARE)]
+    rows += [{"response": "#### 3", "answer": answer} for answer in ("3", 3, " 3", "5")]
+    path = write(tmp_path / "r.jsonl", rows)
+    assert main(["verify", str(path), "--out", str(tmp_path / "o.jsonl")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "one output, whatever the input, passes the tests of 66.7% of 3 rows with tests" in said
+    assert "the answer 3 is that of 75.0% of 4 rows with an answer" in said
+
+
+def test_verify__a_row_that_cannot_be_judged_says_why(tmp_path: Path):
+    rows = [{"response": fenced("print(1)"), "tests": {"inputs": ["1"], "outputs": []}}]
+    path, out = write(tmp_path / "r.jsonl", rows), tmp_path / "o.jsonl"
+    assert main(["verify", str(path), "--out", str(out)]) == 0
+    assert records(out)[0]["note"] == "tests need two lists of the same length, inputs and outputs"
 
 
 def test_verify__score_share_or_all(tmp_path: Path):

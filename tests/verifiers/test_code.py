@@ -16,9 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openprime.config import DataConfig
+from openprime.tasks import programs
 from openprime.verifiers import code
 from openprime.verifiers.cases import Check, read_tests
-from openprime.verifiers.code import CodeOptions, extract_program, same_output, same_value, verify_code
+from openprime.verifiers.code import (
+    CodeOptions,
+    constant_answer,
+    extract_program,
+    same_output,
+    same_value,
+    verify_code,
+)
 from openprime.verifiers.sandbox import Limits, Sandbox, SandboxError
 from support.benchmark_files import FOLDER, needs_files
 from support.memory import COPIES, HONEST
@@ -658,6 +667,39 @@ def test_verify_code__a_value_that_cannot_travel_is_true_or_not(sandbox):
     assert judge(row, "import re\ndef f(text): return re.match('b', text)", sandbox) == "wrong"
 
 
+# Constants
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        (stdin_row(("1", "7"), ("2", "7 \n")), "print('7')"), (stdin_row(("1", "0")), "print('0')"),
+        (stdin_row(("1", "17")), ""), (stdin_row(("1", "7"), ("2", "8")), ""),
+        (stdin_row(("1", "YES"), ("2", "Yes")), "print('YES')"),
+        (stdin_row(("1", "1.0"), ("2", "1.00")), "print('1.0')"), ({"test_list": ["assert f(1) == 3"]}, ""),
+        ({**stdin_row(("1", "7"), ("2", "7")), "checker": "print(1)"}, ""),
+        ({"test_list": ["assert f(1) == 3", "assert f(2) == 3"]}, "return 3"),
+        ({"test_list": ["assert f(1)", "assert f(2)"]}, "return True"),
+        ({"test_list": ["assert f(1)", "assert not f(2)"]}, ""), ({"test_list": ["assert not f(2)"]}, "return 0"),
+        ({"test_list": ["assert f(1) is None", "assert f(2) == 3"]}, ""),
+        ({"test_list": ["assert sorted(f(1)) == []"]}, "return ''"),
+        ({"test_list": ["assert f(1) != 3", "assert f(2) != 4"]}, "return 0"),
+        ({"tests": {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[[1]], [[1]]]}}, "return [[1]]"),
+    ],
+)  # fmt: skip
+def test_constant_answer__passes_without_a_look_at_the_input(row, answer):
+    assert constant_answer(read_tests(row, None)) == answer
+
+
+def test_task_programs__rows_that_a_constant_solves_are_found():
+    """Rows of the task stay as they are; admission leaves these out."""
+    rows = programs.rows(DataConfig(source="task:programs", horizon=4, limit=200))
+    tests = [read_tests({}, row["answer"]) for row in rows]
+    constant = [constant_answer(found) != "" for found in tests]
+    assert constant == [len(set(found.outputs)) == 1 for found in tests]
+    assert 0.2 < sum(constant) / len(rows) < 0.35
+
+
 # Several right outputs
 
 PAIRS = """
@@ -736,7 +778,9 @@ BEHIND = {
     "precision": "import decimal\nprint(int(decimal.Decimal(input()) + 1))\ndecimal.getcontext().prec = 1",
     "module": "import math\nprint(math.gcd(int(input()), 0) + 1)\nmath.gcd = None",
     "imports": "import wave, sys\nprint(int(input()) + 1)\nsys.meta_path.clear(); sys.modules.clear()",
-    "timer": "import signal\nprint(int(input()) + 1)\nsignal.setitimer(signal.ITIMER_REAL, 0.0001)",
+    "timer": (
+        "import signal, time\ntime.sleep(0.1)\nprint(int(input()) + 1)\nsignal.setitimer(signal.ITIMER_REAL, 0.05)"
+    ),
     "thread": WAITS,
     "memory": "import sys\nsys.kept = bytearray(600 << 20)\nprint(int(input()) + 1)",
     "exit": DIES,

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from openprime.config import VerifyConfig
-from openprime.types import Group, Prompt, Response, Verdict
+from openprime.types import Group, Prompt, Response, UserError, Verdict
 from openprime.verifiers import pool as pool_module
 from openprime.verifiers.cases import read_tests, unpack_tests
 from openprime.verifiers.math import verify_math
@@ -336,6 +336,20 @@ def test_admit__tests_are_parsed_once_and_those_that_cannot_be_are_left_out(noth
         texts = [f"```python\nprint(input() {end})\n```" for end in ("", "* 2", "+ 1")]
         found = [[(v.outcome, v.reason) for v in verdicts(pool, p, texts)] for p in (prompts[0], admitted[0])]
         assert found[0] == found[1] == [(0.5, "partial"), (0.0, "wrong"), (0.0, "crash")]
+
+
+def test_admit__in_training_rows_that_a_constant_solves_are_left_out():
+    tests = [{"inputs": ["1", "2"], "outputs": outputs} for outputs in (["0", "0"], ["1", "2"], ["a", "a\n"])]
+    prompts = [Prompt(f"c:{i}", (), "", json.dumps(t), {}, "code") for i, t in enumerate(tests)]
+    said: list[str] = []
+    with Pool(workers=1) as pool:
+        assert [p.id for p in pool.admit(prompts, said.append)] == ["c:0", "c:1", "c:2"]
+        assert said == []
+        assert [p.id for p in pool.admit(prompts, said.append, training=True)] == ["c:1"]
+        text = "prompts have tests that one answer passes, whatever the input: left out (c:0: print('0'))"
+        assert said == [f"2 of 3 {text}"]
+        with pytest.raises(UserError, match="1 of 1 prompts have tests that one answer passes"):
+            pool.admit(prompts[:1], said.append, training=True)
 
 
 def test_admit__tests_that_import_what_programs_cannot_are_left_out_by_name():

@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from openprime.data.readers import Row
 from openprime.data.records import read_rows, to_verify
 from openprime.run.console import Bar
 from openprime.types import Prompt, UserError, Verdict
+from openprime.verifiers.cases import Reading
 from openprime.verifiers.pool import Pool
 
 AHEAD = 1000
@@ -39,10 +41,11 @@ def verify(config: VerifyStageConfig) -> None:
     counts: Counter[str] = Counter()
     with Pool(config.verify) as pool:
         pool.prepare(prompt.verifier for prompt in prompts)
+        readings = pool.read(prompts)
         begun = time.monotonic()
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w", encoding="utf-8") as file, Bar(console, "verify", len(rows), 0) as bar:
-            for done, (row, verdict) in enumerate(_judged(pool, rows, prompts), 1):
+            for done, (row, verdict) in enumerate(_judged(pool, rows, prompts, readings), 1):
                 taken = round(verdict.seconds, 6)
                 result = {"outcome": verdict.outcome, "reason": verdict.reason, "seconds": taken}
                 result |= {"note": verdict.note} if verdict.note else {}
@@ -59,16 +62,38 @@ def verify(config: VerifyStageConfig) -> None:
         + (f"; sandbox: {pool.sandbox}" if pool.sandbox else ""),
         highlight=False,
     )
+    for line in _constant(prompts, readings):
+        console.print(line, highlight=False)
     console.print(f"written: {out}", highlight=False)
 
 
-def _judged(pool: Pool, rows: list[Row], prompts: list[Prompt]) -> Iterator[tuple[Row, Verdict]]:
+def _judged(
+    pool: Pool, rows: list[Row], prompts: list[Prompt], readings: list[Reading]
+) -> Iterator[tuple[Row, Verdict]]:
     """Rows and verdicts in order, with a bounded number under way."""
     waiting: deque[tuple[Row, Future[Verdict]]] = deque()
-    for row, prompt in zip(rows, prompts, strict=True):
-        waiting.append((row, pool.submit(prompt, [row["response"] or ""])[0]))
+    for row, prompt, reading in zip(rows, prompts, readings, strict=True):
+        if reading.packed:
+            prompt = replace(prompt, columns={}, tests=reading.packed)
+        future = pool.submit(prompt, [row["response"] or ""])[0] if not reading.fault else Future()
+        if reading.fault:
+            future.set_result(Verdict(None, "no_verdict", note=reading.fault))
+        waiting.append((row, future))
         while len(waiting) >= AHEAD or (waiting and waiting[0][1].done()):
             done, future = waiting.popleft()
             yield done, future.result()
     for row, future in waiting:
         yield row, future.result()
+
+
+def _constant(prompts: list[Prompt], readings: list[Reading]) -> Iterator[str]:
+    """Shares of the rows that an answer solves without a look at the question."""
+    tests = [reading for prompt, reading in zip(prompts, readings, strict=True) if prompt.verifier == "code"]
+    if tests:
+        share = sum(bool(reading.constant) for reading in tests) / len(tests)
+        yield f"one output, whatever the input, passes the tests of {share:.1%} of {len(tests)} rows with tests"
+    answers = Counter((p.answer or "").strip() for p in prompts if p.verifier == "math")
+    del answers[""]
+    if answers:
+        (answer, count), total = answers.most_common(1)[0], answers.total()
+        yield f"the answer {answer:.40} is that of {count / total:.1%} of {total} rows with an answer"

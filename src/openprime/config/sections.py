@@ -181,8 +181,8 @@ class CodeConfig(Section):
     """Time for all cases of one program."""
     memory_mb: Annotated[int, Field(ge=64)] = 1024
     """Memory of a program, in MiB."""
-    packages: tuple[str, ...] = ("numpy",)
-    """What programs may import beside the standard library."""
+    packages: tuple[str, ...] = ("numpy", "scipy", "sortedcontainers")
+    """What programs may import beside the standard library. These three where they are installed; others must be."""
     allow_weak_sandbox: bool = False
     """Run programs also where this machine cannot isolate them (no Landlock or seccomp). They are then able to
     read and change your files."""

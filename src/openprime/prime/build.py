@@ -39,7 +39,7 @@ def build(
     tokenizer = load_tokenizer(config.model)
     data = read_prompts(config.data, tokenizer)
     notes += data.notes
-    prompts = pool.admit(data.prompts, notes.append)
+    prompts = pool.admit(data.prompts, notes.append, training=True)
     held_out = read_prompts(config.eval_data, tokenizer).prompts if config.eval_data.source else []
     held_out = pool.admit(held_out, notes.append) if held_out else []
     same_prompts(prompts + held_out)

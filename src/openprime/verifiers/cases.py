@@ -125,6 +125,18 @@ class Tests:
     """Packages outside the standard library that the tests or the prompt import."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What became of a row's tests."""
+
+    packed: bytes = b""
+    """By `pack_tests`."""
+    fault: str = ""
+    """The reason why they cannot be judged."""
+    constant: str = ""
+    """A statement that passes them all, whatever the input."""
+
+
 def int_key(key: Any) -> Any:
     """The integer that a key of JSON, always a text, may stand for; else the key."""
     return int(key) if type(key) is str and re.fullmatch(r"-?[0-9]{1,18}", key) else key

@@ -179,6 +179,25 @@ def _judge(program: str, tests: Tests, chosen: list[int], sandbox: Sandbox, opti
     return Verdict(0.0, "crash" if first.status == "error" else "wrong", seconds)
 
 
+GUESSES = ("0", "1", "-1", "YES", "NO", "True", "False", "")
+VALUES = (0, 1, -1, True, False, None, "", [])
+
+
+def constant_answer(tests: Tests) -> str:
+    """A statement that passes all cases without a look at the input, or nothing.
+
+    It prints or returns what the first of several cases expects, or something that is often right: one case alone
+    is passed by its own answer, which nobody knows.
+    """
+    text = tests.fn_name is None
+    values = [*tests.outputs[: len(tests.outputs) > 1], *(GUESSES if text else VALUES)]
+    for value in values if not tests.checker else ():
+        ran = Ran("ok", output=value) if text else Ran("ok", value=value)
+        if all(_same(ran, tests, i) for i in range(len(tests.inputs))):
+            return f"print({value.rstrip()!r:.40})" if text else f"return {value!r:.40}"
+    return ""
+
+
 # The program
 
 

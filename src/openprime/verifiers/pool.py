@@ -24,6 +24,7 @@ from typing import Any
 
 from openprime.config import VerifyConfig
 from openprime.types import Group, Prompt, RunError, UserError, Verdict
+from openprime.verifiers.cases import Reading
 from openprime.verifiers.worker import TESTS, receive, send
 
 START_SECONDS = 120.0
@@ -70,35 +71,43 @@ class Pool:
             answer = self._put(_Job(name, None, (), START_SECONDS)).result()
             self.sandbox = answer or self.sandbox
 
-    def admit(self, prompts: Sequence[Prompt], say: Callable[[str], object]) -> list[Prompt]:
+    def admit(
+        self, prompts: Sequence[Prompt], say: Callable[[str], object], training: bool = False
+    ) -> list[Prompt]:
         """Load the prompts' verifiers; leave out what they cannot judge, and say so.
 
-        The tests of a program are read once, in a worker, and stand in the prompt in the place of its columns.
-        Raises VerifierError as `prepare` does, UserError where nothing is left.
+        In training, programs that pass their tests without a look at the input are left out too. Tests stand in the
+        prompt, read once, in the place of its columns. Raises VerifierError as `prepare` does, UserError where
+        nothing is left.
         """
         self.prepare(prompt.verifier for prompt in prompts)
-        kept, faults = [], []
-        for prompt, read in zip(prompts, self._read(prompts), strict=True):
-            if isinstance(read, str):
-                faults.append(f"{prompt.id}: {read}")
+        kept, faults, constant = [], [], []
+        for prompt, reading in zip(prompts, self.read(prompts), strict=True):
+            if reading.fault:
+                faults.append(f"{prompt.id}: {reading.fault}")
+            elif training and reading.constant:
+                constant.append(f"{prompt.id}: {reading.constant}")
             else:
-                kept.append(replace(prompt, columns={}, tests=read) if read else prompt)
-        if faults:
-            text = f"{len(faults)} of {len(prompts)} prompts have tests that cannot be judged: left out ({faults[0]})"
-            if not kept:
-                raise UserError(text)
-            say(text)
+                kept.append(replace(prompt, columns={}, tests=reading.packed) if reading.packed else prompt)
+        for left_out, what in (
+            (faults, "tests that cannot be judged"),
+            (constant, "tests that one answer passes, whatever the input"),
+        ):
+            if left_out:
+                text = f"{len(left_out)} of {len(prompts)} prompts have {what}: left out ({left_out[0]})"
+                if not kept:
+                    raise UserError(text)
+                say(text)
         return kept
 
-    def _read(self, prompts: Sequence[Prompt]) -> list[bytes | str]:
-        """The tests of each prompt, packed, or what is wrong with them; nothing for those that need no reading."""
+    def read(self, prompts: Sequence[Prompt]) -> list[Reading]:
+        """The tests of each prompt, read in the workers; empty for those that need no reading."""
         asked = {
             i: self._put(_Job(TESTS, prompt, ("",), TESTS_SECONDS))
             for i, prompt in enumerate(prompts)
             if prompt.verifier == "code" and not prompt.tests
         }
-        read = {i: future.result() for i, future in asked.items()}
-        return [read.get(i, b"") for i in range(len(prompts))]
+        return [asked[i].result() if i in asked else Reading() for i in range(len(prompts))]
 
     def submit(self, prompt: Prompt, responses: Sequence[str]) -> list["Future[Verdict]"]:
         """One future a response, in order; no verdict ever raises. Blocks while too many jobs wait.
@@ -291,7 +300,8 @@ class _Job:
             self.future.set_exception(VerifierError(f"the verifier {self.name} did not load: {reason}"))
             return
         if self.name == TESTS:
-            self.future.set_result(f"reading the tests ended in a {reason}, after {self.seconds:.0f} s at most")
+            fault = f"reading the tests ended in a {reason}, after {self.seconds:.0f} s at most"
+            self.future.set_result(Reading(fault=fault))
             return
         outcome = 0.0 if begun and self.built_in else None
         seconds = self.seconds if reason == "timeout" else 0.0

@@ -21,7 +21,7 @@ from openprime.types import Prompt, UserError, Verdict, Verifier
 from openprime.verifiers import math
 
 if TYPE_CHECKING:
-    from openprime.verifiers.cases import Tests
+    from openprime.verifiers.cases import Reading, Tests
 
 MATH_BYTES = 2 << 30
 """Memory that one mathematical answer may add."""
@@ -46,14 +46,12 @@ def main(parent: int, channel: int) -> None:
             serve(pipe, load, options)
 
 
-def serve(
-    pipe: socket.socket, load: Callable[[str], tuple[Verifier, str]], options: dict[str, Any]
-) -> None:
+def serve(pipe: socket.socket, load: Callable[[str], tuple[Verifier, str]], options: dict[str, Any]) -> None:
     """Do one job."""
     name, prompt, responses = receive(pipe)
     if name == TESTS:
         send(pipe, ("begun",))
-        return send(pipe, ("read", packed_tests(prompt, options["code"]["packages"])))
+        return send(pipe, ("read", reading(prompt, options["code"]["packages"])))
     try:
         verifier, note = load(name)
     except Exception as error:  # noqa: BLE001 - whatever a user's module raises
@@ -116,15 +114,16 @@ def bounded_tests(row: Mapping[str, Any], answer: Any) -> "Tests":
         raise ValueError(f"tests that take more than {TESTS_BYTES >> 20} MiB of memory to read") from None
 
 
-def packed_tests(prompt: Prompt, packages: Sequence[str]) -> bytes | str:
-    """A prompt's tests, packed, or the reason why they cannot be judged."""
-    from openprime.verifiers.cases import lacking, pack_tests
+def reading(prompt: Prompt, packages: Sequence[str]) -> "Reading":
+    """A prompt's tests, read where programs may import these packages."""
+    from openprime.verifiers.cases import Reading, lacking, pack_tests
+    from openprime.verifiers.code import constant_answer
 
     try:
         tests = bounded_tests(prompt.columns, prompt.answer)
     except ValueError as error:
-        return str(error)
-    return lacking(tests, importable(packages)) or pack_tests(tests)
+        return Reading(fault=str(error))
+    return Reading(pack_tests(tests), lacking(tests, importable(packages)), constant_answer(tests))
 
 
 def importable(packages: Sequence[str]) -> list[str]:
