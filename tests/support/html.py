@@ -24,7 +24,3 @@ class Page(HTMLParser):
             self.scripts.append(data)
         elif not self._inside:
             self.text += data
-
-    def attributes(self, name: str) -> list[str]:
-        """All values of an attribute, in order."""
-        return [a[name] or "" for _, a in self.tags if name in a]

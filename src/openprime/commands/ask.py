@@ -20,13 +20,7 @@ from openprime.data.chat import encode_prompts, suitable
 from openprime.data.steps import token_texts
 from openprime.evaluation import page
 from openprime.models.checks import check_rows, positions
-from openprime.models.hub import (
-    end_tokens,
-    load_model,
-    load_tokenizer,
-    read_format,
-    same_vocabulary,
-)
+from openprime.models.hub import end_tokens, load_model, load_tokenizer, read_format, same_vocabulary
 from openprime.models.logprobs import float32_head
 from openprime.models.placement import Placement
 from openprime.prime.prm import ImplicitPRM, Score, find_parts
