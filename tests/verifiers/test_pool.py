@@ -373,6 +373,19 @@ def test_admit__tests_that_import_what_programs_cannot_are_left_out_by_name():
     assert "(c:0: its tests import no_such_package, which programs cannot: install it and name" in said[0]
 
 
+def test_admit__integers_of_many_digits_are_read():
+    """Python's own limit is 4,300 of them."""
+    zeros, row = "0" * 9000, '{"fn_name": "f", "inputs": [[1], [2]], "outputs": [%s, %s]}'
+    rows = [row % (f"1{zeros}", f"1{zeros}0"), row % (f"1{zeros}", f"1{zeros}")]
+    prompts = [Prompt(f"c:{i}", (), "", text, {}, "code") for i, text in enumerate(rows)]
+    said: list[str] = []
+    with Pool(workers=1) as pool:
+        (prompt,) = pool.admit(prompts, said.append, training=True)
+        texts = [f"```python\ndef f(x): return 10 ** (x + {n})\n```" for n in (8999, 9000)]
+        assert [v.reason for v in verdicts(pool, prompt, texts)] == ["right", "wrong"]
+    assert said[0].endswith("left out (c:1: return one integer)")
+
+
 def test_admit__a_small_text_that_unpacks_to_gigabytes_is_left_out_and_costs_the_trainer_nothing():
     """They took two GiB here where the tests were read in this process."""
     bomb = packed("[" + '{"":0},' * 6_000_000 + "{}]")

@@ -45,7 +45,7 @@ FENCE = re.compile(  # no quantifier gives back: linear
 TILDES = re.compile(
     r"(?P<indent>[ \t]*+)(?P<prose>)(?P<ticks>~{3,}+)[ \t]*+(?P<language>[^\s~]*+)(?P<rest>[^~]*+)"
 )
-PYTHON = re.compile(r"[{.]*+(?:python|pypy|py)[\d.]*+(?![a-z])")
+PYTHON = re.compile(r"[{.]*+(?:python|pypy|py)[\d.]*+(?![\w-])")
 """How the word behind a fence begins that marks Python, in small letters."""
 ONE_LINE = re.compile(r"[^`]*+```[ \t]*+(?:python3?|py)[ \t]++([^`]++)```[^`]*+", re.IGNORECASE)
 BEHIND = re.compile(
@@ -53,8 +53,10 @@ BEHIND = re.compile(
 )
 """Code that begins on the line of the fence: not `title=x`."""
 STRING = re.compile("'[^']*+'|\"[^\"]*+\"")
-READS = re.compile(r"\binput\b|\bstdin\b|\bopen\(0|\bread\(0|\bfileinput\b")
-"""What a program that reads its input has in it."""
+READS = re.compile(
+    r"\A(?![\s\S]*\bStringIO\([\"'fr])[\s\S]*(?:\binput\b(?! *=)|\bstdin\b|\bopen\(0|\bread\(0|\bfileinput\b)"
+)
+"""What a program that reads its input has in it, and not a text in the place of its input."""
 CALL = """
 def _judged(given, named):
     try:
@@ -194,7 +196,10 @@ def constant_answer(tests: Tests) -> str:
     for value in values if not tests.checker else ():
         ran = Ran("ok", output=value) if text else Ran("ok", value=value)
         if all(_same(ran, tests, i) for i in range(len(tests.inputs))):
-            return f"print({value.rstrip()!r:.40})" if text else f"return {value!r:.40}"
+            try:
+                return f"print({value.rstrip()!r:.40})" if text else f"return {value!r:.40}"
+            except ValueError:  # too many digits
+                return "return one integer"
     return ""
 
 
@@ -243,7 +248,8 @@ class _Block:
     @property
     def text(self) -> str:
         """The program."""
-        text = "\n".join(self.lines)
+        first = bool(self.lines) and not self.language and PYTHON.fullmatch(self.lines[0].strip().lower())
+        text = "\n".join(self.lines[1:] if first else self.lines)
         return textwrap.dedent(text) if self.listed else text
 
     def add(self, line: str) -> None:
@@ -253,12 +259,12 @@ class _Block:
 
     def closes(self, fence: re.Match[str]) -> bool:
         """True for a fence that ends this block, or begins another where this one was never ended."""
-        text = fence["language"] != "" or self.quotes % 2 == 1
+        in_string = self.quotes % 2 == 1
         if not fence["ticks"].startswith(self.ticks):
             return False
         if fence["prose"]:
-            return not text and _is_code(fence["prose"])
-        return not text or len(fence["indent"]) <= self.indent + 3
+            return not in_string and _is_code(fence["prose"])
+        return len(fence["indent"]) <= self.indent + 3 or not (in_string or fence["language"])
 
 
 def _blocks(response: str) -> Iterator[_Block]:
@@ -283,7 +289,7 @@ def _blocks(response: str) -> Iterator[_Block]:
                 block.add(line[: fence.start("ticks")])
             yield block
             block = None
-            if fence["language"]:
+            if fence["language"] and not fence["prose"]:
                 block = _Block(fence["language"], fence["ticks"], len(fence["indent"]), False)
         else:
             block.add(line)
@@ -292,13 +298,14 @@ def _blocks(response: str) -> Iterator[_Block]:
 
 
 def _opens(fence: re.Match[str]) -> bool:
-    named = PYTHON.match(fence["language"].lower()) and not fence["rest"].strip()
+    rest = fence["rest"]
+    named = PYTHON.match(fence["language"].lower()) and (not rest.strip() or BEHIND.match(rest))
     return not fence["prose"] or bool(named)
 
 
 def _is_code(text: str) -> bool:
-    """True for what may stand before a closing fence on its line: no comment, no open string, no words."""
-    return text[-1:] not in ("", " ", "\t") and not re.search("[#'\"]", STRING.sub("", text))
+    """True where a text ends in no comment and no string: there Python has no backticks, so they are a fence."""
+    return not re.search("[#'\"]", STRING.sub("", text))
 
 
 # Comparison

@@ -27,6 +27,8 @@ MATH_BYTES = 2 << 30
 """Memory that one mathematical answer may add."""
 TESTS_BYTES = 1 << 30
 """Memory that the tests of one program may take to be unpacked and read."""
+TESTS_DIGITS = 100_000
+"""Of an integer in tests, which Python reads in quadratic time."""
 TESTS = "tests"
 """In the place of a verifier's name: read the tests of the prompt."""
 PR_SET_PDEATHSIG = 1
@@ -107,11 +109,15 @@ def bounded_tests(row: Mapping[str, Any], answer: Any) -> "Tests":
     """The tests of a row, as `read_tests` has them, in bounded memory. Raises ValueError."""
     from openprime.verifiers.cases import read_tests
 
+    digits = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(TESTS_DIGITS)
     try:
         with memory(TESTS_BYTES):
             return read_tests(row, answer)
     except MemoryError:
         raise ValueError(f"tests that take more than {TESTS_BYTES >> 20} MiB of memory to read") from None
+    finally:
+        sys.set_int_max_str_digits(digits)
 
 
 def reading(prompt: Prompt, packages: Sequence[str]) -> "Reading":
@@ -121,9 +127,9 @@ def reading(prompt: Prompt, packages: Sequence[str]) -> "Reading":
 
     try:
         tests = bounded_tests(prompt.columns, prompt.answer)
+        return Reading(pack_tests(tests), lacking(tests, importable(packages)), constant_answer(tests))
     except ValueError as error:
         return Reading(fault=str(error))
-    return Reading(pack_tests(tests), lacking(tests, importable(packages)), constant_answer(tests))
 
 
 def importable(packages: Sequence[str]) -> list[str]:
