@@ -19,7 +19,7 @@ from openprime.engines.make import make_engine
 from openprime.evaluation import page
 from openprime.evaluation.accuracy import summarise
 from openprime.evaluation.benchmarks import Benchmark, Tokenizer, read_benchmarks
-from openprime.evaluation.first_error import first_errors
+from openprime.evaluation.first_error import first_errors, step_rows
 from openprime.models.hub import load_tokenizer
 from openprime.prime.prm import ImplicitPRM
 from openprime.prime.rollouts import derive_seed, sample_and_verify
@@ -56,12 +56,10 @@ def evaluate(config: EvaluateConfig) -> None:
             folder.mkdir(exist_ok=True)
             about = benchmark.config.about or benchmark.config.data.source
             console.print(f"{benchmark.name}: {about}; {len(benchmark.items)} items")
-            if benchmark.is_process and judge.prm:
-                found = first_errors(benchmark, judge.prm, config.seed, folder, console)
-            else:
-                make = partial(judge.rows, benchmark, pool[benchmark.config.answers])
-                path, marks = folder / "responses.jsonl", [{"item": row_number(i)} for i in benchmark.items]
-                found = summarise(fill_jsonl(path, marks, benchmark.name, console, make), benchmark)
+            make = partial(judge.rows, benchmark, pool[benchmark.config.answers])
+            path, marks = folder / "responses.jsonl", [{"item": row_number(i)} for i in benchmark.items]
+            rows = fill_jsonl(path, marks, benchmark.name, console, make)
+            found = first_errors(rows, config.seed) if benchmark.is_process else summarise(rows, benchmark)
             results["benchmarks"][benchmark.name] = found
             written.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     results = json.loads(written.read_text(encoding="utf-8"))  # the keys of its tables are texts
@@ -133,6 +131,8 @@ class Judge:
 
     def rows(self, benchmark: Benchmark, pool: Pool, chunk: range, check: Callable[[], None]) -> list[dict]:
         """A row for each item: its responses, their outcomes, their rewards by the PRM."""
+        if benchmark.is_process and self.prm:
+            return step_rows(benchmark, self.prm, chunk, check)
         if benchmark.recorded is None:
             greedy, groups = self.sample(benchmark, pool, chunk, check)
         else:

@@ -2,61 +2,51 @@
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
 from openprime.data.steps import apart
 from openprime.evaluation.accuracy import or_none
 from openprime.evaluation.benchmarks import Benchmark
 from openprime.evaluation.calibration import lowest_is_last
 from openprime.prime.prm import ImplicitPRM
-from openprime.run.jsonl import fill_jsonl
 
 
-def first_errors(
-    benchmark: Benchmark, prm: ImplicitPRM, seed: int, folder: Path, console: Console
-) -> dict[str, Any]:
-    """Score every step; a step is called wrong where its reward is below a threshold.
+def step_rows(benchmark: Benchmark, prm: ImplicitPRM, chunk: range, check: Callable[[], None]) -> list[dict]:
+    """A row for each item: the reward of each step, and the first that is called wrong for being below 0."""
+    items = [benchmark.items[i] for i in chunk]
+    steps = [apart(item.columns["steps"]) for item in items]
+    responses = ["".join(texts) for texts in steps]
+    scores = prm.score([item.messages for item in items], responses, steps, benchmark.config.data)
+    check()
+    return [
+        {
+            "item": i,
+            "id": item.id,
+            "label": item.columns["label"],
+            "step_rewards": [round(reward, 6) for reward in score.step_rewards],
+            "first_error": first_error(score.step_rewards, 0.0),
+        }
+        for i, item, score in zip(chunk, items, scores, strict=True)
+    ]
+
+
+def first_errors(rows: list[dict], seed: int) -> dict[str, Any]:
+    """A benchmark's entry in results.json; a step is called wrong where its reward is below a threshold.
 
     F1 is given for the threshold 0 and, as the published protocol tunes it, for one chosen on the other half
     of the items, halved with `seed`.
     """
-
-    def make(chunk: range, check: Callable[[], None]) -> list[dict]:
-        items = [benchmark.items[i] for i in chunk]
-        steps = [apart(item.columns["steps"]) for item in items]
-        responses = ["".join(texts) for texts in steps]
-        scores = prm.score([item.messages for item in items], responses, steps, benchmark.config.data)
-        check()
-        return [
-            {
-                "item": i,
-                "id": item.id,
-                "label": item.columns["label"],
-                "step_rewards": [round(reward, 6) for reward in score.step_rewards],
-                "first_error": first_error(score.step_rewards, 0.0),
-            }
-            for i, item, score in zip(chunk, items, scores, strict=True)
-        ]
-
-    marks = [{"item": i, "id": item.id} for i, item in enumerate(benchmark.items)]
-    rows = fill_jsonl(folder / "responses.jsonl", marks, benchmark.name, console, make)
     labels, rewards = [row["label"] for row in rows], [row["step_rewards"] for row in rows]
     measured = {
         "threshold 0": first_error_f1([first_error(r, 0.0) for r in rewards], labels),
         "threshold from the other half": cross_fitted_f1(rewards, labels, seed),
     }
-    return {
-        "items": len(rows),
-        "first_error": {
-            name: {key: or_none(value) for key, value in f1._asdict().items()}
-            for name, f1 in measured.items()
-        },
-        "lowest_step_last": or_none(lowest_is_last(rewards)),
+    shares = {
+        name: {key: or_none(value) for key, value in f1._asdict().items()} for name, f1 in measured.items()
     }
+    return {"items": len(rows), "first_error": shares, "lowest_step_last": or_none(lowest_is_last(rewards))}
 
 
 # The measures
