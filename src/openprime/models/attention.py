@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -57,6 +57,13 @@ def only_attention(model: PreTrainedModel) -> bool:
     """True where keys and values are all that a model keeps of past tokens: no state of a recurrence or convolution."""
     layers = DynamicCache(config=model.config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def chooses_tokens(model: PreTrainedModel) -> bool:
+    """True where layers pick the tokens that they attend to, by an index of their own."""
+    layers = DynamicCache(config=model.config).layers
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return any(type(layer) not in plain and not isinstance(layer, LinearAttentionLayer) for layer in layers)
 
 
 def packs(model: PreTrainedModel) -> bool:

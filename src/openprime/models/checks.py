@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from openprime.models.attention import chooses_tokens
 from openprime.ranks import gather
 from openprime.types import Batch, RunError, UserError
 
@@ -216,6 +217,7 @@ def check_scoring(name: str, lm: "LM") -> None:
 
     So it is with what sees tokens on the right. A few tokens are tried.
     """
+    unfit = f"{name}: a {lm.model.config.model_type} model cannot be used: "
     rows = trial_rows(lm.model)
     lengths = torch.tensor([len(row) for row in rows], device=lm.device)
     ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(
@@ -230,29 +232,35 @@ def check_scoring(name: str, lm: "LM") -> None:
         found = replace(lm, temperature=1.0, place=place).logprobs(batch)[mask]
         with lm.active(), place.autocast():
             plain = torch.cat([plain_logprobs(lm.model, row)[2:] for row in rows])
+        chooses = chooses_tokens(lm.model)
     except RunError:
         raise
     except Exception as error:  # not our code: anything may come
-        raise UserError(
-            f"{name}: a {lm.model.config.model_type} model cannot be used: {first_line(error)}"
-        ) from error
+        raise UserError(unfit + first_line(error)) from error
     if not plain.isfinite().all():
         raise UserError(f"{name}: its log-probabilities are not finite: copy the model's files again")
     gap = float((found - plain).abs().mean())
     if gap > tolerance(place):
         raise UserError(
-            f"{name}: a {lm.model.config.model_type} model cannot be used: tokens that come later change the "
-            f"log-probabilities of those before them, by {gap:.2g} nats on average"
+            f"{unfit}tokens that come later change the log-probabilities of those before them, by {gap:.2g} nats on "
+            "average"
+        )
+    if chooses:
+        raise UserError(
+            f"{unfit}its layers choose the tokens that they attend to, and where two are alike rounding decides: "
+            "sampler and trainer would not choose the same"
         )
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or the name of its class, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error says in one line; with the name of its class where that is next to nothing."""
+    lines = str(error).strip().splitlines() or [""]
+    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {said}" if len(said.split()) < 2 else said
 
 
 def _listed(names: Collection[str]) -> str:
-    """Names in order, numbers as such, the first four of them."""
-    ordered = sorted(names, key=lambda name: [int(p) if p.isdigit() else -1 for p in name.split(".")])
+    """Names in order, layers by their numbers, the first four of them."""
+    ordered = sorted(names, key=lambda name: [(int(p) if p.isdigit() else -1, p) for p in name.split(".")])
     more = f" and {len(ordered) - 4} more" if len(ordered) > 4 else ""
     return ", ".join(ordered[:4]) + more

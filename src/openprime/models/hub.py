@@ -196,7 +196,7 @@ def read_format(name: str) -> PromptFormat | None:
 
 def find_file(name: str, file: str) -> Path | None:
     """A file of a model folder or of a hub id; None where there is none."""
-    if Path(name).is_dir():
+    if Path(name).exists():
         path = Path(name) / file
         return path if path.is_file() else None
     try:

@@ -41,8 +41,11 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
     if world() == 1:
         return load_model(name, place.device)
     config = read_architecture(name)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # not our code: anything may come
+        raise UserError(f"{name}: its config.json cannot be used: {first_line(error)}") from error
     model.generation_config = read_generation(name, config)
     shard(model, place)
     materialise(model, torch.device("cpu") if place.cpu_offload else place.device)
