@@ -9,7 +9,7 @@ from rich.console import Console
 
 from openprime.config import ScoreConfig
 from openprime.data.chat import encode_turns, read_messages, read_tools, suitable
-from openprime.data.readers import PROMPT_FIELDS, Row, identity
+from openprime.data.readers import PROMPT_FIELDS, Row, identity, known_fields
 from openprime.data.records import (
     RecordedResponse,
     read_prompt,
@@ -102,7 +102,7 @@ def read_item(row: Row, where: str, vocabulary: str) -> Item:
     """The responses of a row; `vocabulary` is the PRM's. Raises UserError for what cannot be scored."""
     field, value = read_prompt(row)
     if not field:
-        raise UserError(f"{where}: no field {' or '.join(PROMPT_FIELDS)}; there are: {', '.join(row)}")
+        raise UserError(f"{where}: no field {' or '.join(PROMPT_FIELDS)}; there are: {known_fields([row])}")
     prompt = read_messages(value, f"{where}, {field}")
     responses = read_responses(row, where, vocabulary)
     return prompt, read_tools(row, where), str(row.get("verifier") or "math"), responses

@@ -3,8 +3,9 @@
 import json
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from openprime.data.chat import (
     read_messages,
     read_tools,
 )
-from openprime.data.template import Messages
+from openprime.data.template import Messages, one_line
 from openprime.types import Prompt, UserError
 
 PROMPT_FIELDS = ("prompt", "messages", "question", "problem", "query", "question_content")
@@ -41,6 +42,11 @@ BOM = b"\xef\xbb\xbf"
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 NO_JSON = re.compile(r"date|time|decimal|binary|duration|interval|map|half|Image|Audio")
 """In the name of an Arrow type whose values are no JSON."""
+
+DEEPEST = 100
+"""Levels of brackets in a row, more than any data have: what walks through a row must come to an end."""
+MOST_FIELDS = 40
+"""Names in an error's text."""
 
 Row = dict[str, Any]
 
@@ -294,7 +300,7 @@ def value_at(row: Row, path: str) -> Any:
 
 
 def known_fields(rows: list[Row]) -> str:
-    """The dotted paths of the fields that rows have."""
+    """The dotted paths of the fields that rows have, in a line."""
 
     def paths(row: Row, prefix: str) -> Iterator[str]:
         for name, value in row.items():
@@ -303,7 +309,9 @@ def known_fields(rows: list[Row]) -> str:
             else:
                 yield prefix + name
 
-    return ", ".join(dict.fromkeys(path for row in rows[:100] for path in paths(row, "")))
+    found = [*islice(dict.fromkeys(path for row in rows[:100] for path in paths(row, "")), MOST_FIELDS + 1)]
+    shown = [path if path.isprintable() and len(path) < 80 else f"{path!r:.80}" for path in found]
+    return ", ".join([*shown[:MOST_FIELDS], *["..."] * (len(found) > MOST_FIELDS)]) or "none"
 
 
 def identity(*parts: Any) -> bytes:
@@ -447,6 +455,12 @@ def _parse(data: bytes, path: Path, line: int, hint: str = "") -> Any:
         value = json.loads(data.removeprefix(BOM).decode("utf-8"))
         if SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode()
+        if data.count(b"[") + data.count(b"{") > DEEPEST:
+            level = [value]
+            for _ in range(DEEPEST + (path.suffix == ".json")):
+                level = [child for one in level for child in _children(one)]
+            if level:
+                raise UserError(f"{path}:{line}: more than {DEEPEST} brackets in one another")
         return value
     except UnicodeDecodeError as error:
         line += error.object.count(b"\n", 0, error.start)
@@ -463,6 +477,10 @@ def _parse(data: bytes, path: Path, line: int, hint: str = "") -> Any:
         raise UserError(f"{path}:{line}: JSON that cannot be read: {error}") from error
 
 
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _read_parquet(path: Path, limit: int) -> list[Row]:
     from pyarrow import parquet
 
@@ -471,7 +489,7 @@ def _read_parquet(path: Path, limit: int) -> list[Row]:
             table = file.read().slice(0, limit or None)
         return _as_json(table.to_pylist(), str(table.schema.types))
     except Exception as error:
-        raise UserError(f"{path}: not a readable parquet file: {error}") from error
+        raise UserError(f"{path}: not a readable parquet file: {one_line(error)}") from error
 
 
 def _as_json(rows: list[Row], types: str) -> list[Row]:
@@ -497,10 +515,9 @@ def _read_hub(config: DataConfig) -> list[Row]:
         rows = data.select(range(min(limit or len(data), len(data)))).to_list()
         return _as_json(rows, str(data.features))
     except Exception as error:
-        why = " ".join(str(error).split())
         raise UserError(
             f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "
             f"that can be reached on the hub and has a split {config.split} (data.split) and a subset "
             f"{config.subset!r} (data.subset). A copy in a file will do: name it in data.source (evaluate: --data): "
-            f"{why}"
+            f"{one_line(error)}"
         ) from error

@@ -35,6 +35,7 @@ from openprime.data.readers import (
     Row,
     as_answer,
     field_of,
+    known_fields,
     load_rows,
     prompts_and_responses,
     prompts_of,
@@ -162,7 +163,7 @@ def read_responses(row: Row, where: str, vocabulary: str | None = None) -> list[
     if isinstance(chat, list) and len(chat) > 1:
         return [_response(chat[-1:], f"{where}, messages")]
     raise UserError(
-        f"{where}: no field response, responses, completion or steps; there are: {', '.join(row)}"
+        f"{where}: no field response, responses, completion or steps; there are: {known_fields([row])}"
     )
 
 
@@ -179,9 +180,7 @@ def _response(value: Any, where: str) -> RecordedResponse:
 def read_list(row: Row, where: str, vocabulary: str | None = None) -> list[RecordedResponse]:
     """The `responses` of a row, as `read_responses` has them."""
     if row.get("responses") is None:
-        raise UserError(
-            f'{where}: expected {{"responses": [...]}}, found the fields {", ".join(row) or "(none)"}'
-        )
+        raise UserError(f'{where}: expected {{"responses": [...]}}, found the fields {known_fields([row])}')
     found = []
     for i, entry in enumerate(_filled(row["responses"], f"{where}, responses")):
         place = f"{where}, responses[{i}]"
@@ -211,13 +210,13 @@ def to_verify(row: Row, where: str, verifier: str = "", allow_modules: Sequence[
     without a response, without an answer where mathematics needs one, or with a module that is not allowed.
     """
     if "response" not in row or not isinstance(row["response"], str | None):
-        raise UserError(f"{where}: no text in the field response; there are: {', '.join(row)}")
+        raise UserError(f"{where}: no text in the field response; there are: {known_fields([row])}")
     guess = "code" if any(name in row for name in TESTS_FIELDS) else "math"
     name = str(verifier or row.get("verifier") or guess)
     refuse_module(name, (verifier, *allow_modules), f"{where}, verifier")
     refuse_columns(row, where, name)
     if name == "math" and "answer" not in row:
-        raise UserError(f"{where}: no field answer, nor tests for code; there are: {', '.join(row)}")
+        raise UserError(f"{where}: no field answer, nor tests for code; there are: {known_fields([row])}")
     question = read_prompt(row)[1] or ""
     messages = question if isinstance(question, str | list) else str(question)
     return Prompt(where, (), messages, as_answer(row.get("answer"), name), row, name)

@@ -78,8 +78,9 @@ class Template:
         try:
             return str(self.tokenizer.apply_chat_template(chat, **how))
         except Exception as error:
-            why = SPACE.sub(" ", str(error)).strip() or type(error).__name__
-            raise UserError(f"{name}: the tokenizer's chat template refuses this prompt: {why}") from error
+            raise UserError(
+                f"{name}: the tokenizer's chat template refuses this prompt: {one_line(error)}"
+            ) from error
 
     def turn(
         self, chat: Messages, said: dict[str, Any], name: str, tools: Tools = None
@@ -147,6 +148,12 @@ def beginning(one: str, other: str) -> str:
     """What two texts begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return one[: next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))]
+
+
+def one_line(error: Exception) -> str:
+    """What others' code says of an error, as it can stand in a line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def squeezed(text: str) -> str:
