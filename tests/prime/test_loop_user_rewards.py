@@ -129,7 +129,8 @@ def test_train__rows_of_several_verifiers_train_together(model: Path, here: Path
     source = write(here / "d.jsonl", rows)
     run = rl(
         *(model, here / "run", "--data.source", source, "--data.verifier-field", "ability", "--steps", "1"),
-        *("--data.allow-modules", "my_reward:score", "--filter.low", "0", "--filter.high", "1", "--rollout.prompts", "6"),
+        *("--data.allow-modules", "my_reward:score", "--filter.low", "0", "--filter.high", "1"),
+        *("--rollout.prompts", "6"),
     )
     calls = records(here / "calls.jsonl")
     mine = {row["prompt"] for row in rows if row["ability"] == "my_reward:score"}
