@@ -27,15 +27,6 @@ def test_best_of_n_subsets__equals_enumeration(data: st.DataObject, m: int):
         assert best_of_n_subsets(scores, outcomes, n) == pytest.approx(wanted, abs=1e-12)
 
 
-def test_best_of_n_subsets__by_hand():
-    """Scores 3, 2, 2, 1: of the six pairs three hold the 3, two a 2 and the 1, one both 2s."""
-    scores, outcomes = [2.0, 3.0, 1.0, 2.0], [1.0, 0.5, 0.0, 0.0]
-    assert best_of_n_subsets(scores, outcomes, 1) == pytest.approx(1.5 / 4)
-    assert best_of_n_subsets(scores, outcomes, 2) == pytest.approx((3 * 0.5 + 1.0 + 0.0 + 0.5) / 6)
-    assert best_of_n_subsets(scores, outcomes, 3) == pytest.approx((3 * 0.5 + 0.5) / 4)
-    assert best_of_n_subsets(scores, outcomes, 4) == 0.5
-
-
 def test_best_of_n_subsets__score_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="not a number"):
         best_of_n_subsets([1.0, math.nan], [0.0, 1.0], 1)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from openprime.config import AskConfig, PromptFormat
 from openprime.data.chat import encode_prompts, suitable
@@ -69,8 +69,10 @@ def ask(config: AskConfig) -> None:
         settings.max_new_tokens = min(config.max_response_tokens, room)
         torch.manual_seed(config.seed + number)
         begun, stream = time.perf_counter(), Stream(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        asked = torch.tensor([prompt_ids], device=model.device)
         try:
-            generate(model, place, prompt_ids, stream)
+            with place.autocast(), float32_head(model):
+                cast(Any, model).generate(asked, attention_mask=torch.ones_like(asked), streamer=stream)
         except KeyboardInterrupt:
             if config.question:
                 raise
@@ -130,13 +132,6 @@ class Stream(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print what will not change any more."""
         print(text.translate(CONTROLS), end="\n" if stream_end else "", flush=True)
-
-
-def generate(model: PreTrainedModel, place: Placement, prompt_ids: list[int], stream: Stream) -> None:
-    """Sample an answer into the stream."""
-    ids, generator = torch.tensor([prompt_ids], device=model.device), cast(Any, model)
-    with place.autocast(), float32_head(model):
-        generator.generate(ids, attention_mask=torch.ones_like(ids), streamer=stream)
 
 
 # Rewards
