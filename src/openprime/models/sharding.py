@@ -6,6 +6,7 @@ from types import MethodType
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -57,6 +58,8 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
         # Reads the slices of a safetensors file that a rank's shares need.
         stored = HuggingFaceStorageReader(folder).read_metadata().state_dict_metadata
         sizes = {key: tuple(getattr(found, "size", ())) for key, found in stored.items()}
+        if not sizes:
+            raise FileNotFoundError("there is no safetensors file")
         check_weights(
             name,
             model,
@@ -67,7 +70,7 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
         load(wanted, storage_reader=HuggingFaceStorageReader(folder))
     except UserError as error:
         raise UserError(f"{error} ({NAMES})") from error
-    except (CheckpointException, RuntimeError, OSError) as error:
+    except (CheckpointException, SafetensorError, RuntimeError, OSError) as error:
         raise UserError(
             f"{name}: its weights cannot be read in shares ({first_line(error)}): {NAMES}"
         ) from error
