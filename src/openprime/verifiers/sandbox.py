@@ -130,6 +130,8 @@ class _Child:
         self.zygote = zygote
         self.over = False
         """It ended, or has to be ended: another one goes on."""
+        self.alive = False
+        """It has said so, behind its limits and filters: time runs from here."""
         with contextlib.ExitStack() as stack:
             self.line, theirs = (stack.enter_context(end) for end in socket.socketpair())
             self.files = [os.memfd_create(name) for name in ("job", "input", "output", "result")]
@@ -141,8 +143,6 @@ class _Child:
             except OSError as error:
                 raise _Gone(f"it takes no program: {error}") from error
             theirs.close()
-            if self._hear(time.monotonic() + GRACE) != b"r":
-                raise _Gone("its child does not come to life")
             self.close = stack.pop_all().close
 
     def run(self, case: str, call: bool, seconds: float, most: int) -> Ran:
@@ -152,6 +152,9 @@ class _Child:
         self._write(1, case)
         with contextlib.suppress(OSError):  # it is gone, or does not listen
             self.line.send(b"g", socket.MSG_DONTWAIT)
+        if not self.alive and self._hear(time.monotonic() + GRACE) != b"r":
+            raise _Gone("its child does not come to life")
+        self.alive = True
         start = time.monotonic()
         mark = self._hear(start + seconds)
         took = time.monotonic() - start
