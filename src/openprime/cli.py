@@ -1,11 +1,13 @@
 """The command line: the only reader of argv. Imports no torch, so that --help answers at once."""
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
+from typing import Any
 
-from openprime import config as schemas
 from openprime.types import RunError, StorageError, UserError
 
 COMMANDS = {
@@ -51,6 +53,7 @@ COMMANDS = {
 }
 """name -> (schema in openprime.config, module of openprime and its function, what it does)."""
 
+LESS = ": lower how much is done at a time (sequences, responses, tokens_per_microbatch)"
 SHARED = ("sft", "rl", "prm")
 """Those that torchrun may start on several ranks."""
 
@@ -65,12 +68,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"openprime {importlib.import_module('openprime').__version__}")
         return 0
     command, *rest = args
-    if command not in COMMANDS:
-        return fail(f"no command {command!r}; {schemas.nearest(command, COMMANDS)}", 2)
-    schema_name, place, _ = COMMANDS[command]
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in SHARED:
-        return fail(f"{command} is a command for one process: torchrun is for {', '.join(SHARED)}", 2)
     try:
+        if command not in COMMANDS:
+            near = importlib.import_module("openprime.config").nearest(command, COMMANDS)
+            raise UserError(f"no command {command!r}; {near}")
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in SHARED:
+            raise UserError(f"{command} is a command for one process: torchrun is for {', '.join(SHARED)}")
+        schema_name, place, _ = COMMANDS[command]
         config = read_arguments(schema_name, command, rest)
         # Telemetry and warnings of libraries would bury our own lines.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -81,21 +85,29 @@ def main(argv: list[str] | None = None) -> int:
         return fail("interrupted", 130)
     except (UserError, RunError, StorageError) as error:
         return fail(str(error), error.exit_code)
+    except MemoryError as error:
+        return fail(f"out of memory: {str(error) or 'there is none left'}{LESS}", 1)
     except (
         ValueError,
         OSError,
         RuntimeError,
-    ) as error:  # not one of our messages: where it comes from matters
-        traceback.print_exc()
+    ) as error:
+        if isinstance(error, OSError) and error.errno:  # the machine's, such as a full disk
+            return fail(f"{type(error).__name__}: {error}", 1)
+        if "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            return fail(f"out of memory: {str(error).splitlines()[0]}{LESS}", 1)
+        traceback.print_exc()  # not one of our messages: where it comes from matters
         return fail(str(error), 2 if isinstance(error, ValueError) else 1)
     finally:
         importlib.import_module("openprime.run.lock").release()
     return 0
 
 
-def read_arguments(schema_name: str, command: str, args: list[str]):
+def read_arguments(schema_name: str, command: str, args: list[str]) -> Any:
     """The command's configuration: the YAML file, if one is named, what else has no flag, and the flags over it."""
     import tyro
+
+    from openprime import config as schemas  # not before: an interrupt meanwhile is one of the command
 
     schema, tags = getattr(schemas, schema_name), schemas.read_tags(args)
     default = schemas.build(schema, {}, tags)
@@ -108,8 +120,17 @@ def read_arguments(schema_name: str, command: str, args: list[str]):
                 default = schemas.read_config(schema, schemas.find_config(args.pop(0)), tags)
     schemas.refuse_others(schema, default, args)
     usage = " ".join(f"[{name.upper() or 'CONFIG.yaml'}]" for name in (*own_file, *schema.positional))
-    of_this_engine = tyro.conf.AvoidSubcommands[type(default)]
-    config = tyro.cli(of_this_engine, default=default, args=args, prog=f"openprime {command} {usage}")
+    of_this_engine: Any = tyro.conf.AvoidSubcommands[type(default)]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.cli(of_this_engine, default=default, args=args, prog=f"openprime {command} {usage}")
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        schemas.refuse_flags(default, args)
+        lines = [line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines()[1:-1]]
+        raise UserError(" ".join(lines[: lines.index("")] if "" in lines else lines)) from stop
     config.check()
     return config
 

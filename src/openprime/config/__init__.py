@@ -30,8 +30,10 @@ from openprime.config.reading import (
     merge,
     nearest,
     package_configs,
+    parse_yaml,
     read_config,
     read_tags,
+    refuse_flags,
     refuse_others,
     tags_of,
 )

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openprime.config.sections import (
+    LARGEST,
     AdvantageConfig,
     CodeConfig,
     Count,
@@ -17,25 +18,35 @@ from openprime.config.sections import (
     EvalConfig,
     FilterConfig,
     JudgedDataConfig,
+    Length,
+    LengthOr0,
     LoRAOptimizerConfig,
     OutcomeAdvantageConfig,
     ParallelConfig,
+    Passes,
     PolicyConfig,
     Positive,
     PRMConfig,
     PromptFormat,
     Rate,
     RolloutConfig,
+    Scale,
     ScoringConfig,
     Section,
+    Seed,
+    Several,
     Share,
     StepSplit,
+    Temperature,
+    TemperatureOr0,
     TransformersEngineConfig,
     VerifyConfig,
     check_adapters,
     check_engine,
     check_importance,
+    check_memory,
     value_of,
+    zero_or,
 )
 from openprime.types import UserError
 
@@ -67,16 +78,23 @@ class RunConfig(FolderConfig):
 class NewModelConfig(Section):
     """A small Qwen2-architecture model and its tokenizer, made from the training data."""
 
-    vocab_size: Annotated[int, Field(ge=260)] = 512
+    vocab_size: Annotated[int, Field(ge=260, le=2**20)] = 512
     """Largest vocabulary of the byte-level BPE tokenizer."""
-    hidden_size: Positive = 128
+    hidden_size: Annotated[int, Field(gt=0, le=2**16)] = 128
     """Width; the feed-forward layer is three times as wide."""
-    layers: Positive = 3
+    layers: Annotated[int, Field(gt=0, le=1000)] = 3
     """Transformer blocks."""
-    heads: Positive = 4
+    heads: Annotated[int, Field(gt=0, le=1000)] = 4
     """Attention heads; must divide the width."""
-    max_positions: Positive = 4096
+    max_positions: Length = 4096
     """Longest sequence."""
+
+    @model_validator(mode="after")
+    def _is_small(self) -> "NewModelConfig":
+        parameters = self.hidden_size * (self.vocab_size + 13 * self.layers * self.hidden_size)
+        if parameters > LARGEST:
+            raise ValueError(f"hidden_size, layers: about {parameters:,} parameters, more than {LARGEST:,}")
+        return self
 
 
 class SFTConfig(RunConfig):
@@ -90,9 +108,9 @@ class SFTConfig(RunConfig):
     eval_data: DataConfig = DataConfig()
     """Held-out prompts; no source, no evaluation."""
     eval: EvalConfig = EvalConfig(every=0, max_response_tokens=512)
-    sequences: Positive = 256
+    sequences: Several = 256
     """Sequences decoded at a time in evaluation."""
-    epochs: Annotated[float, Field(gt=0)] = 3.0
+    epochs: Passes = 3.0
     """Passes over the data."""
     batch: Positive = 96
     """Demonstrations in one optimiser step."""
@@ -104,6 +122,7 @@ class SFTConfig(RunConfig):
         """Cross-field checks."""
         notes = super().check()
         check_adapters(self.parallel, self.optimizer)
+        check_memory(self.sequences, self.eval.samples, self.eval.max_response_tokens, "eval")
         if self.model == "new" and self.optimizer.lora.rank:
             raise UserError("optimizer.lora.rank: a new model has nothing to adapt: set it to 0")
         if self.model == "new" and self.new_model.hidden_size % self.new_model.heads:
@@ -140,6 +159,9 @@ class RLConfig(RunConfig):
         """What every method asks for."""
         notes = super().check()
         check_engine(self.engine, self.rollout.temperature)
+        longest = max(self.rollout.max_response_tokens, self.eval.max_response_tokens)
+        most = max(self.rollout.responses, self.eval.samples)
+        check_memory(self.rollout.sequences, most, longest, "rollout")
         if self.rollout.max_staleness and self.engine.kind != "server":
             raise UserError(
                 "rollout.max_staleness samples beside the trainer: set engine.kind=server as well"
@@ -259,12 +281,12 @@ class OfflinePRMConfig(RunConfig):
     """The file of `openprime generate`, or rows with a prompt, a response and an outcome, or with steps and labels."""
     loss: Literal["ce", "dpo", "nca", "kto", "steps"] = "ce"
     """On outcomes: cross-entropy, DPO or NCA on pairs of a prompt's responses, KTO. On step labels: steps."""
-    beta: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    beta: Scale | Literal["auto"] = "auto"
     """Scale of the log-ratio: r = beta log(phi/ref). auto: 0.05 as published, or more where responses are too likely
     for the sigmoid to move; an implicit PRM that training goes on with keeps its own."""
     held_out: Share = 0.1
     """Share of the prompts kept from training, to measure on."""
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Passes = 1.0
     """Passes over the data."""
     batch: Positive = 64
     """Responses in one optimiser step (with dpo and nca: rounded up to whole prompts)."""
@@ -292,13 +314,13 @@ class GenerateConfig(FolderConfig):
     model: str = ""
     """Directory or hub id of a causal language model."""
     data: DataConfig = DataConfig()
-    responses: Positive = 4
+    responses: Annotated[int, Field(gt=0, le=2**14)] = 4
     """N, sampled responses a prompt."""
-    temperature: Rate = 1.0
+    temperature: TemperatureOr0 = 1.0
     """Sampling temperature; 0 is greedy decoding."""
-    max_response_tokens: Positive = 3072
+    max_response_tokens: Length = 3072
     """Longest response, in tokens."""
-    sequences: Positive = 256
+    sequences: Several = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
     engine: EngineConfig = TransformersEngineConfig()
     verify: VerifyConfig = VerifyConfig()
@@ -306,6 +328,7 @@ class GenerateConfig(FolderConfig):
     def check(self) -> list[str]:
         """Cross-field checks."""
         check_engine(self.engine, self.temperature)
+        check_memory(self.sequences, self.responses, self.max_response_tokens, "generate")
         return super().check()
 
 
@@ -335,7 +358,7 @@ class BenchmarkConfig(Section):
     data: DataConfig = DataConfig(split="test", max_prompt_tokens=1_000_000, too_long="error")
     answers: Literal["auto", "boxed", "hashes"] = "auto"
     """Mathematics: where a response has its answer."""
-    max_response_tokens: Positive = 3072
+    max_response_tokens: Length = 3072
     """Longest response, in tokens."""
 
 
@@ -355,17 +378,17 @@ class EvaluateConfig(FolderConfig, ScoringConfig):
     line i is {"responses": [...]} for item i. Without `samples` all of them."""
     limit: Count = 0
     """Use the first so many items; 0 is all."""
-    samples: Count = 0
+    samples: Annotated[int, Field(ge=0, le=2**14)] = 0
     """N, sampled responses an item, beside the greedy one."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature."""
-    max_response_tokens: Count = 0
+    max_response_tokens: LengthOr0 = 0
     """Longest response, in tokens; 0 is as the benchmark says."""
     template: Literal["auto", "none", "eurus", "eurus-actions"] = "auto"
     """How items are asked. auto: as the model was trained where it was trained here, else as the benchmark says."""
     step_split: StepSplit = "newline"
     """Where a step of a response ends, for the PRM's step rewards."""
-    sequences: Positive = 256
+    sequences: Several = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
     engine: EngineConfig = TransformersEngineConfig()
     tokens_per_microbatch: Positive = 16384
@@ -376,6 +399,7 @@ class EvaluateConfig(FolderConfig, ScoringConfig):
         """Cross-field checks."""
         notes = super().check()
         check_engine(self.engine, self.temperature)
+        check_memory(self.sequences, self.samples, self.max_response_tokens, "evaluate")
         if len(set(self.benchmark)) < len(self.benchmark):
             raise UserError(f"benchmark: one is named twice: {', '.join(self.benchmark)}")
         for name in ("data", "responses"):
@@ -402,9 +426,9 @@ class AskConfig(DeviceConfig, ScoringConfig):
     """How the question is asked. auto: as the model was trained where it was trained here, else eurus."""
     page: str = ""
     """Write the answers as a page too, such as answer.html."""
-    temperature: Rate = 0.0
+    temperature: TemperatureOr0 = 0.0
     """Sampling temperature; 0 is greedy decoding."""
-    max_response_tokens: Positive = 3072
+    max_response_tokens: Length = 3072
     """Longest answer, in tokens."""
 
     def check(self) -> list[str]:
@@ -457,25 +481,25 @@ class PlanConfig(Section):
     """Which of them. auto: the name of the file's folder."""
     set: tuple[str, ...] = ()
     """Settings of the configuration to change, such as policy.lora.rank=32 rollout.sequences=64."""
-    gpus: Positive = 8
+    gpus: Several = 8
     """All of the run's."""
-    gpu_memory: Annotated[float, Field(gt=0)] = 80.0
+    gpu_memory: Scale = 80.0
     """Of one, in GiB."""
-    gpus_per_node: Positive = 8
+    gpus_per_node: Several = 8
     """For the memory of a node."""
     architecture: str = ""
     """config.json of the model, or its folder, where `model` is not here yet."""
     prm_architecture: str = ""
     """The same of `prm.model`."""
-    gpu_tflops: Annotated[float, Field(gt=0)] = 312.0
+    gpu_tflops: Scale = 312.0
     """Peak of a GPU in bfloat16, in 10^12 FLOPs a second: 312 for A100 and A800, 989 for H100."""
-    mfu: Annotated[float, Field(gt=0, le=1)] = 0.35
+    mfu: Annotated[float, Field(ge=1e-6, le=1)] = 0.35
     """Share of the peak that training reaches."""
-    sampling_mfu: Annotated[float, Field(gt=0, le=1)] = 0.1
+    sampling_mfu: Annotated[float, Field(ge=1e-6, le=1)] = 0.1
     """Share of the peak that sampling reaches, where `tokens_per_second` is not given."""
-    tokens_per_second: Rate = 0.0
+    tokens_per_second: Annotated[float, Field(ge=0, le=1e12), zero_or(1e-12)] = 0.0
     """Measured: tokens that all GPUs together sample in a second (`rollout/tokens_per_second`)."""
-    pass_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    pass_rate: Annotated[float, Field(ge=1e-6, le=1)] = 0.5
     """Share of the groups that pass the filter (`rollout/passed`)."""
     prompt_tokens: Count = 0
     """Of a prompt, on average; 0: half of the longest."""
@@ -494,5 +518,5 @@ class DemoConfig(Section):
 
     out: str = "demo"
     """Folder for everything that the demo makes."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the whole demo."""

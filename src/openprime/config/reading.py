@@ -7,6 +7,7 @@ of its section. Where a flag changes the one of a file, the file's keys that the
 import argparse
 import difflib
 import os
+import reprlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 Tags = dict[str, str]
 TAGS: Tags = {"algorithm": "prime", "engine.kind": "transformers"}
 """Settings that decide which others there are, and their defaults."""
+MOST_VALUES, DEEPEST = 10_000, 20
 KINDS = [engine.model_fields["kind"].default for engine in get_args(get_args(EngineConfig)[0])]
 
 
@@ -60,12 +62,37 @@ def tags_of(values: dict[str, Any]) -> Tags:
 def read_config(schema: type[Schema], path: Path, flags: Tags | None = None) -> Schema:
     """Read a YAML file into a schema, naming each fault by file and key; `flags` are TAGS that go over the file's."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from error
+    values = parse_yaml(text, str(path)) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     return build(schema, values, flags, str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain values from YAML. Raises UserError, in one line, for anything else, and for what is without measure."""
+    try:
+        values = yaml.safe_load(text)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        AttributeError,
+    ) as error:  # it stumbles over its own tags
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())[:500]}") from error
+    parts, count = [(values, 0)], 0
+    while parts:  # aliases can make a value endless
+        value, depth = parts.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise UserError(
+                f"{where}: more than {MOST_VALUES:,} values, or more than {DEEPEST} within each other"
+            )
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        parts += [(part, depth + 1) for part in inner]
+    return values
 
 
 def build(
@@ -145,7 +172,9 @@ def explain(error: ValidationError, schema: type[BaseModel], tags: Tags, where: 
             said = elsewhere(schema, path, tags) or unknown(path, keys_of(schema, tags))
             lines.append(f"{where}: {said}")
         else:
-            lines.append(f"{where}: {path}: {fault['msg']} (found {fault['input']!r})")
+            said = fault["msg"].removeprefix("Value error, ")
+            found = "" if isinstance(fault["input"], dict) else f" (found {reprlib.repr(fault['input'])})"
+            lines.append(f"{where}: {path}: {said}{found}")
     return "\n".join(lines)
 
 
@@ -163,6 +192,39 @@ def refuse_others(schema: type[BaseModel], config: BaseModel, args: list[str]) -
     for path in (arg[2:].partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")):
         if not has(keys, path) and (whose := elsewhere(schema, path, tags)):
             raise UserError(whose)
+
+
+def refuse_flags(config: BaseModel, args: list[str]) -> None:
+    """Raises UserError for flags that are unknown, and for values that do not fit, as for those of a file."""
+    values, defaults = config.model_dump(), config.model_dump()
+    keys = keys_of(type(config), tags_of(values))
+    flags: dict[str, list[str]] = {}
+    given: list[str] = []
+    for arg in args:
+        if arg.startswith("--"):
+            name, equals, value = arg[2:].partition("=")
+            given = flags[name.replace("-", "_")] = [value] if equals else []
+        else:
+            given.append(arg)
+    for path, given in flags.items():
+        *parents, name = path.split(".")
+        if not has(keys, path):
+            if not has(keys, ".".join([*parents, name.removeprefix("no_")])):
+                raise UserError(unknown(path, keys))
+            continue
+        default: Any = defaults
+        for part in (*parents, name):
+            default = default[part]
+        if isinstance(default, tuple | list):
+            value: Any = given
+        elif isinstance(default, dict) or not given:
+            continue
+        else:
+            value = given[-1]
+        for part in reversed((*parents, name)):
+            value = {part: value}
+        values = merge(values, value)
+    build(RLConfig if isinstance(config, RLConfig) else type(config), values)
 
 
 def unknown(path: str, known: list[str]) -> str:

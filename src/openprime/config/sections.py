@@ -1,16 +1,49 @@
 """Settings that several commands share: one class a topic, one docstring a field."""
 
 import importlib.util
+import json
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from openprime.types import UserError
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+
+def zero_or(lowest: float) -> AfterValidator:
+    """Refuses numbers that are nearly nothing."""
+
+    def check(value: float) -> float:
+        if 0 < value < lowest:
+            raise ValueError(f"Input should be 0, or {lowest:g} and more")
+        return value
+
+    return AfterValidator(check)
+
+
+# No value of a range makes a command grow without end, or compute what cannot mean anything.
+LARGEST = 2**31 - 1
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, le=1e6), zero_or(1e-12)]
+Scale = Annotated[float, Field(ge=1e-6, le=1e6)]
+Seconds = Annotated[float, Field(ge=1e-3, le=1e6)]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+TemperatureOr0 = Annotated[float, Field(ge=0, le=100), zero_or(0.01)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Length = Annotated[int, Field(gt=0, le=2**20)]
+"""Of a response, in tokens."""
+LengthOr0 = Annotated[int, Field(ge=0, le=2**20)]
+Several = Annotated[int, Field(gt=0, le=2**17)]
+"""Prompts or sequences at a time."""
+Passes = Annotated[float, Field(ge=1e-6, le=1000)]
+"""Over the data."""
+AT_A_TIME = 2**28
+"""Largest number of tokens that are sampled at a time."""
+MADE = 2**20
+"""Largest number of rows that an embedded task makes."""
 Dtype = Literal["float32", "bfloat16"]
 Template = Literal["none", "eurus", "eurus-actions"]
 StepSplit = Literal["newline", "blank_line", "numbered", "actions"]
@@ -18,14 +51,22 @@ StepSplit = Literal["newline", "blank_line", "numbered", "actions"]
 
 
 class Section(BaseModel):
-    """Refuses keys it does not know."""
+    """Refuses keys it does not know, numbers that are not finite, and text that no file can hold."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
     positional: ClassVar[tuple[str, ...]] = ()
     """Settings of a command that may stand without their flag, in this order."""
 
     required: ClassVar[tuple[str, ...]] = ()
     """Settings of a command that have no default."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        for text in _texts(value):
+            if "\0" in text or (not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text)):
+                raise ValueError("Input should be text without zeros and halves of characters")
+        return value
 
     def check(self) -> list[str]:
         """Refuse settings that are missing or cannot be together; returns notes on those that have no effect."""
@@ -36,10 +77,19 @@ class Section(BaseModel):
         return []
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for inner in value.items() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
 class DeviceConfig(Section):
     """Where and how a command computes."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
     dtype: Dtype = "float32"
     """Precision of matrix products. Weights, optimiser, logits and log-probabilities are float32."""
@@ -103,16 +153,31 @@ class DataConfig(PromptFormat):
     allow_modules: tuple[str, ...] = ()
     """`module:function` that rows may name there, beside `verifier`. Others are refused: a row must not choose what
     code is imported and run."""
-    max_prompt_tokens: Positive = 1024
+    max_prompt_tokens: Annotated[int, Field(gt=0, le=2**24)] = 1024
     """Longest prompt, in tokens."""
     too_long: Literal["drop", "error"] = "drop"
     """What to do with a longer prompt; dropped ones are counted and reported."""
     horizon: Annotated[int, Field(ge=2, le=32)] = 8
     """Embedded task only: operations in a prompt, which are steps in its solution."""
-    task_seed: int = 0
+    task_seed: Seed = 0
     """Embedded task and reasoning-gym: seed of the rows (and of the demonstrator's misconceptions)."""
     gym: dict[str, Any] = Field(default={}, validate_default=False)
     """reasoning-gym only: settings of the task's generator, such as {min_terms: 2}."""
+
+    @field_validator("gym")
+    @classmethod
+    def _is_plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Input should be texts and finite numbers: {error}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> "DataConfig":
+        if self.source.startswith(("task:", "gym:")) and self.limit > MADE:
+            raise ValueError(f"limit={self.limit}: an embedded task makes at most {MADE:,} rows")
+        return self
 
 
 class JudgedDataConfig(DataConfig):
@@ -131,10 +196,10 @@ class JudgedDataConfig(DataConfig):
 class LoRAConfig(Section):
     """Low-rank adapters in the place of training all weights (arXiv 2106.09685); needs the extra `lora`."""
 
-    rank: Count = 0
+    rank: Annotated[int, Field(ge=0, le=8192)] = 0
     """Rank of an adapter; 0 trains all weights. A policy and a PRM that both have adapters and start from the same
     model share it in memory, and with the adapters off it is the reference too."""
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    alpha: Scale = 32.0
     """An adapter's product is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Linear layers that get an adapter, such as q_proj and v_proj. Empty: all of the blocks'."""
@@ -151,9 +216,9 @@ class OptimizerConfig(Section):
     """Linear warm-up: a share of all optimiser steps below 1, a number of steps from 1 on."""
     weight_decay: Rate = 0.0
     """AdamW's decoupled weight decay."""
-    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    beta2: Annotated[float, Field(ge=1e-6, lt=1)] = 0.999
     """AdamW's second-moment decay."""
-    clip_grad: Annotated[float, Field(gt=0)] = 1.0
+    clip_grad: Scale = 1.0
     """Largest global gradient norm."""
     tokens_per_microbatch: Positive = 16384
     """Tokens in one forward and backward pass; bounds memory, changes no result. At most 2,048 on a CPU, where
@@ -175,11 +240,11 @@ class CodeConfig(Section):
     """Outcome: the share of the cases passed, or 1 only where all are."""
     max_cases: Count = 0
     """Cases of a prompt to run, drawn with a seed of the prompt; 0 is all."""
-    seconds: Annotated[float, Field(gt=0)] = 4.0
+    seconds: Seconds = 4.0
     """Time for one case."""
-    total_seconds: Annotated[float, Field(gt=0)] = 20.0
+    total_seconds: Seconds = 20.0
     """Time for all cases of one program."""
-    memory_mb: Annotated[int, Field(ge=64)] = 1024
+    memory_mb: Annotated[int, Field(ge=64, le=2**22)] = 1024
     """Memory of a program, in MiB."""
     packages: tuple[str, ...] = ("numpy", "scipy", "sortedcontainers")
     """What programs may import beside the standard library. These three where they are installed; others must be."""
@@ -196,11 +261,11 @@ class CodeConfig(Section):
 class VerifyConfig(Section):
     """Where and how verifiers run."""
 
-    workers: Count = 0
+    workers: Annotated[int, Field(ge=0, le=4096)] = 0
     """Processes; 0 is one a core."""
     answers: Literal["auto", "boxed", "hashes"] = "auto"
     """Mathematics: where a response has its answer. The last box, the last line `#### answer`, or the later one."""
-    seconds: Annotated[float, Field(gt=0)] = 60.0
+    seconds: Seconds = 60.0
     """Time that a user's function may take for the responses to one prompt."""
     code: CodeConfig = CodeConfig()
 
@@ -208,21 +273,27 @@ class VerifyConfig(Section):
 class RolloutConfig(Section):
     """How groups are collected."""
 
-    prompts: Positive = 256
+    prompts: Several = 256
     """Groups in a training batch, counted after the filter."""
-    responses: Annotated[int, Field(ge=2)] = 4
+    responses: Annotated[int, Field(ge=2, le=2**14)] = 4
     """K, responses to each prompt."""
-    max_response_tokens: Positive = 3072
+    max_response_tokens: Length = 3072
     """Longest response, in tokens."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature; the trainer divides its logits by the same number."""
     truncated: Literal["drop", "keep"] = "keep"
     """A response cut at the limit: leave it out, or judge it as it is."""
-    sequences: Positive = 256
+    sequences: Several = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
-    max_staleness: Count = 0
+    max_staleness: Annotated[int, Field(ge=0, le=1000)] = 0
     """engine.kind=server: sample up to so many steps ahead, while the trainer works; the weights are then as many
     steps old. Needs policy.importance_clip."""
+
+    @model_validator(mode="after")
+    def _can_be_held(self) -> "RolloutConfig":
+        if self.prompts * self.responses > 2**22:
+            raise ValueError(f"prompts * responses: at most {2**22:,} in a batch")
+        return self
 
 
 class TransformersEngineConfig(Section):
@@ -238,12 +309,12 @@ class VLLMEngineConfig(Section):
 
     kind: Literal["vllm"] = "vllm"
     """Or transformers, server."""
-    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.5
+    gpu_memory: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     """Share of a GPU's memory for its weights and KV cache. Training has all of it: vLLM sleeps meanwhile. On a
     CPU the environment variable VLLM_CPU_KVCACHE_SPACE says how many GiB the cache has (1)."""
-    tensor_parallel: Positive = 1
+    tensor_parallel: Annotated[int, Field(gt=0, le=1024)] = 1
     """GPUs that share one copy of the model."""
-    timeout: Annotated[float, Field(gt=0)] = 600.0
+    timeout: Seconds = 600.0
     """Seconds without progress after which it counts as hung."""
 
 
@@ -254,7 +325,7 @@ class ServerEngineConfig(Section):
     """Or transformers, vllm."""
     urls: tuple[str, ...] = ()
     """Where they listen, such as http://node1:8000."""
-    timeout: Annotated[float, Field(gt=0)] = 600.0
+    timeout: Seconds = 600.0
     """Seconds for the responses to one prompt after which a server counts as hung; and for which servers that are all
     gone are waited for."""
     shared_folder: str = ""
@@ -273,8 +344,27 @@ def check_engine(engine: EngineConfig, temperature: float) -> None:
         raise UserError(
             f"engine.kind={engine.kind}: vLLM samples at temperatures of 0.01 to 2, not {temperature}"
         )
-    if isinstance(engine, ServerEngineConfig) and not engine.urls:
+    if not isinstance(engine, ServerEngineConfig):
+        return
+    if not engine.urls:
         raise UserError("engine.kind=server, but engine.urls is empty: say where the vLLM servers listen")
+    for url in engine.urls:
+        try:
+            parts = urlsplit(url)
+            right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            right = False
+        if not right:
+            raise UserError(f"engine.urls: {url!r} is no address such as http://node1:8000")
+
+
+def check_memory(sequences: int, responses: int, tokens: int, where: str) -> None:
+    """Refuse what no memory holds: the tokens of all sequences that are decoded at a time."""
+    if max(sequences, responses) * tokens > AT_A_TIME:
+        raise UserError(
+            f"{where}: {max(sequences, responses):,} sequences of up to {tokens:,} tokens at a time are more than "
+            f"{AT_A_TIME:,} tokens: lower sequences, or the longest response"
+        )
 
 
 class FilterConfig(Section):
@@ -284,7 +374,7 @@ class FilterConfig(Section):
     """Smallest mean outcome of a kept group."""
     high: Share = 0.8
     """Largest mean outcome of a kept group."""
-    max_draws: Annotated[float, Field(ge=1)] = 10.0
+    max_draws: Annotated[float, Field(ge=1, le=1e6)] = 10.0
     """Give up with an error after drawing this many times `rollout.prompts` prompts for one batch."""
 
 
@@ -350,16 +440,19 @@ class DistillPolicyConfig(OptimizerConfig):
     lr: Rate = 5e-7
     minibatch: Positive = 256
     """Responses in one optimiser step."""
-    epochs: Positive = 1
+    epochs: Annotated[int, Field(gt=0, le=1000)] = 1
     """Passes over a batch of rollouts."""
+    mismatch_limit: Rate | Literal["auto"] = "auto"
+    """Largest mean distance between the trainer's and the sampler's log-probabilities of the first batch, in nats a
+    token; the run ends above it. auto: 0.01 in float32, 0.2 in bfloat16. 0: no limit."""
 
 
 class PolicyConfig(DistillPolicyConfig, LoRAOptimizerConfig):
     """The policy's update."""
 
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_low: Annotated[float, Field(ge=1e-6, lt=1)] = 0.2
     """The ratio is clipped below 1 minus this."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    clip_high: Scale = 0.2
     """The ratio is clipped above 1 plus this; larger than clip_low is clip-higher."""
     reduction: Literal["token", "sequence"] = "token"
     """Mean over the batch's tokens, or over responses of their mean over tokens."""
@@ -373,7 +466,7 @@ class DistillPRMConfig(OptimizerConfig):
     """The implicit process reward model that distillation learns anew in every step."""
 
     lr: Rate = 1e-6
-    clip_grad: Annotated[float, Field(gt=0)] = 10.0
+    clip_grad: Scale = 10.0
     minibatch: Count = 0
     """Responses in one optimiser step, in whole groups where pairs are compared; 0 is the whole batch."""
 
@@ -386,7 +479,7 @@ class PRMConfig(DistillPRMConfig, LoRAOptimizerConfig):
     reference: Literal["frozen", "policy"] = "frozen"
     """Reference of the log-ratio: the model the PRM starts from, frozen (a PRM that was trained before keeps its
     own reference); or the sampling policy."""
-    beta: Annotated[float, Field(gt=0)] = 0.05
+    beta: Scale = 0.05
     """Scale of the log-ratio: r = beta log(phi/ref)."""
     loss: Literal["ce", "dpo"] = "ce"
     """Cross-entropy on outcomes, or DPO on pairs of a group."""
@@ -397,13 +490,13 @@ class PRMConfig(DistillPRMConfig, LoRAOptimizerConfig):
 class DistillConfig(Section):
     """How the policy learns from a PRM that is learnt anew in every step."""
 
-    prm_epochs: Positive = 8
+    prm_epochs: Annotated[int, Field(gt=0, le=1000)] = 8
     """Passes of the PRM over the batch's outcomes, in minibatches of prm.minibatch."""
-    low: Annotated[float, Field(le=0)] = -2.0
+    low: Annotated[float, Field(ge=-1e6, le=0)] = -2.0
     """Lower clip of the per-token log-ratio log(phi/ref), in nats."""
-    high: Annotated[float, Field(ge=0)] = 0.3
+    high: Rate = 0.3
     """Upper clip of the per-token log-ratio log(phi/ref), in nats. Small: the PRM is to take away, not to invent."""
-    kl_coefficient: Annotated[float, Field(gt=0)] = 0.5
+    kl_coefficient: Scale = 0.5
     """Coefficient of KL(policy || ref); the policy moves towards ref * exp(reward / kl_coefficient)."""
 
 
@@ -412,9 +505,9 @@ class EvalConfig(Section):
 
     every: Count = 10
     """Steps between evaluations; 0 is only at the start (of rl) and at the end."""
-    samples: Count = 0
+    samples: Annotated[int, Field(ge=0, le=2**14)] = 0
     """Sampled responses a prompt for avg@k; 0 is greedy decoding alone."""
-    max_response_tokens: Count = 0
+    max_response_tokens: LengthOr0 = 0
     """Longest response; 0 is the same as in training."""
 
 

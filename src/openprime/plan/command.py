@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from openprime.config import (
     build,
     find_config,
     merge,
+    parse_yaml,
     read_config,
     read_tags,
 )
@@ -112,7 +112,7 @@ def changed_run(run: TrainingConfig, settings: tuple[str, ...]) -> TrainingConfi
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: expected key=value, such as policy.lora.rank=32")
-        value: Any = yaml.safe_load(text)
+        value: Any = parse_yaml(text, f"--set {setting}")
         for name in reversed(key.split(".")):
             value = {name: value}
         values = merge(values, value)
