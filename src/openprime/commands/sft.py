@@ -11,7 +11,8 @@ from openprime.config import SFTConfig
 from openprime.data.collate import collate_demonstrations
 from openprime.data.readers import identity, read_demonstrations, read_prompts, read_texts
 from openprime.engines.transformers import TransformersEngine
-from openprime.models.hub import end_tokens, load_tokenizer, pad_token
+from openprime.models.checks import check_rows
+from openprime.models.hub import end_tokens, load_tokenizer
 from openprime.models.lm import LM, Loader
 from openprime.models.placement import Placement
 from openprime.models.sharding import sampling_model, shard
@@ -47,16 +48,25 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
 
     torch.manual_seed(config.seed)
     if model is None:
-        lm = Loader(place).trained(config.model, "sft", config.optimizer)
+        models = Loader(place)
+        lm = models.trained(config.model, "sft", config.optimizer)
+        notes += models.notes
     else:
         model.to(place.device)  # pyright: ignore[reportArgumentType]
         shard(model, place)
         lm = LM(model, place)
+    known, shorter = (lm.model, tokenizer), "lower max_tokens, over which rows are dropped"
+    check_rows(*known, ((row.prompt_ids, row.response_ids) for row in data.rows), config.data.source, shorter)
+    asked = [(prompt.token_ids,) for prompt in held_out]
+    check_rows(*known, asked, held.source, "lower eval.max_response_tokens", config.eval.max_response_tokens)
+    lm.try_save(tokenizer, config.data)
     count = len(data.rows)
     steps = math.ceil(round(config.epochs * math.ceil(count / config.batch), 6))
     learner = Learner(lm, config.optimizer, steps)
     sampler = sampling_model(lm.model, place) if held_out else lm.model
     engine = TransformersEngine(sampler, place, tokenizer, end_tokens(lm.model, tokenizer), config.sequences)
+    if held_out and sampler is lm.model:
+        engine.try_out()
     seen = (identity(row.prompt_ids, row.response_ids) for row in data.rows)
     run = Run(config, "sft", data=seen)  # last: what is wrong is said before a folder is made
     for note in notes:
@@ -85,7 +95,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
         for step in run.steps(steps, headline, lines=20):
             with run.step(step):
                 chosen = [data.rows[i] for i in rows_of_step(count, config.batch, step, config.seed)]
-                batch = collate_demonstrations(chosen, pad_token(tokenizer)).to(lm.device)
+                batch = collate_demonstrations(chosen, 0).to(lm.device)
                 tokens = int(batch.response_mask.sum())
                 with run.training(), run.clock.phase("step"):
                     done = learner.update(batch, loss, tokens)

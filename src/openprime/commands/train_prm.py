@@ -18,6 +18,7 @@ from openprime.data.readers import identity
 from openprime.data.records import JudgedResponse, collate_judged, read_judged, split_prompts
 from openprime.evaluation.held_out import ROWS, SAMPLE, kto_reference_point, measure
 from openprime.evaluation.page import console_table
+from openprime.models.checks import check_rows
 from openprime.models.lm import LM, Loader
 from openprime.models.placement import Placement
 from openprime.prime.learner import Learner
@@ -70,6 +71,12 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
     torch.manual_seed(config.seed)
     models = Loader(Placement.of(config))
     learner = Learner(models.trained(config.model, "prm", config.optimizer), config.optimizer, len(plan))
+    notes += models.notes
+    rows = ((row.prompt.token_ids, row.response.token_ids) for row in data.rows)
+    check_rows(
+        learner.lm.model, tokenizer, rows, config.data.source, "lower max_tokens, over which rows are dropped"
+    )
+    learner.lm.try_save(tokenizer)
     reference = models.reference(reference_name, config.optimizer.tokens_per_microbatch)
     prm, known = ImplicitPRM(learner.lm, reference, 0.0, tokenizer), Known()
 
@@ -82,8 +89,8 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
         }
 
     seen = (
-        identity(row.group, row.prompt.token_ids, row.response.token_ids, row.response.outcome, str(row.labels))
-        for row in data.rows
+        identity(r.group, r.prompt.token_ids, r.response.token_ids, r.response.outcome, str(r.labels))
+        for r in data.rows
     )
     with Run(config, "prm", data=seen) as run:
         parameters = sum(p.numel() for p in learner.trained.values())

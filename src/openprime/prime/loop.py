@@ -36,6 +36,7 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.config import RLConfig
 from openprime.prime.build import build
+from openprime.prime.methods import check_mismatch
 from openprime.prime.rollouts import accuracy
 from openprime.run.launch import joined, workers
 from openprime.types import Batch, Group, Metrics
@@ -50,6 +51,7 @@ def train(config: RLConfig) -> None:
         evaluate = partial(accuracy, engine, pool, held_out, config.eval.samples, longest, config.seed)
         with run, closing(rollouts):
             fresh = run.begin({"policy": policy, "method": method}, cursor=rollouts)
+            begun = run.done
             engine.load(policy.lm.tensors(), run.done)
             if fresh or run.unfinished:
                 with run.step(run.done), run.measuring("evaluate"):
@@ -60,6 +62,8 @@ def train(config: RLConfig) -> None:
                     groups = rollouts.collect(step, run.signals.check)
                     batch = rollouts.batch(groups).to(policy.lm.device)
                     engine.sleep()
+                    if step == begun + 1:
+                        check_mismatch(policy.lm, batch, config.policy.mismatch_limit)
                     with run.training():
                         # Rewards and advantages; phi and pi learn: read on in methods.py.
                         batch, metrics = method.step(policy, batch)
