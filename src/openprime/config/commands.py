@@ -278,7 +278,8 @@ class OfflinePRMConfig(RunConfig):
     reference: str = ""
     """The frozen reference. Empty: the one that `model` was saved with if it is an implicit PRM, else `model`."""
     data: JudgedDataConfig = JudgedDataConfig()
-    """The file of `openprime generate`, or rows with a prompt, a response and an outcome, or with steps and labels."""
+    """The file of `openprime generate`, or rows with a prompt, a response and an outcome, preference pairs (`chosen`
+    and `rejected`), or steps and labels."""
     loss: Literal["ce", "dpo", "nca", "kto", "steps"] = "ce"
     """On outcomes: cross-entropy, DPO or NCA on pairs of a prompt's responses, KTO. On step labels: steps."""
     beta: Scale | Literal["auto"] = "auto"
@@ -338,8 +339,8 @@ class ScoreConfig(FolderConfig, ScoringConfig):
     positional = ("file",)
     required = ("file", "prm", "out")
     file: str = ""
-    """JSONL with `prompt` (or `question`, `problem`) and `response`, `responses` (texts, or the file of `openprime
-    generate`) or `steps` (a list of texts, joined by blank lines)."""
+    """JSONL or parquet with `prompt` (or `question`, `problem`) and `response`, `completion`, `responses` (texts, or
+    the file of `openprime generate`) or `steps` (a list of texts, joined by blank lines); or with `messages`."""
     prompt: PromptFormat = PromptFormat()
     """How prompts are put to the PRM. The row's `verifier` (math if it has none) chooses the template's request."""
     step_split: StepSplit = "newline"

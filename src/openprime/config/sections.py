@@ -134,7 +134,8 @@ class DataConfig(PromptFormat):
     """Use the first so many rows; 0 is all. For the embedded task: how many rows to make."""
     prompt_field: str = ""
     """Field with the prompt (text or chat messages), dots reach inside. Empty: found from the row's shape
-    (`prompt`, `messages`, `question`, `problem`, `query`, `question_content`)."""
+    (`prompt`, `messages`, `question`, `problem`, `query`, `question_content`). The answer at a conversation's end is
+    left out. Messages, and a row's `tools`, may have all that the model's chat template writes."""
     prompt_template: str = ""
     """The prompt as a text with {fields} of the row, instead of one field. A list's entries stand on lines of their
     own."""
@@ -184,13 +185,14 @@ class JudgedDataConfig(DataConfig):
     """Where judged responses come from."""
 
     outcome_field: str = ""
-    """Field with the outcome of a response in [0, 1]. Empty: `outcome`, `correct` or `label`."""
+    """Field with the outcome of a response in [0, 1]. Empty: `outcome`, `correct` or `label`; rows with `chosen` and
+    `rejected` need none."""
     steps_field: str = "steps"
     """Field with the steps of a response, a list of texts, for loss=steps; joined by blank lines they are the
-    response."""
+    response. `completions` will do, and an `input` of the problem and its steps, each with a mark (Math-Shepherd)."""
     labels_field: str = ""
     """Field with a label for each step (in [0, 1], or +1 and -1), or the index of the first wrong step (-1: none), from
-    which on all count as wrong; for loss=steps. Empty: `labels` or `label`."""
+    which on all count as wrong; for loss=steps; + and - will do. Empty: `labels`, `label`, `values` or `value`."""
 
 
 class LoRAConfig(Section):
