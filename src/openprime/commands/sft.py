@@ -66,7 +66,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
     sampler = sampling_model(lm.model, place) if held_out else lm.model
     engine = TransformersEngine(sampler, place, tokenizer, end_tokens(lm.model, tokenizer), config.sequences)
     if held_out and sampler is lm.model:
-        engine.try_out()
+        engine.try_out(remedy="leave eval_data.source empty")
     seen = (identity(row.prompt_ids, row.response_ids) for row in data.rows)
     run = Run(config, "sft", data=seen)  # last: what is wrong is said before a folder is made
     for note in notes:

@@ -128,11 +128,12 @@ class TransformersEngine:
     def sleep(self) -> None:
         """Nothing of its own to give back."""
 
-    def try_out(self) -> None:
+    def try_out(self, remedy: str = "set engine.kind=vllm or server where vLLM knows it") -> None:
         """See whether sampled tokens have the log-probabilities of the model's own forward pass over each row alone.
 
         Where they have not with padding (a state that padding changes), only prompts of one length are decoded
-        together. Raises UserError for a model that cannot be sampled from. Once, with the weights in place.
+        together. Raises UserError for a model that cannot be sampled from; `remedy` says what to do. Once, with the
+        weights in place.
         """
         said = "it takes no cache"
         for pads in (True, False) if self.cache_name else ():
@@ -144,7 +145,7 @@ class TransformersEngine:
                 said = str(error)
         raise UserError(
             f"a {self.model.config.model_type} model cannot be sampled from with engine.kind=transformers ({said}): "
-            "set engine.kind=vllm or server where vLLM knows it"
+            + remedy
         )
 
     @torch.no_grad()
