@@ -205,6 +205,22 @@ def test_read_judged__of_another_vocabulary_the_text_is_encoded(read, generated,
     assert data.notes[0].startswith("1 of 1 responses have no token ids of this model's vocabulary")
 
 
+def test_group_row__tools_come_along(read, tokenizer):
+    """As the model was asked with them, so is the PRM."""
+    tokenizer.chat_template = "{% for t in tools or [] %}{{ t.name }}{% endfor %}" + tokenizer.chat_template
+    group = Group(
+        Prompt("p", (), "q", "7", {"tools": [{"name": "add"}], "id": 3}),
+        (Response((40, END), (), "x", False, 1),),
+        0,
+    )
+    row = group_row(0, group, PromptFormat(), vocabulary_id(tokenizer))
+    assert row["tools"] == [{"name": "add"}]
+    data = read(row, {key: value for key, value in row.items() if key != "tools"})
+    asked = [tokenizer.decode(one.prompt.token_ids) for one in data.rows]
+    assert asked == ["add<|user|>q<|end|><|assistant|>", "<|user|>q<|end|><|assistant|>"]
+    assert data.prompts == 2
+
+
 def test_read_judged__a_prompt_on_several_lines_is_one_group(read, generated):
     lines = [
         generated("a", ((40, END), 1.0)),

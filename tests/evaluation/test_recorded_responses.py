@@ -209,7 +209,7 @@ def test_mark_bare__a_reference_of_several_words_is_an_answer_too():
         ({"responses": "2"}, ", responses: expected a list with at least one entry, found '2'"),
         ({"response": "2", "id": 3}, ': expected {"responses": [...]}, found the fields response, id'),
         ({}, ': expected {"responses": [...]}, found the fields (none)'),
-        ({"responses": ["2", "3", "\ud83d"]}, ", responses[2]: half a character"),
+        ({"responses": ["2", "3", "\ud83d"]}, ": half a character (a lone surrogate"),
         (
             {"responses": ["2"]},
             ": 1 responses, other lines have more: use the first of each with --samples 1",

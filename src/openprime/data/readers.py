@@ -311,7 +311,7 @@ def known_fields(rows: list[Row]) -> str:
 
     found = [*islice(dict.fromkeys(path for row in rows[:100] for path in paths(row, "")), MOST_FIELDS + 1)]
     shown = [path if path.isprintable() and len(path) < 80 else f"{path!r:.80}" for path in found]
-    return ", ".join([*shown[:MOST_FIELDS], *["..."] * (len(found) > MOST_FIELDS)]) or "none"
+    return ", ".join([*shown[:MOST_FIELDS], *["..."] * (len(found) > MOST_FIELDS)]) or "(none)"
 
 
 def identity(*parts: Any) -> bytes:
