@@ -188,8 +188,8 @@ def test_pool__the_import_of_math_verify_is_on_nobodys_clock(
         "def score(prompts, completions, answer, **columns):\n"
         "    return [v.outcome for v in verify_math(Prompt('', (), prompts[0], answer[0]), completions)]\n"
     )
-    answer = r"\sin^2 x + \frac{\ln x}{2}"
-    texts = [r"\boxed{\frac{\ln x + 2 \sin^2 x}{2}}", r"\boxed{\sin^3 x}"]
+    answer = r"\int_0^1 x^2 dx"  # nothing else decides this one
+    texts = [r"\boxed{1/3}", r"\boxed{1/4}"]
     monkeypatch.setattr(pool_module, "MATH_SECONDS", 20.0)
     seen, receive = [], pool_module.receive
 
