@@ -144,6 +144,41 @@ def test_check_folder__damaged_records_are_named_in_a_line(begun: Path, name: st
     assert "\n" not in str(error.value)
 
 
+DATA = [b"a", b"", b"c"]
+
+
+@pytest.mark.parametrize(
+    ("data", "grows", "said"),
+    [
+        (DATA, False, None), (DATA, True, None), ([*DATA, b"d"], True, None),
+        ([*DATA, b"d"], False, "3 items then, 4 now. "), (DATA[:2], True, "3 items then, 2 now. "),
+        ([], True, "3 items then, 0 now. "), ([b"", b"a", b"c"], True, "3 items then, 3 now, others or in another order"),
+        ([b"ac", b"", b""], False, "others or in another order"), ([b"x", *DATA[1:], b"d"], True, "3 items then, 4 now"),
+    ],
+)  # fmt: skip
+def test_open_folder__goes_on_with_the_data_that_it_was_begun_with(
+    tmp_path: Path, data, grows: bool, said: str | None
+):
+    open_folder(config(tmp_path / "run"), "rl", DATA)
+    before = (tmp_path / "run" / "data.json").read_bytes()
+    if said is None:
+        open_folder(config(tmp_path / "run", resume=True), "rl", data, grows)
+        open_folder(config(tmp_path / "run", resume=True), "rl", data)  # with what had come behind
+        return
+    with pytest.raises(UserError, match=f"was begun with other data: .*{said}"):
+        open_folder(config(tmp_path / "run", resume=True), "rl", data, grows)
+    assert (tmp_path / "run" / "data.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", [*DAMAGED, "{}", '{"items": "3", "sha256": 1}', '{"items": 3}'])
+def test_open_folder__a_damaged_fingerprint_is_named_in_a_line(tmp_path: Path, text: str):
+    open_folder(config(tmp_path / "run"), "rl", DATA)
+    (tmp_path / "run" / "data.json").write_text(text)
+    with pytest.raises(UserError, match=r"data\.json is damaged|was begun with other data") as error:
+        open_folder(config(tmp_path / "run", resume=True), "rl", DATA)
+    assert "\n" not in str(error.value)
+
+
 def test_open_folder__what_cannot_be_a_folder_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to("loop")

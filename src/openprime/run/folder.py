@@ -82,15 +82,18 @@ def same_data(folder: Path, data: Iterable[bytes], resume: bool, grows: bool) ->
     """A fingerprint of the data; raises UserError where a folder that goes on was begun with other ones."""
     path, digest, count = folder / "data.json", hashlib.sha256(), 0
     before = _read(path, json.loads) if resume and path.is_file() else None
-    beginning = digest.hexdigest()  # of as many items as there were
+    items, beginning = (
+        before.get("items") if before else 0,
+        digest.hexdigest(),
+    )  # of as many items as there were
     for count, item in enumerate(data, 1):
         digest.update(hashlib.sha256(item).digest())
-        if before and count == before.get("items"):
+        if count == items:
             beginning = digest.hexdigest()
-    if before and (beginning != before.get("sha256") or (count > before["items"] and not grows)):
+    if before and (beginning != before.get("sha256") or (count != items and not grows)):
         raise UserError(
-            f"{folder} was begun with other data: {before['items']:,} items then, {count:,} now"
-            + (", others or in another order" if count == before["items"] else "")
+            f"{folder} was begun with other data: {items} items then, {count} now"
+            + (", others or in another order" if count == items else "")
             + ". Resume with the same data, or start a new run with another --out"
         )
     return {"items": count, "sha256": digest.hexdigest()}
