@@ -29,6 +29,7 @@ Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, le=1e6), zero_or(1e-12)]
 Scale = Annotated[float, Field(ge=1e-6, le=1e6)]
+Norm = Annotated[float, Field(ge=1e-6, le=1e12)]
 Seconds = Annotated[float, Field(ge=1e-3, le=1e6)]
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
 TemperatureOr0 = Annotated[float, Field(ge=0, le=100), zero_or(0.01)]
@@ -220,7 +221,7 @@ class OptimizerConfig(Section):
     """AdamW's decoupled weight decay."""
     beta2: Annotated[float, Field(ge=1e-6, lt=1)] = 0.999
     """AdamW's second-moment decay."""
-    clip_grad: Scale = 1.0
+    clip_grad: Norm = 1.0
     """Largest global gradient norm."""
     tokens_per_microbatch: Positive = 16384
     """Tokens in one forward and backward pass; bounds memory, changes no result. At most 2,048 on a CPU, where
@@ -468,7 +469,7 @@ class DistillPRMConfig(OptimizerConfig):
     """The implicit process reward model that distillation learns anew in every step."""
 
     lr: Rate = 1e-6
-    clip_grad: Scale = 10.0
+    clip_grad: Norm = 10.0
     minibatch: Count = 0
     """Responses in one optimiser step, in whole groups where pairs are compared; 0 is the whole batch."""
 
