@@ -152,8 +152,9 @@ DATA = [b"a", b"", b"c"]
     [
         (DATA, False, None), (DATA, True, None), ([*DATA, b"d"], True, None),
         ([*DATA, b"d"], False, "3 items then, 4 now. "), (DATA[:2], True, "3 items then, 2 now. "),
-        ([], True, "3 items then, 0 now. "), ([b"", b"a", b"c"], True, "3 items then, 3 now, others or in another order"),
-        ([b"ac", b"", b""], False, "others or in another order"), ([b"x", *DATA[1:], b"d"], True, "3 items then, 4 now"),
+        ([], True, "3 items then, 0 now. "), ([b"", b"a", b"c"], True, "3 now, others or in another order"),
+        ([b"ac", b"", b""], False, "others or in another order"),
+        ([b"x", *DATA[1:], b"d"], True, "3 items then, 4 now"),
     ],
 )  # fmt: skip
 def test_open_folder__goes_on_with_the_data_that_it_was_begun_with(

@@ -83,14 +83,14 @@ def same_data(folder: Path, data: Iterable[bytes], resume: bool, grows: bool) ->
     path, digest, count = folder / "data.json", hashlib.sha256(), 0
     before = _read(path, json.loads) if resume and path.is_file() else None
     items, beginning = (
-        before.get("items") if before else 0,
+        before.get("items") if before is not None else 0,
         digest.hexdigest(),
     )  # of as many items as there were
     for count, item in enumerate(data, 1):
         digest.update(hashlib.sha256(item).digest())
         if count == items:
             beginning = digest.hexdigest()
-    if before and (beginning != before.get("sha256") or (count != items and not grows)):
+    if before is not None and (beginning != before.get("sha256") or (count != items and not grows)):
         raise UserError(
             f"{folder} was begun with other data: {items} items then, {count} now"
             + (", others or in another order" if count == items else "")
