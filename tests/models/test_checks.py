@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -242,6 +243,15 @@ def test_load_tokenizer__with_code_of_its_own_is_refused(copy: Callable[[str], P
     (folder / "code.py").write_text("raise SystemExit(9)")
     with pytest.raises(UserError, match="its tokenizer comes with Python code"):
         load_tokenizer(str(folder))
+
+
+def test_load__no_code_of_a_model_is_run_wherever_one_is_read():
+    """On a terminal transformers asks where it is not told."""
+    source = Path(__file__).parents[2] / "src" / "openprime"
+    pattern = r"Auto\w+\.from_(?:pretrained|config)\((?:[^()]|\([^()]*\))*\)"
+    calls = [call for file in source.rglob("*.py") for call in re.findall(pattern, file.read_text())]
+    assert len(calls) >= 7
+    assert [call for call in calls if "trust_remote_code=False" not in call] == []
 
 
 def test_check_weights__names_come_in_the_order_of_the_layers():

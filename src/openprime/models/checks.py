@@ -89,7 +89,7 @@ def check_weights(
 
 def check_finite(name: str, model: PreTrainedModel) -> None:
     """Raise UserError where weights are no numbers, or beyond any that training gives; every rank calls it."""
-    wrong = [key for key, weight in model.named_parameters() if not _sane(weight)]
+    wrong = [key for key, weight in model.state_dict().items() if not _sane(weight)]
     wrong = sorted({key for keys in gather(wrong) for key in keys})
     if wrong:
         raise UserError(
@@ -99,7 +99,7 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
 
 def _sane(weight: Tensor) -> bool:
     own = weight.to_local() if isinstance(weight, DTensor) else weight
-    if not own.numel():
+    if not own.numel() or not own.is_floating_point():
         return True
     least, most = own.detach().aminmax()  # nan where there is one
     return bool((least > -LARGEST) & (most < LARGEST))

@@ -52,16 +52,12 @@ def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel
     """
     config = read_architecture(name)
     generation = read_generation(name, config)
-    options: Any = {
-        "dtype": torch.float32,
-        "trust_remote_code": False,
-        "generation_config": GenerationConfig(),
-    }
+    # What does not fit is said by check_weights.
+    options: Any = {"ignore_mismatched_sizes": True, "output_loading_info": True, "dtype": torch.float32}
     try:
         with _quiet():
-            # What does not fit is said by check_weights.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, **options, ignore_mismatched_sizes=True, output_loading_info=True
+                name, trust_remote_code=False, generation_config=GenerationConfig(), **options
             )
     except Exception as error:  # not our code: anything may come
         raise UserError(f"{name}: its weights cannot be read: {first_line(error)}") from error

@@ -40,7 +40,7 @@ def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> list[s
         )
     first = name if not has_adapters(model) else model.active_adapters()[0]
     chosen = [layer for layer in layers if layer.split(".")[-1] in (config.targets or known)]
-    notes = [] if config.targets else _left_out(model, set(chosen))
+    notes = _left_out(model, set(chosen), least=3 if config.targets else 2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant
         warnings.filterwarnings("ignore", "While injecting the PEFT adapters")  # names, not a rule for names
@@ -85,8 +85,11 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     return found
 
 
-def _left_out(model: PreTrainedModel, adapted: set[str]) -> list[str]:
-    """A note on the matrices of the blocks that get no adapter, where they are a hundredth of all or more."""
+def _left_out(model: PreTrainedModel, adapted: set[str], least: int) -> list[str]:
+    """A note on the matrices of the blocks that get no adapter, where they are a hundredth of all or more.
+
+    Of at least so many dimensions: routed experts have three.
+    """
     embedded = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     head: Any = model.get_output_embeddings()
     outside = embedded | {id(p) for p in head.parameters()}
@@ -100,7 +103,8 @@ def _left_out(model: PreTrainedModel, adapted: set[str]) -> list[str]:
             [part for part in plain.removesuffix(".weight").split(".") if not part.isdigit()][-2:]
         )
         sizes[kind] += parameter.numel()
-        left[kind] += 0 if plain.removesuffix(".weight") in adapted else parameter.numel()
+        if parameter.dim() >= least and plain.removesuffix(".weight") not in adapted:
+            left[kind] += parameter.numel()
     share = left.total() / max(1, sizes.total())
     names = ", ".join(kind for kind, size in left.most_common(4) if size)
     return [f"lora: no adapter for {share:.0%} of the blocks' weights ({names})"] if share >= 0.01 else []
@@ -180,7 +184,7 @@ def merged_model(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     if not adapter:
         return model
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(model.config)
+        plain = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
     weights = (
         (name, tensor if world() == 1 else tensor.cpu()) for name, tensor in merged_tensors(model, adapter)
     )

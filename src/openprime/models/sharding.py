@@ -44,7 +44,7 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
     config = read_architecture(name)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # not our code: anything may come
         raise UserError(f"{name}: its config.json cannot be used: {first_line(error)}") from error
     model.generation_config = read_generation(name, config)
@@ -124,7 +124,8 @@ def sampling_model(model: PreTrainedModel, place: Placement) -> PreTrainedModel:
     if not isinstance(model, FSDPModule):
         return model
     with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float32)
+        own = copy.deepcopy(model.config)
+        whole = AutoModelForCausalLM.from_config(own, dtype=torch.float32, trust_remote_code=False)
     if place.bfloat16:
         for block in blocks(whole):
             block.to(torch.bfloat16)

@@ -78,9 +78,9 @@ def read_shape(name: str) -> Shape:
     Raises UserError where there is no configuration of a causal language model.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{name}: no configuration of a causal language model to read ({str(error).splitlines()[0]}): name a model "
