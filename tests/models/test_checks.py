@@ -8,13 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Linear
+from torch.nn.functional import linear
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from openprime.config import LoRAConfig
 from openprime.models.checks import check_rows, check_scoring, check_weights, embeddings, positions
 from openprime.models.hub import (
     load_model,
@@ -24,6 +28,7 @@ from openprime.models.hub import (
     save_model,
 )
 from openprime.models.lm import LM
+from openprime.models.lora import add_adapter
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.types import UserError
 from support.architectures import make as make_architecture
@@ -404,3 +409,85 @@ def test_load_trained__two_ranks_refuse_the_same_in_one_line_each(whole: dict[st
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("refused") == len(chosen) >= 12
+
+
+# What will be exported
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "said"),
+    [
+        ("Llama", (), ""),
+        ("Llama", ("q_proj",), ""),
+        ("Qwen3-MoE", (), "experts.gate_up_proj, experts.down_proj"),
+        ("Qwen3-MoE", ("q_proj", "v_proj"), "experts.gate_up_proj, experts.down_proj"),
+        ("DeepSeek-V3", ("gate_proj", "up_proj", "down_proj"), "experts.gate_up_proj, experts.down_proj"),
+        ("Mamba", (), "mixer.out_proj"),
+    ],
+)
+def test_add_adapter__says_what_of_the_blocks_gets_none(name: str, targets: tuple[str, ...], said: str):
+    pytest.importorskip("peft")
+    notes = add_adapter(make_architecture(name), "policy", LoRAConfig(rank=2, targets=targets))
+    assert len(notes) == bool(said)
+    assert said in "".join(notes)
+
+
+def test_add_adapter__shared_experts_and_dense_layers_get_one_where_routed_experts_do_not():
+    pytest.importorskip("peft")
+    model = make_architecture("DeepSeek-V3")
+    add_adapter(model, "policy", LoRAConfig(rank=2))
+    adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    layers = {
+        name for name, module in make_architecture("DeepSeek-V3").named_modules() if type(module) is Linear
+    }
+    assert adapted == layers - {"lm_head"}
+    assert {"model.layers.0.mlp.gate_proj", "model.layers.1.mlp.shared_experts.up_proj"} <= adapted
+
+
+@pytest.mark.parametrize("target", ["dt_proj", "out_proj"])
+def test_add_adapter__a_layer_whose_weight_a_mixer_takes_itself_is_none_to_adapt(target: str):
+    pytest.importorskip("peft")
+    with pytest.raises(UserError, match=rf"\['{target}'\]: not among .* in_proj, x_proj"):
+        add_adapter(make_architecture("Mamba"), "policy", LoRAConfig(rank=2, targets=(target,)))
+
+
+def adapted() -> PreTrainedModel:
+    model = make("qwen2")
+    add_adapter(model, "policy", LoRAConfig(rank=2))
+    return model
+
+
+def adapter_values(model: PreTrainedModel) -> Tensor:
+    return torch.cat([p.detach().flatten() for name, p in model.named_parameters() if ".lora_B." in name])
+
+
+def test_try_save__gives_an_adapter_values_and_takes_them_away(tokenizer: PreTrainedTokenizerBase):
+    pytest.importorskip("peft")
+    model, state = adapted(), torch.manual_seed(3).get_state()
+    LM(model, adapter="policy").try_save(tokenizer)
+    assert not adapter_values(model).any()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_try_save__an_adapter_that_the_forward_pass_does_not_see_is_refused(
+    tokenizer: PreTrainedTokenizerBase,
+):
+    pytest.importorskip("peft")
+    model = adapted()
+    mlp: Any = model.get_submodule("model.layers.0.mlp")
+    own = mlp.down_proj.base_layer.weight
+    mlp.forward = lambda x: linear(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x), own)
+    with pytest.raises(UserError, match="lora: the exported model would not be the trained one"):
+        LM(model, adapter="policy").try_save(tokenizer)
+    assert not adapter_values(model).any()
+
+
+def test_try_save__what_cannot_be_written_is_said_before_a_run(monkeypatch: pytest.MonkeyPatch):
+    unwritable = build_tokenizer(["a b c"], 280)
+
+    def fail(folder: Path) -> None:
+        raise KeyError("added_tokens")
+
+    monkeypatch.setattr(unwritable, "save_pretrained", fail)
+    with pytest.raises(UserError, match=r"could not be exported after training: KeyError: 'added_tokens'"):
+        LM(make("llama")).try_save(unwritable)
