@@ -566,6 +566,8 @@ def test_read_prompts__long_ones_are_dropped_and_counted(source, tokenizer):
         {"prompt": USER, "completion": [{"role": "assistant", "content": "two"}]},
         {"messages": TALK},
         {"messages": TALK, "response": "two"},
+        {"conversations": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "two"}]},
+        {"conversations": '[{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "two"}]'},
         {"question": "1+1?", "completion": "two"},
         {"a": "1", "b": "1", "completion": "two"},  # by data.prompt_template
     ],

@@ -331,6 +331,7 @@ def answer(text: str, **more: object) -> list[dict]:
         {"prompt": "Sky?", "chosen": [*ask("Sky?"), *answer("Blue.")], "rejected": [*ask("Sky?"), *answer("Red.")],
          "score_chosen": 9.0, "score_rejected": 1.5},
         {"chosen": json.dumps([*ask("Sky?"), *answer("Blue.")]), "rejected": [*ask("Sky?"), *answer("Red.")]},
+        {"trajectory": [{"from": "user", "value": "Sky?"}], "chosen": "Blue.", "rejected": "Red.", "id": 1},
         {"chosen": "Sky? Blue.", "rejected": "Sky? Red."},
         {"chosen": "Sky? Blue.", "rejected": "Sky? Black."},  # a word is not cut
     ],
@@ -348,7 +349,11 @@ def test_read_judged__preference_pairs(read, tokenizer, row: dict):
     ]
     assert [one.response.outcome for one in data.rows] == [1.0, 0.0]
     assert better.group == worse.group
-    assert data.notes == []
+    alone = str(row["chosen"]).startswith("Sky? ")
+    assert (
+        data.notes
+        == ["no field of a prompt: it is what chosen and rejected begin with, such as 'Sky?'"] * alone
+    )
 
 
 def test_read_judged__each_pair_is_compared_by_itself(read):

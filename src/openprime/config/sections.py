@@ -135,8 +135,9 @@ class DataConfig(PromptFormat):
     """Use the first so many rows; 0 is all. For the embedded task: how many rows to make."""
     prompt_field: str = ""
     """Field with the prompt (text or chat messages), dots reach inside. Empty: found from the row's shape
-    (`prompt`, `messages`, `question`, `problem`, `query`, `question_content`). The answer at a conversation's end is
-    left out. Messages, and a row's `tools`, may have all that the model's chat template writes."""
+    (`prompt`, `messages`, `question`, `problem`, `query`, `question_content`, `conversations`, `trajectory`). The
+    answer at a conversation's end is left out. Messages, and a row's `tools`, may have all that the model's chat
+    template writes."""
     prompt_template: str = ""
     """The prompt as a text with {fields} of the row, instead of one field. A list's entries stand on lines of their
     own."""

@@ -29,6 +29,8 @@ SYSTEM = (
 """The published system message, word for word: models trained with it expect it."""
 
 
+ROLES = {"human": "user", "gpt": "assistant"}
+"""What ShareGPT calls them."""
 Said = str | dict[str, Any] | tuple[int, ...]
 """A response: a text, a message of the assistant, or the tokens that were sampled."""
 
@@ -70,23 +72,35 @@ def read_message(value: object, where: str) -> dict[str, Any]:
     return kept
 
 
-def parsed(value: object, key: str = "role") -> Any:
-    """A value as it is, or the list that it has as JSON, where it is one of objects with this key each."""
+def parsed(value: object) -> Any:
+    """A value as it is; messages also where it has them as JSON, or with `from` and `value` (ShareGPT)."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        if isinstance(found, list) and found and all(isinstance(one, dict) and key in one for one in found):
-            return found
+        found = _from_json(value)
+        value = found if found and all("role" in one or "from" in one for one in found) else value
+    if isinstance(value, list) and all(
+        isinstance(one, dict) and {"from", "value"} <= one.keys() for one in value
+    ):
+        return [
+            {k: v for k, v in one.items() if k not in ("from", "value")}
+            | {"role": ROLES.get(str(one["from"]), one["from"]), "content": one["value"]}
+            for one in value
+        ]
     return value
+
+
+def _from_json(text: str) -> list[dict[str, Any]]:
+    """The objects of a list in JSON; none where it is not one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) and all(isinstance(one, dict) for one in found) else []
 
 
 def read_tools(row: dict[str, Any], where: str) -> Tools:
     """What the row's `tools` say that the assistant may call. Raises UserError, which begins with `where`."""
     tools = row.get("tools")
-    if isinstance(tools, str):
-        tools = parsed(parsed(tools, "type"), "name")
+    tools = _from_json(tools) or tools if isinstance(tools, str) else tools
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -171,7 +185,7 @@ def encode_turns(
     plain = _encode_plain(chats, names, given, tokenizer) if template is None else []
     bodies = [body + end for _, body, end in rows]
     turns = []
-    for i, (ids, starts) in enumerate(_encode_with_starts(bodies, tokenizer)):
+    for i, (ids, starts) in enumerate(_encode_with_starts(bodies, tokenizer, texts)):
         (head, body, _), said = rows[i], responses[i]
         begin = len(known[head])
         if isinstance(said, tuple):
@@ -180,7 +194,7 @@ def encode_turns(
             if ids[:begin] == known[head]:
                 ids, starts = ids[begin:], starts[begin:]
             else:  # a token that reaches from the prompt into the response, which no sampled one does
-                ((ids, starts),) = _encode_with_starts([bodies[i][len(head) :]], tokenizer)
+                ((ids, starts),) = _encode_with_starts([bodies[i][len(head) :]], tokenizer, texts)
                 starts = [start + len(head) for start in starts]
             if (template is None and whole[i]) or not ids:
                 ids, starts = [*ids, _end_of_sequence(tokenizer)], [*starts, len(body)]
@@ -281,10 +295,10 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[li
 
 
 def _encode_with_starts(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, wanted: bool
 ) -> list[tuple[list[int], list[int]]]:
-    """(token ids, where in the text each begins) of texts; no places where the tokenizer does not tell them."""
-    if not texts or not tokenizer.is_fast:
+    """(token ids, where in the text each begins) of texts; no places unless wanted and known to the tokenizer."""
+    if not (texts and wanted and tokenizer.is_fast):
         return [(ids, []) for ids in _encode(texts, tokenizer)]
     found: Any = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
     places = [[start for start, _ in row] for row in found["offset_mapping"]]

@@ -24,7 +24,16 @@ from openprime.data.chat import (
 from openprime.data.template import Messages, one_line
 from openprime.types import Prompt, UserError
 
-PROMPT_FIELDS = ("prompt", "messages", "question", "problem", "query", "question_content")
+PROMPT_FIELDS = (
+    "prompt",
+    "messages",
+    "question",
+    "problem",
+    "query",
+    "question_content",
+    "conversations",
+    "trajectory",
+)
 ANSWER_FIELDS = (
     "reward_model.ground_truth",
     "answer",

@@ -266,7 +266,7 @@ def read_judged(
     elif any(isinstance(row.get("responses"), list) for row in rows):
         found = _read_generated(config, rows, names, vocabulary_id(tokenizer), notes)
     elif not config.outcome_field and any("chosen" in row and "rejected" in row for row in rows):
-        found = _read_pairs(config, rows, names)
+        found = _read_pairs(config, rows, names, notes)
     else:
         found = _read_outcomes(config, rows, names, notes)
     kept = [one for one in found if one.outcome is not None]
@@ -374,7 +374,9 @@ def _read_outcomes(
     ]
 
 
-def _read_pairs(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> list[_Found]:
+def _read_pairs(
+    config: JudgedDataConfig, rows: list[Row], names: list[str], notes: list[str]
+) -> list[_Found]:
     """A better and a worse response a row, with a prompt of their own or beginning with it.
 
     As in TRL's preference data: `prompt`, `chosen` and `rejected`, texts or messages; or `chosen` and `rejected` alone,
@@ -382,7 +384,7 @@ def _read_pairs(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> 
     """
     asks = bool(config.prompt_template) or field_of(config, rows, "prompt_field", PROMPT_FIELDS) != ""
     prompts: Sequence[Any] = prompts_of(config, rows, names) if asks else [None] * len(rows)
-    found = []
+    found, shared = [], ""
     for name, row, prompt, verifier in zip(names, rows, prompts, verifiers_of(config, rows), strict=True):
         better, worse = (parsed(row.get(key)) for key in ("chosen", "rejected"))
         if isinstance(better, list) and isinstance(worse, list) and max(len(better), len(worse)) > 1:
@@ -393,12 +395,17 @@ def _read_pairs(config: JudgedDataConfig, rows: list[Row], names: list[str]) -> 
             prompt, better, worse = better[:-1], better[-1:], worse[-1:]
         elif prompt is None and isinstance(better, str) and isinstance(worse, str):
             prompt = PARTIAL.sub("", beginning(better, worse))
+            shared = shared or prompt
             better, worse = better[len(prompt) :], worse[len(prompt) :]
         messages = complete(read_messages(prompt, f"{name}: its prompt"), name, config, verifier)
         tools = read_tools(row, name)
         for outcome, key, said in ((1.0, "chosen", better), (0.0, "rejected", worse)):
             response = _response(said, f"{name}, {key}")
             found.append(_Found(name, messages, response, outcome, tools=tools, pair=name))
+    if shared:
+        notes.append(
+            f"no field of a prompt: it is what chosen and rejected begin with, such as {shared!r:.60}"
+        )
     return found
 
 
