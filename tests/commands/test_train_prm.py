@@ -579,7 +579,8 @@ def test_prm__settings_without_effect_are_noted(start: str, data: dict[str, str]
 
 
 def test_prm__a_loss_that_is_not_finite_names_the_way_back(start: str, data, tmp_path: Path, capsys):
-    args = arguments(start, data["ce"], tmp_path / "run", "--optimizer.lr", "1e30", "--save-every", "1")
+    args = arguments(start, data["ce"], tmp_path / "run", "--optimizer.lr", "1e6", "--save-every", "1")
+    args += ["--optimizer.weight-decay", "1e6"]
     assert main(args) == 1
     errors = capsys.readouterr().err
     assert "the optimiser step was not taken. The last good checkpoint is" in errors

@@ -7,18 +7,16 @@ import pytest
 from openprime.cli import main
 from openprime.engines.transformers import TransformersEngine
 from openprime.types import EngineError
-from support.tiny_runs import assert_same_run, metrics, rl, rl_args, weights
+from support.tiny_runs import assert_same_run, metrics, rl, rl_args
 
 FLAGS = ("--steps", "3", "--save-every", "0", "--filter.low", "0", "--filter.high", "1", "--eval.every", "2")
 
 
 @pytest.mark.parametrize(
-    ("call", "saved", "rows"),
-    [(3, 1, [0, 1]), (4, 2, [0, 1, 2])],
-    ids=["sampling of step 2", "evaluation of step 2"],
+    ("call", "saved"), [(3, 1), (4, 2)], ids=["sampling of step 2", "evaluation of step 2"]
 )
 def test_train__the_run_is_saved_says_so_and_goes_on(
-    model: Path, tmp_path: Path, call: int, saved: int, rows: list[int], monkeypatch, capsys
+    model: Path, tmp_path: Path, call: int, saved: int, monkeypatch, capsys
 ):
     """Calls of `generate`: evaluation, step 1, step 2, evaluation, step 3, evaluation."""
     calls = 0
@@ -39,12 +37,8 @@ def test_train__the_run_is_saved_says_so_and_goes_on(
     assert "it is gone" in said.err
     assert f"saved after step {saved}" in said.out
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == [f"step-{saved:06d}"]
-    assert [row["step"] for row in metrics(tmp_path / "cut")] == rows
-    cut = rl(model, tmp_path / "cut", *FLAGS, "--resume")
-    if saved == 1:
-        assert_same_run(cut, whole, "model", "prm")
-    else:  # what would have been measured at the end of step 2 is lost, the step is not
-        rows = metrics(whole)
-        assert rows[2].pop("eval/greedy") >= 0
-        assert metrics(cut) == rows
-        assert weights(cut / "model") == weights(whole / "model")
+    assert [row["step"] for row in metrics(tmp_path / "cut")] == [0, 1]
+    cut = rl(
+        model, tmp_path / "cut", *FLAGS, "--resume"
+    )  # what was broken off at the end of step 2 is measured first
+    assert_same_run(cut, whole, "model", "prm")
