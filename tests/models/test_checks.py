@@ -29,6 +29,7 @@ from openprime.models.hub import (
 )
 from openprime.models.lm import LM
 from openprime.models.lora import add_adapter
+from openprime.models.placement import Placement
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.types import UserError
 from support.architectures import make as make_architecture
@@ -379,6 +380,14 @@ def test_positions__end_where_rotation_begins_to_depend_on_the_longest_row(name:
 def test_check_scoring__a_model_that_cannot_be_compared_is_refused(name: str, message: str):
     with pytest.raises(UserError, match=message):
         check_scoring("it", LM(make_architecture(name)))
+
+
+def test_check_scoring__what_fails_in_bfloat16_alone_is_refused_there():
+    """DBRX adds its experts' results in another precision."""
+    model = make_architecture("DBRX")
+    check_scoring("it", LM(model))
+    with pytest.raises(UserError, match=r"a dbrx model cannot be used: .*BFloat16"):
+        check_scoring("it", LM(model, Placement(bfloat16=True)))
 
 
 def test_check_scoring__takes_a_temperature_and_a_model_in_training_mode():

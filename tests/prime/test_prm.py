@@ -68,8 +68,8 @@ def prm(folders: tuple[str, str]) -> ImplicitPRM:
 
 
 def logprobs(name: str, prompt_ids: list[int], response_ids: list[int]) -> list[float]:
-    """log p of each response token by transformers alone, in float64."""
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float64)
+    """log p of each response token by transformers alone, in float64, with the soft caps that `sdpa` leaves out."""
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float64, attn_implementation="eager")
     with torch.no_grad():
         table = model(torch.tensor([prompt_ids + response_ids])).logits.log_softmax(-1)[0]
     first = len(prompt_ids) - 1
