@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from openprime.types import Prompt
 from openprime.verifiers import math
-from openprime.verifiers.math import TIDYING, canonical_answer, extract_answer, verify_math
+from openprime.verifiers.math import canonical_answer, extract_answer, verify_math
+from openprime.verifiers.normal_form import SYNONYMS, TIDYING, tidy
 from support.benchmark_files import needs_files, rows_of
 
 
@@ -47,11 +48,25 @@ def boxed(answer, prediction, question="How much?"):
         (r"boxed{5}", None), ("steps\n#### 18", "18"), ("#### 1\n#### 2\nbye", "2"),
         ("  ####  $18.50 \nmore", "$18.50"), ("see #### 18", None), ("##### 18", None), ("####", None),
         ("#### \n18", None), ("\\boxed{5}\n#### 6", "6"), ("#### 6\n\\boxed{5}", "5"),
-        (r"#### \boxed{5}", "5"),
+        (r"#### \boxed{5}", "5"), (r"\boxed 5", "5"), (r"so \boxed -3.5.", "-3.5"), (r"\fbox7", "7"),
+        (r"$\boxed C$", "C"), (r"use \boxed to give it", None), (r"\boxed Count", None),
     ],
 )  # fmt: skip
 def test_extract_answer__takes_the_last(text, answer):
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("response", "boxed_reason", "last_box_reason"),
+    [
+        (r"first \boxed{5}, no: \boxed{7}", "wrong", "right"), (r"\boxed{7} or \boxed{5}", "wrong", "wrong"),
+        (r"\boxed{5}\boxed{6}\boxed{7} #### 8", "wrong", "right"), ("#### 7", "no_answer", "no_answer"),
+        (r"\boxed{7}, again \boxed{7.0}", "right", "right"), (r"\boxed{7} \boxed{}", "right", "right"),
+    ],
+)  # fmt: skip
+def test_verify_math__last_box_counts_the_last_one_alone(response, boxed_reason, last_box_reason):
+    for answers, reason in (("boxed", boxed_reason), ("last_box", last_box_reason)):
+        assert [v.reason for v in verify_math(ask("7"), [response], answers=answers)] == [reason]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +111,11 @@ def test_extract_answer__finds_what_balanced_braces_hold(content):
 def test_tidying__every_example_holds(pattern, replacement, before, after):
     assert re.sub(pattern, replacement, before) == after != before
     assert boxed(after, before) == boxed(before, after) == "right"
+
+
+@pytest.mark.parametrize(("name", "written"), SYNONYMS.items())
+def test_synonyms__are_written_in_one_way(name, written):
+    assert tidy(rf"1\{name} 2") == tidy(f"1{written}2") != tidy(r"1\unknown 2")
 
 
 RIGHT = [
@@ -190,19 +210,83 @@ def test_verify_math__unequal_answers_are_wrong(answer, prediction):
 
 
 REJECTED = [
-    ("x+5", "(x+y+z+w)^{1000}"), (r"\sqrt{5}", r"\sqrt{" * 20 + "5" + "}" * 20), ("x!", "x!!"),
-    (r"e^{x^2}", r"x^{y^{z}}9^{9^9}"), (r"\sqrt{x}", "x^{999}"), (r"\sqrt{x}", r"\cos^{20} x\sin^{20} x"),
-    (r"\sqrt{x}", r"\tan^{15}(x+y+z)"), (r"\sqrt{x}", "(a+b+c+d+e+f+g+h)^{9}"),
-    (r"\sqrt{x}", r"(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+x)^{20}"), ("x+5", "x" * 201),
-    ("x!+" * 60 + "y", "x+" * 120 + "y"), ("5", "(" * 3000 + "5" + ")" * 3000), ("5", "9^{9^9}"),
-    ("5", "100000000!"), ("5", r"\binom{10^7}{10^6}"),
+    (r"\sqrt{5}", "9^{99999}"), ("5", "9^{9^9}"), ("5", "100000000!"), ("5", r"\binom{10^7}{10^6}"),
+    ("x+5", "x" * 201), (r"\int_0^1 x!", r"\int_0^1 x!!"), (r"\max(a,b)", r"\max(a,b^{9^{9}})"),
+    (r"\max(a,b)", r"\max(a,b)^{10000}"), (r"\max(a,b)", r"\sum_{i=1}^{9} i"),
+    (r"\max(a,b)", r"\max(\sin a,\sin b,\sin c,\sin d,\sin e,\sin f,\sin g,\sin h,\sin k)"),
 ]  # fmt: skip
-"""They would be slow to compute, and hold more of what is slow than the reference does."""
+"""They would be slow to compute, or hold more of what is slow than the reference does."""
 
 
 @pytest.mark.parametrize(("answer", "prediction"), REJECTED)
 def test_verify_math__predictions_that_cost_too_much_are_rejected(answer, prediction):
     assert boxed(answer, prediction) == "rejected"
+
+
+QUICK = [
+    ("x+5", "(x+y+z+w)^{1000}"), (r"\sqrt{5}", r"\sqrt{" * 20 + "5" + "}" * 20), ("x!", "x!!"),
+    (r"e^{x^2}", r"x^{y^{z}}9^{9^9}"), (r"\sqrt{x}", "x^{999}"), (r"\sqrt{x}", r"\cos^{20} x\sin^{20} x"),
+    (r"\sqrt{x}", r"\tan^{15}(x+y+z)"), (r"\sqrt{x}", "(a+b+c+d+e+f+g+h)^{9}"),
+    (r"\sqrt{x}", r"(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+x)^{20}"), ("x!+" * 60 + "y", "x+" * 120 + "y"),
+    ("5", "(" * 3000 + "5" + ")" * 3000),
+]  # fmt: skip
+"""Slow for a computer algebra system, and decided by values."""
+
+
+@pytest.mark.parametrize(("answer", "prediction"), QUICK)
+def test_verify_math__costly_forms_are_compared_without_expanding_them(answer, prediction):
+    start = time.perf_counter()
+    assert boxed(answer, prediction) in ("wrong", "rejected")
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction", "expected"),
+    [
+        (r"\int_0^1 x^2\,dx", r"\int_0^1 x^{2} dx", "right"), (r"\int_0^1 x^2\,dx", r"\frac{1}{3}", "right"),
+        (r"\int_0^1 x^2\,dx", r"\frac{1}{4}", "wrong"), (r"\sum_{k=1}^{n} k^2", r"\sum_{k=1}^n k\cdot k", "right"),
+        (r"\sum_{k=1}^{n} k^2", r"\sum_{k=1}^n k^3", "wrong"), (r"\max(a,b)", r"\max(b,a)", "right"),
+        (r"\max(a,b)", r"\min(a,b)", "wrong"), (r"y=\int_0^x e^{t^2} dt", r"y = \int_0^x e^{t^{2}}dt", "right"),
+        (r"\frac{1}{3}", r"\int_0^1 x^2\,dx", "wrong"), (r"\int_0^1 3R^2", r"\int_0^1 3r^2", "wrong"),
+    ],
+)  # fmt: skip
+def test_verify_math__math_verify_reads_what_is_no_plain_expression(answer, prediction, expected):
+    assert boxed(answer, prediction) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction", "exact", "rounded"),
+    [
+        (r"\sqrt{2}", "1.41421", "wrong", "right"), (r"\sqrt{2}", "1.414214", "wrong", "right"),
+        (r"\sqrt{2}", "1.4142", "wrong", "wrong"), (r"\sqrt{2}", "1.41422", "wrong", "wrong"),
+        ("1/3", "0.333333", "wrong", "right"), ("1/3", "0.33333", "wrong", "wrong"),
+        (r"-\frac{2}{3}", "-0.666667", "wrong", "right"), (r"-\frac{2}{3}", "-0.666666", "wrong", "wrong"),
+        (r"\pi\text{ cm}", r"3.14159\text{ cm}", "wrong", "right"), (r"\pi", r"3.14159\text{ cm}", "wrong", "right"),
+        (r"(\pi,1)", "(3.14159,1)", "wrong", "right"), ("123456.7", "123457", "wrong", "wrong"),
+        (r"\frac{1}{45!}", "0.000000", "wrong", "wrong"), ("27648", "27647.9", "wrong", "wrong"),
+        ("x", "1.41421", "wrong", "wrong"),
+    ],
+)  # fmt: skip
+def test_verify_math__rounded_accepts_decimals_of_six_digits(answer, prediction, exact, rounded):
+    for setting, expected in ((False, exact), (True, rounded)):
+        (verdict,) = verify_math(ask(answer), [rf"\boxed{{{prediction}}}"], rounded=setting)
+        assert verdict.reason == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction", "question", "expected"),
+    [
+        ("1,234", "1234", "How many are there?", "right"), ("1,234", "1234", "", "wrong"),
+        ("1,234", "1234", "What are the solutions, separated by commas?", "wrong"),
+        ("so\n#### 1,234", "1234", "", "right"),
+        ("1,234", "234,1", "", "right"), ("1,034", "1034", "", "right"), ("1,234", "1,234", "", "right"),
+        ("(1,234)", "1234", "How many are there?", "wrong"), ("1234", "1,234", "Find all solutions.", "right"),
+    ],
+)  # fmt: skip
+def test_verify_math__a_comma_is_one_of_thousands_where_no_list_is_asked_for(
+    answer, prediction, question, expected
+):
+    assert boxed(answer, prediction, question) == expected
 
 
 HOSTILE = [
@@ -238,6 +322,19 @@ PERCENTS = [{"role": "system", "content": "s"}, {"role": "user", "content": "Wha
 def test_verify_math__a_percent_sign_is_a_unit_in_questions_for_percents(
     answer, prediction, question, expected
 ):
+    assert boxed(answer, prediction, question) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction", "question", "expected"),
+    [
+        ("204", "204_5", "Express it in base 5.", "right"), ("204", "204_5", "Express it in base $5$.", "right"),
+        ("204", "204_{5}", "Express $413_5$ so.", "right"), ("204", "204_2", "Its base-two form?", "right"),
+        ("101", "101_2", "Write five in binary.", "right"), ("204", "204_6", "Express it in base 5.", "wrong"),
+        ("204", "204_5", "Express it.", "wrong"), ("204_5", "204_6", "In base 6?", "wrong"),
+    ],
+)  # fmt: skip
+def test_verify_math__a_base_is_that_of_the_question(answer, prediction, question, expected):
     assert boxed(answer, prediction, question) == expected
 
 
@@ -377,7 +474,7 @@ def test_verify_math__math_verify_is_not_imported_before_it_is_needed():
     code = (
         "import sys; from openprime.verifiers.math import verify_math; from openprime.types import Prompt;"
         "verify_math(Prompt('p', (), 'q', '5'), [r'\\boxed{5}', '#### 6']);"
-        "print([m for m in ('math_verify', 'sympy', 'torch', 'transformers') if m in sys.modules])"
+        "print([m for m in ('math_verify', 'sympy', 'mpmath', 'torch', 'transformers') if m in sys.modules])"
     )
     path = str(Path(__file__).parents[2] / "src")
     done = subprocess.run(

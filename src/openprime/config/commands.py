@@ -357,7 +357,7 @@ class BenchmarkConfig(Section):
     kind: Literal["answers", "first_error"] = "answers"
     """answers: responses are judged by a verifier. first_error: a PRM finds the first wrong step (ProcessBench)."""
     data: DataConfig = DataConfig(split="test", max_prompt_tokens=1_000_000, too_long="error")
-    answers: Literal["auto", "boxed", "hashes"] = "auto"
+    answers: Literal["auto", "boxed", "last_box", "hashes"] = "auto"
     """Mathematics: where a response has its answer."""
     max_response_tokens: Length = 3072
     """Longest response, in tokens."""

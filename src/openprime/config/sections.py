@@ -267,8 +267,12 @@ class VerifyConfig(Section):
 
     workers: Annotated[int, Field(ge=0, le=4096)] = 0
     """Processes; 0 is one a core."""
-    answers: Literal["auto", "boxed", "hashes"] = "auto"
-    """Mathematics: where a response has its answer. The last box, the last line `#### answer`, or the later one."""
+    answers: Literal["auto", "boxed", "last_box", "hashes"] = "auto"
+    """Mathematics: where a response has its answer. In boxes, in lines `#### answer`, or in what comes later; all must
+    be right, but with last_box, as public evaluations have it, only the last box."""
+    rounded_decimals: bool = False
+    """Mathematics: accept a decimal of six significant digits or more that rounds the reference (1.41421 for the root
+    of 2)."""
     seconds: Seconds = 60.0
     """Time that a user's function may take for the responses to one prompt."""
     code: CodeConfig = CodeConfig()

@@ -80,7 +80,8 @@ def make_verifier(name: str, options: dict[str, Any]) -> tuple[Verifier, str]:
     Raises ValueError for an unknown name, and for a module or function that is not there.
     """
     if name == "math":
-        return limited(functools.partial(math.verify_math, answers=options["answers"]), MATH_BYTES), ""
+        settings = {"answers": options["answers"], "rounded": options["rounded_decimals"]}
+        return limited(functools.partial(math.verify_math, **settings), MATH_BYTES), ""
     if name == "code":
         from openprime.verifiers.code import CodeOptions, verify_code
         from openprime.verifiers.sandbox import Limits, Sandbox
