@@ -1,10 +1,14 @@
 """The mathematics verifier beside math-verify called plainly: accuracy, false accepts, hostile input, speed.
 
 python benchmarks/math_verifier.py [--quick] [--data FOLDER] [--pool N]
+python benchmarks/math_verifier.py --cases FILE
 
 FOLDER holds math-500.jsonl, aime-2022-2024.jsonl, amc-2022-2023.jsonl, gsm8k-test.jsonl and gsm8k-train.jsonl.
 The pairs are math_pairs.jsonl beside this file. math-verify gets what its documentation shows: the reference
 as `$...$`, the whole response, `verify(gold, answer)`, and its own time limits of 5 seconds each.
+
+FILE has cases of your own, a JSON object a line: response, answer, expected (1 right, 0 wrong), why (the kind), if
+you like prompt (the question) and got ("1.0 right": an earlier verdict). The table counts right verdicts by kind.
 """
 
 import argparse
@@ -28,7 +32,6 @@ from rich.table import Table
 
 from openprime.types import Prompt
 from openprime.verifiers import math
-from openprime.verifiers.exact import read_exact
 from openprime.verifiers.pool import Pool
 
 FILES = {
@@ -84,15 +87,26 @@ Judge = Callable[[str, str, str], bool]
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--quick", action="store_true", help="a sample of everything")
     parser.add_argument("--pool", type=int, default=0, metavar="N", help="also a pool of N workers")
+    parser.add_argument(
+        "--cases", type=Path, metavar="FILE", help="instead of all this, the cases of a file by kind"
+    )
     args = parser.parse_args()
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    if args.cases:
+        by_kind(args.cases)
+    else:
+        everything(args)
+
+
+def everything(args: argparse.Namespace) -> None:
+    """Print accuracy, false accepts, hostile input and speed."""
     rng = random.Random(0)
     pairs = [
         json.loads(line)
@@ -127,7 +141,7 @@ def main() -> None:
     cells = defaultdict(list)
     for judge, some_rows, some_changed in both:
         start = time.perf_counter()
-        found = [(p, judge(p["answer"], p["prediction"], "")) for p in pairs]
+        found = [(p, judge(p["answer"], p["prediction"], p.get("question", ""))) for p in pairs]
         right = [accepted for p, accepted in found if p["right"]]
         wrong = [accepted for p, accepted in found if not p["right"]]
         cells["pairs: accuracy"].append(
@@ -145,7 +159,7 @@ def main() -> None:
         print(f"{judge.__name__}: {time.perf_counter() - start:.0f} s", flush=True)
 
     for judge, some in ((ours, typical), (plain, typical[: 100 if args.quick else 400])):
-        for cached in (math._judge, math._parse, read_exact):
+        for cached in (math._judge, math._parse, math.tidy, math.read, math.quantity):
             cached.cache_clear()
         start = time.perf_counter()
         for q, a, answer in some:
@@ -164,6 +178,40 @@ def main() -> None:
     Console(width=100).print(table)
 
 
+def by_kind(file: Path) -> None:
+    """Print how many cases of each kind have the right verdict, and which have a wrong one."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row.get("kind", "math") == "math"]
+    columns = ("cases", "earlier", "openprime", "last box", "math-verify")
+    counts: dict[str, list[int]] = defaultdict(lambda: [0] * len(columns))
+    accepted = [0] * len(columns)
+    for row in rows:
+        prompt = Prompt("p", (), row.get("prompt") or "", row["answer"])
+        verdicts = [
+            row["expected"] == 1,
+            str(row.get("got", "")).startswith("1"),
+            *(
+                math.verify_math(prompt, [row["response"]], place)[0].outcome == 1
+                for place in ("auto", "last_box")
+            ),
+            verify(parse(f"${row['answer']}$"), parse(row["response"])),
+        ]
+        for kind in (row["why"].removeprefix("FA: ").removeprefix("FR: ").partition(":")[0], "all"):
+            counts[kind] = [
+                n + (v == bool(row["expected"])) for n, v in zip(counts[kind], verdicts, strict=True)
+            ]
+        accepted = [n + (v and not row["expected"]) for n, v in zip(accepted, verdicts, strict=True)]
+        if verdicts[2] != bool(row["expected"]):
+            print(f"not right: {row['response'][-80:]!r} for {row['answer']!r}, expected {row['expected']}")
+    table = Table("kind", title=f"Right verdicts by kind, {file.name}")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for kind, numbers in sorted(counts.items(), key=lambda item: (item[0] == "all", item[0])):
+        table.add_row(kind, *map(str, numbers), end_section=kind == "all")
+    table.add_row("wrong answers accepted", *map(str, accepted))
+    Console(width=130).print(table)
+
+
 def read(path: Path, field: str) -> list[tuple[str, str]]:
     """(question, reference) of every row of a file; of a worked solution what follows ####."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -175,8 +223,7 @@ def read(path: Path, field: str) -> list[tuple[str, str]]:
 
 def mutations(question: str, answer: str, rng: random.Random) -> list[tuple[str, str]]:
     """(kind, near miss) of a reference: for a number six, for anything else one number in it changed."""
-    value = read_exact(answer)
-    if value and value.rational is not None and re.fullmatch(r"-?[\d,]+", answer):
+    if re.fullmatch(r"-?\d+|-?\d{1,3}(,\d{3})+", answer):
         number = int(answer.replace(",", ""))
         digits = str(abs(number))
         i = rng.randrange(len(digits))
