@@ -71,7 +71,11 @@ def test_encode_turns__the_row_is_what_apply_chat_template_writes(name: str, cha
         assert (
             tokenizer.decode(made.response_ids) == THOUGHT.removeprefix("<think>\n") + Template(tokenizer).end
         )
-    elif name in ("glm 4", "alpaca, without special tokens"):  # it writes no end behind the last turn
+    elif name in (
+        "glm 4",
+        "glm 4.5",
+        "alpaca, without special tokens",
+    ):  # it writes no end behind the last turn
         assert shown[:-1] == whole
     else:
         assert shown == whole[: len(shown)]
@@ -193,6 +197,12 @@ def test_encode_turns__keys_that_a_template_leaves_out_are_refused(name, chat, s
             encode_prompts([chat], ["row"], PromptFormat(), make_tokenizer(FAMILIES[name]), tools=[tools])
 
 
+@pytest.mark.parametrize("options", [{"said": (40, 41)}, {"said": "cut", "ended": [False]}])
+def test_encode_turns__a_prompt_of_sampled_tokens_is_held_against_its_template_too(options: dict):
+    with pytest.raises(UserError, match=r"^row: message 0 \(user\) has weight"):
+        turn("qwen3", [QUESTION[0] | {"weight": 0}], **options)
+
+
 def test_encode_turns__without_a_template_there_is_text_alone():
     tokenizer, form = make_tokenizer(FAMILIES["qwen2.5"]), PromptFormat(chat_template="none")
     for chat, said, tools in ((QUESTION, CALL, None), (QUESTION, "a", TOOLS), ([CALL, *QUESTION], "a", None)):
@@ -215,6 +225,12 @@ def test_template__of_several_the_default_is_taken_and_that_of_tools():
         encode_prompts([QUESTION], ["row"], PromptFormat(), tokenizer)
     assert turn_ends(tokenizer) == frozenset()  # said where it is used
     assert len(encode_prompts(["q"], ["row"], PromptFormat(chat_template="none"), tokenizer)) == 1
+
+
+def test_turn_ends__the_first_token_of_the_next_turn_where_nothing_ends_one():
+    template = "{% for m in messages %}<|{{ m.role }}|><|sep|>{{ m.content }}{% endfor %}"
+    tokenizer = make_tokenizer(Family(template, "<|user|> <|assistant|> <|sep|>", "", ""))
+    assert turn_ends(tokenizer) == {tokenizer.convert_tokens_to_ids("<|user|>")}
 
 
 def test_turn_ends__without_a_template_there_is_none():

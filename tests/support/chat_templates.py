@@ -242,6 +242,20 @@ FAMILIES = {
         "<|assistant|>",
         "\nA!<|user|>",
     ),
+    "glm 4.5": Family(
+        roles(
+            "<|user|>\n{{ m.content }}",
+            "<|assistant|>{% set why = m.content.split('</think>')[0].split('<think>')[-1] %}"
+            "{{ '\n<think>' }}{{ why.strip() if '</think>' in m.content else '' }}</think>\n"
+            "{{ m.content.split('</think>')[-1].strip() }}",
+            "<|system|>\n{{ m.content }}",
+            "[gMASK]<sop>",
+            "<|assistant|>",
+        ),
+        "[gMASK] <sop> <|user|> <|assistant|> <|system|> <think> </think>",
+        "<|assistant|>",
+        "\n<think></think>\nA!<|user|>",
+    ),
     "gpt-oss": Family(
         roles(
             "<|start|>user<|message|>{{ m.content }}<|end|>",

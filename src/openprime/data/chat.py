@@ -215,6 +215,7 @@ def _written(
     if ended and not isinstance(said, tuple):
         template.keep_all([*chat, message], name, tools)
         return template.turn(chat, message, name, tools)
+    template.keep_all(chat, name, tools)
     asked = template.write(chat, name, tools, ask=True)
     return asked, template.cut_off(asked, str(message.get("content") or "")), ""
 
