@@ -39,8 +39,8 @@ class Run:
 
     The folder holds config.yaml, versions.json, data.json, metrics.jsonl, samples.jsonl, tensorboard, checkpoints, and
     what is exported. A step is timed, logged, shown and saved when it is due; where it fails, the error is named, with
-    the way back, and what is whole is saved; a signal ends the run after the step. Of several ranks the first one speaks
-    and writes.
+    the way back, and what is whole is saved; a signal ends the run after the step. Of several ranks the first one
+    speaks and writes.
 
         with Run(config, "sft") as run:
             run.begin({"learner": learner})
