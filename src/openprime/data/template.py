@@ -109,9 +109,8 @@ class Template:
                 raise UserError(
                     f"{name}: the tokenizer's chat template writes the prompt in another way once it is answered"
                 )
-        content = str(said.get("content") or "")
-        found, given = squeezed(whole[len(asked) - len(self.cue) :]), squeezed(content)
-        if given in found:
+        content, written = str(said.get("content") or ""), whole[len(asked) - len(self.cue) :]
+        if content in written or (given := squeezed(content)) in squeezed(written):
             return head, body, end
         if (written := squeezed(body[len(head) :])) and given.endswith(written):
             return asked, self.cut_off(asked, content), self.end
