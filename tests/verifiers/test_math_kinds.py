@@ -21,8 +21,8 @@ KINDS = {
         2\mathbf{a}-3\mathbf{b} ≡ -3\mathbf{b}+2\mathbf{a} ≡ 2\boldsymbol{a}-3\bm{b} ≢ 2\mathbf{a}-3 ≢ -1
             ≢ 2\mathbf{a}-3\mathbf{c}
         5\mathrm{R} ≡ 5R ≢ 5 ≢ 5r
-        5 ≡ 5\text{ m} ≡ \mathbf{5} ≢ 5\text{k} ≢ 5\mathrm{M} ≢ 5\text{K} ≢ 5\mathrm{b} ≢ 5\text{ K} ≢ 5\,\mathrm{k}
-            ≢ 5\text{ k} ≢ 5\mathrm{x}
+        5 ≡ 5\text{ m} ≡ \mathbf{5} ≢ 5\text{k} ≢ 5\mathrm{M} ≢ 5\text{K} ≢ 5\mathrm{b}
+            ≢ 5\text{ K} ≢ 5m ≢ 5g ≢ 5k ≢ 5 xyz ≢ 5\,\mathrm{k} ≢ 5\text{ k} ≢ 5\mathrm{x}
         2\mathbf{i}+3\mathbf{j} ≡ 2\hat{i}+3\hat{j} ≡ 3\vec{j}+2\vec{i} ≢ 2i+3j ≢ 2\mathbf{i}
             ≢ 2\mathbf{j}+3\mathbf{i}
         \mathrm{e}^{2}\mathrm{d} ≡ e^2d ≢ e^2 ≢ 2
@@ -287,6 +287,7 @@ KINDS = {
         Solution is: $[x=2, y=4, z=5]$ ≡ x=2,y=4,z=5 ≡ (2,4,5) ≢ x=2,y=4 ≢ (2,5,4)
         7 ≡ \text{The answer is }7 ≡ The answer is: 7 ≡ \therefore x = 7 ≡ \text{Answer: }7 ≢ The answer is 8
             ≢ not 7 ≢ The answer is not 7
+            ≢ \text{none of these is }7
         P(n)=(n+2a)^{2}-2a^{2} for some nonnegative integer $a$ ≡ P(n)=n^2+4an+2a^2 ≡ n^2+4an+2a^2
             ≢ P(n)=n^2+4an ≢ P(n)=n^2
         x^2+C, where $C$ is a constant ≡ x^2+C ≡ x^2+C, C\in\mathbb{R} ≢ x^2 ≢ x^2+D

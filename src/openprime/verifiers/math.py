@@ -43,8 +43,8 @@ OPTION = re.compile(
     re.IGNORECASE,
 )
 INTRODUCTION = re.compile(
-    r"(?:\\text\{ ?)?(?:(?:So|Thus|Hence|Then|Therefore)\b,?|[A-Za-z][A-Za-z ]+?(?: (?:is|are))?(?: ?:| (?:is|are) ))"
-    r" ?\}?,? ?(.+)"
+    r"(?!.*\b(?:not|none|neither|never)\b)(?:\\text\{ ?)?"
+    r"(?:(?:So|Thus|Hence|Then|Therefore)\b,?|[A-Za-z][A-Za-z ]+?(?: (?:is|are))?(?: ?:| (?:is|are) )) ?\}?,? ?(.+)"
 )
 QUALIFIER = re.compile(
     r"(?P<value>.*?[^,(\s{])[,(\s]*(?:\\text\{[ ,(]*)?(?P<words>\b(?:for|where|with|any|all|every|when)\b.*"
@@ -57,6 +57,12 @@ SAME_KIND: dict[str, str] = {
     **dict.fromkeys(["natural", r"\mathbb{N}"], "positive integer"),
     **{r"\mathbb{Z}": "integer", r"\mathbb{R}": "real", r"\mathbb{Q}": "rational"},
 }
+ONE = re.compile(
+    r"\bhow (?:many|much)\b|\b(?:what is|find|compute|determine|evaluate|calculate) the (?!(?:\w+ )?(?:values|solutions"
+    r"|roots|zeros|integers|numbers|set|pairs)\b)",
+    re.IGNORECASE,
+)
+"""Questions that ask for one number."""
 SEVERAL = re.compile(
     r"\b(?:commas?|list|values|solutions|roots|zeros|integers|numbers (?:that|which|such)|find all|respectively"
     r"|in order)\b",
@@ -110,7 +116,8 @@ def verify_math(
     question = messages if isinstance(messages, str) else "\n".join(m["content"] for m in messages)
     asked = Asked(
         percent="%" in question or "percent" in question.lower(),
-        one_number="####" in answer or bool(question.strip() and not SEVERAL.search(question)),
+        one_number="####" in answer
+        or bool(ONE.search(question) or (question and not SEVERAL.search(question))),
         bases=frozenset(
             NUMERALS.get(name := "".join(one), name) for one in BASE_NAMED.findall(question.lower())
         ),

@@ -299,7 +299,7 @@ UNIT_PIECES = (
 )
 REFERENCE_UNIT = rf"(?! ?(?:/|\\cdot))(?: ?(?:{UNIT_PIECES}|\\text\{{[msghL]\}}))+"
 ANSWER_UNIT = (
-    rf"(?! ?(?:/|\\cdot))(?: ?(?:{UNIT_PIECES}|(?<=\d)(?:[ckm]?m|k?g|ft|hr|min|mph|k?Hz)(?![a-zA-Z])))+"
+    rf"(?! ?(?:/|\\cdot))(?: ?(?:{UNIT_PIECES}|(?<=\d)(?:[ckm]m|kg|ft|hr|min|mph|k?Hz)(?![a-zA-Z])))+"
 )
 QUANTITY = {
     is_reference: re.compile(rf"(-?)({CURRENCY})(.+?)({unit})?", re.DOTALL)
@@ -379,7 +379,12 @@ def read_unit(text: str) -> Unit | None:
             scale *= 1 if known[0] else known[1]
             found += [(*known, sign * area * int(re.sub(r"[^-\d]", "", power) or 1))] if known[0] else []
         elif not FILLER.fullmatch(low):
-            if NO_UNIT.fullmatch(low) or (name.isascii() and len(name) <= 2 and low not in ("am", "pm")):
+            letters = (
+                name.isascii()
+                and (len(name) <= 2 or not re.search("[aeiou]", low))
+                and low not in ("am", "pm")
+            )
+            if letters or NO_UNIT.fullmatch(low):
                 return None
             words.add(stem)
         area = 1
