@@ -74,9 +74,10 @@ def page(tmp_path: Path, *args: str) -> Page:
 
 
 def figure(made: Page, title: str) -> str:
-    """The script of a figure."""
-    (script,) = [s for s in made.scripts if len(s) < 200_000 and title in s]  # plotly is the long one
-    return script.replace('": "', '":"')
+    """The data of a figure."""
+    found = [attributes.get("data-figure") or "" for _, attributes in made.tags]
+    (data,) = [json.loads(data) for data in found if title in data]
+    return json.dumps(data, separators=(",", ":"))
 
 
 def drawn(made: Page, title: str) -> list[str]:
@@ -111,6 +112,7 @@ def test_report__what_is_written_is_shown_and_not_run(whole: Page):
     for text in (EVIL, "be <i>brief</i>", "models/<b>evil</b>", "a [PRM]", "a <i>", "Runs & <trials>"):
         assert text in whole.text
     assert not {tag for tag, _ in whole.tags} & {"trials", "img", "i"}
+    assert len(whole.scripts) == 2  # plotly, and what draws
     assert not any("alert('prompt')" in script for script in whole.scripts)
 
 

@@ -37,12 +37,21 @@ def report(config: ReportConfig) -> None:
         path = Path(folder) / "metrics.jsonl"
         if not path.is_file():
             raise UserError(f"{folder}: not a run's folder: it has no metrics.jsonl")
-        runs[name if names.count(name) == 1 else folder] = read_jsonl(path)
+        runs[name if names.count(name) == 1 else folder] = read_numbers(path)
     parts = [overview(runs), "<h2>Learning</h2>", learning(runs), "<h2>Time</h2>", times(runs)]
     if config.evaluation:
         parts += evaluated(Path(config.evaluation))
     page.write(Path(config.out), config.title, parts)
     Console().print(f"written: {config.out}")
+
+
+def read_numbers(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl that have a step, with what are numbers in them."""
+    rows = [
+        {name: value for name, value in row.items() if type(value) in (int, float) and abs(value) < 1e300}
+        for row in read_jsonl(path)
+    ]
+    return [row for row in rows if "step" in row]
 
 
 def overview(runs: Runs) -> str:
@@ -53,7 +62,7 @@ def overview(runs: Runs) -> str:
         seconds = [row["time/step"] for row in metrics if "time/step" in row]
         if held_out and seconds:
             first, last = held_out[0], held_out[-1]
-            sampled = next((key for key in last if key.startswith("eval/avg@")), "")
+            sampled = next((key for key in last if key.startswith("eval/avg@") and key in first), "")
             rows[name] = {
                 "greedy accuracy": f"{first['eval/greedy']:.3f} → {last['eval/greedy']:.3f}",
                 "sampled accuracy": f"{first[sampled]:.3f} → {last[sampled]:.3f}" if sampled else "",
@@ -93,6 +102,16 @@ def times(runs: Runs) -> str:
 
 def evaluated(folder: Path) -> list[str]:
     """Results of `openprime evaluate`, and some responses with the rewards of their tokens."""
+    try:
+        return _evaluated(folder)
+    except UserError:
+        raise
+    except Exception as error:  # the file may hold anything
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{folder}: not what `openprime evaluate` writes ({why})") from error
+
+
+def _evaluated(folder: Path) -> list[str]:
     path, wrong = folder / "results.json", f"{folder}: not an evaluation's folder: it has no"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "benchmarks" not in results:

@@ -1,9 +1,13 @@
 """Pages: functions that return HTML, for `report`, `evaluate` and `ask`. A page holds all that it needs.
 
 Texts are escaped here, those in figures too: what a model, a prompt or a folder's name holds is shown and never run.
+Should one slip through, the policy of the page lets nothing run but its own two scripts, and nothing be fetched.
 `results` is what results.json holds.
 """
 
+import hashlib
+import json
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import cycle
@@ -31,20 +35,39 @@ FIRST_ERROR = (
     "step is blamed."
 )
 """What the columns of the tables of an evaluation mean."""
+DRAW = """
+for (const place of document.querySelectorAll("[data-figure]")) {
+  const figure = JSON.parse(place.dataset.figure);
+  Plotly.newPlot(place, figure.data, figure.layout, {displayModeBar: false, responsive: true});
+}
+"""
+"""Draws the figures, which are data."""
 
 
 def write(path: Path, title: str, parts: Iterable[str]) -> None:
     """Write one file with everything inside: the style and, where there are figures, plotly."""
     body = "\n".join(part for part in (f"<h1>{escape(title)}</h1>", *parts) if part)
-    script = ""
-    if "plotly-graph-div" in body:
+    scripts: list[str] = []
+    if "data-figure" in body:
         from plotly.offline import get_plotlyjs
 
-        script = f"<script>{get_plotlyjs()}</script>"
+        scripts = [get_plotlyjs(), DRAW]
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{style}</style>{script}"
+    head = f"<meta charset=utf-8>{policy(scripts)}<title>{escape(title)}</title><style>{style}</style>"
+    end = "".join(f"<script>{script}</script>" for script in scripts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"<!doctype html><html lang=en>{head}<body>{body}</body></html>\n", encoding="utf-8")
+    text = f"<!doctype html><html lang=en>{head}<body>{body}{end}</body></html>\n"
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def policy(scripts: Iterable[str]) -> str:
+    """A content security policy: these scripts run, whatever else the page holds, and nothing is fetched."""
+    sums = [b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{checksum}'" for checksum in sums) or "'none'"
+    rules = (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+    )
+    return f"<meta http-equiv=Content-Security-Policy content=\"{rules}; form-action 'none'\">"
 
 
 # Tables
@@ -108,7 +131,7 @@ def _label(value: Any) -> Any:
 
 
 def figure(traces: list[dict[str, Any]], title: str, x: str, y: str, height: int = 300, **layout: Any) -> str:
-    """A figure of plotly traces, without the library: `write` adds it."""
+    """A figure of plotly traces, as data: `write` adds what draws it."""
     from plotly.graph_objects import Figure
 
     made = Figure(traces)
@@ -123,8 +146,8 @@ def figure(traces: list[dict[str, Any]], title: str, x: str, y: str, height: int
         font={"family": "system-ui, sans-serif", "size": 12},
         **layout,
     )
-    config = {"displayModeBar": False, "responsive": True}
-    return made.to_html(full_html=False, include_plotlyjs=False, config=config)
+    data = json.dumps(json.loads(str(made.to_json())))
+    return f'<div style="height:{height}px" data-figure="{escape(data)}"></div>'
 
 
 # Responses and their rewards
@@ -285,7 +308,7 @@ def best_of_n(name: str, result: dict[str, Any]) -> str:
     axes = {"xaxis_type": "log", "xaxis_tickvals": sizes, "yaxis_rangemode": "tozero"}
     note = f"{result['items']} items, {result['samples']} responses each; one of N is chosen."
     parts = [
-        f"<h2>Best of N: {escape(name)}</h2><p>{note}</p>",
+        f"<h2>Best of N: {escape(name)}</h2><p>{escape(note)}</p>",
         figure(drawn, "Accuracy of the chosen response", "N", "accuracy", 380, **axes),
         table("chosen by", best_of_n_rows(result)),
     ]
