@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from openprime import __version__, cli
 from openprime.run.console import Interrupted
 from openprime.types import RunError, StorageError, UserError
+from support.tiny_runs import end, start, wait_for
 
 HEAVY = ("torch", "transformers", "datasets", "numpy", "plotly")
 
@@ -189,6 +191,9 @@ def test_main__no_row_has_code_imported(
         (ValueError("a b c"), 2, True),
         (OSError("a b c"), 1, True),
         (RuntimeError("a b c"), 1, True),
+        (PermissionError(13, "may not", "a b c"), 1, False),
+        (MemoryError("a b c"), 1, False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: a b c"), 1, False),
         (KeyboardInterrupt(), 130, False),
         (Interrupted(signal.SIGTERM), 128 + signal.SIGTERM, False),
         (Interrupted(signal.SIGINT), 128 + signal.SIGINT, False),
@@ -213,7 +218,92 @@ def test_main__an_error_s_status_and_a_traceback_where_it_is_not_one_of_ours(
     out, err = capsys.readouterr()
     assert out == ""
     assert ("Traceback" in err) == ("test_cli.py" in err) == traced
-    assert err.endswith(f"openprime: {'interrupted' if isinstance(error, KeyboardInterrupt) else error}\n")
+    if isinstance(error, KeyboardInterrupt):
+        assert err == "openprime: interrupted\n"
+    elif traced or isinstance(error, UserError | RunError | StorageError):
+        assert err.endswith(f"openprime: {error}\n")
+    else:
+        assert err.startswith("openprime: ")
+        assert str(error) in err
+        assert err.count("\n") == 1
+
+
+# Signals and other processes
+
+
+JUDGED = '{"prompt": "q", "response": "a b", "outcome": 1}\n{"prompt": "q", "response": "c", "outcome": 0}\n'
+SLOW = '{"response": "```python\\nimport time\\ntime.sleep(9)\\n```", "tests": {"inputs": ["1"], "outputs": ["2"]}}\n'
+MANY = "--data.source task:clock --data.horizon 2 --data.limit 4000"
+LONG = "--responses 16 --max-response-tokens 400"
+WORK = {
+    "plan": "plan {root}/configs/rl/tiny.yaml --architecture {model}",
+    "verify": "verify slow.jsonl --out o.jsonl",
+    "generate": f"generate {{model}} {MANY} {LONG} --out o",
+    "ask": "ask {model} hello --max-response-tokens 100000",
+    "score": "score judged.jsonl --prm {model} --reference {model} --out o",
+    "evaluate": "evaluate {model} --benchmark clock --samples 16 --max-response-tokens 400 --out o",
+    "prm": "prm --model {model} --data.source judged.jsonl --epochs 5 --out o",
+    "sft": f"sft --model {{model}} {MANY} --epochs 99 --batch 4 --out o",
+    "rl": f"rl --model {{model}} {MANY} --rollout.responses 16 --rollout.max-response-tokens 400 --out o",
+    "report": "report --runs {model}/.. --out o.html",
+    "demo": "demo --out o",
+}
+"""Commands with work for minutes, where they have any."""
+MOMENTS = (0.05, 0.3, 1.0, 3.0, 6.0, 10.0)
+
+
+def signalled(folder: Path, model: Path, command: str, number: signal.Signals, moment: float) -> None:
+    """Start a command and send it a signal after so many seconds: it ends within seconds, and without a traceback."""
+    (folder / "judged.jsonl").write_text(JUDGED * 3000)
+    (folder / "slow.jsonl").write_text(SLOW * 500)
+    args = WORK[command].format(model=model, root=Path(__file__).parents[1]).split()
+    process = start(args, folder, OMP_NUM_THREADS="1")
+    time.sleep(moment)
+    process.send_signal(number)
+    sent = time.monotonic()
+    _, said = process.communicate(timeout=120)
+    assert time.monotonic() - sent < 30  # one or two on a machine of its own
+    assert "Traceback" not in said or (
+        moment < 0.1 and "openprime" not in said
+    )  # Python itself was not there yet
+    expected = {128 + number, -number}
+    assert process.returncode in expected | ({0} if command in ("plan", "report", "ask") else set()), said
+
+
+@pytest.mark.parametrize(("command", "moment"), [("verify", 5.0), ("generate", 6.0), ("plan", 0.3)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_main__a_signal_ends_a_command_within_seconds(
+    model: Path, tmp_path: Path, command: str, number: signal.Signals, moment: float
+):
+    signalled(tmp_path, model, command, number, moment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", WORK)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_main__a_signal_ends_any_command_at_any_moment(
+    model: Path, tmp_path: Path, command: str, number: signal.Signals
+):
+    for moment in MOMENTS:
+        (tmp_path / str(moment)).mkdir()
+        signalled(tmp_path / str(moment), model, command, number, moment)
+
+
+def test_main__a_second_process_is_kept_out_of_a_folder(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Until the first one ends, however it ends."""
+    args = [*WORK["sft"].format(model=model).split()[:-1], str(tmp_path / "o")]
+    first = start([*args, "--save-every", "1"])
+    wait_for((tmp_path / "o" / "metrics.jsonl").exists, first)
+    for flags in ([], ["--resume"]):
+        assert cli.main([*args, *flags]) == 2
+        said = capsys.readouterr().err
+        assert f"o is being filled by another process (process {first.pid} on " in said
+        assert said.count("\n") == 1
+    end(first, signal.SIGKILL)
+    few = ["0.001" if arg == "99" else arg for arg in args]
+    assert cli.main([*few, "--resume"]) == 0
 
 
 def test_main__a_users_function_that_fails_keeps_its_traceback(

@@ -23,7 +23,7 @@ from openprime.evaluation.first_error import first_errors, step_rows
 from openprime.models.hub import load_tokenizer
 from openprime.prime.prm import ImplicitPRM
 from openprime.prime.rollouts import derive_seed, sample_and_verify
-from openprime.run.folder import check_folder, open_folder, refuse_changes
+from openprime.run.folder import check_folder, open_folder, read_record, refuse_changes
 from openprime.run.jsonl import fill_jsonl
 from openprime.tasks.clock import check_steps
 from openprime.types import Group, Response, Sampling
@@ -98,7 +98,7 @@ def open_evaluation(config: EvaluateConfig, benchmarks: list[Benchmark]) -> None
     path = Path(config.out) / "benchmarks.yaml"
     entries = {b.name: b.config.model_dump(mode="json") for b in benchmarks}
     if path.is_file():
-        refuse_changes(path.parent, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, entries)
+        refuse_changes(path.parent, read_record(path, yaml.safe_load), entries)
     items = (
         identity(b.name, i.id, i.answer, i.token_ids, i.messages, i.columns if b.is_process else "", recorded)
         for b in benchmarks

@@ -81,7 +81,7 @@ def check_folder(config: FolderConfig, command: str) -> None:
 def same_data(folder: Path, data: Iterable[bytes], resume: bool, grows: bool) -> dict[str, Any]:
     """A fingerprint of the data; raises UserError where a folder that goes on was begun with other ones."""
     path, digest, count = folder / "data.json", hashlib.sha256(), 0
-    before = _read(path, json.loads) if resume and path.is_file() else None
+    before = read_record(path, json.loads) if resume and path.is_file() else None
     items, beginning = (
         before.get("items") if before is not None else 0,
         digest.hexdigest(),
@@ -107,11 +107,12 @@ def settings_of(config: FolderConfig, command: str) -> dict[str, Any]:
 def begun_with(folder: Path, command: str) -> dict[str, Any]:
     """What `settings_of` was when a folder was begun; raises UserError where its files do not say so any more."""
     made = folder / "versions.json"
-    by = _read(made, json.loads).get("stage") if made.is_file() else command
-    return {"command": by} | _read(folder / "config.yaml", yaml.safe_load)
+    by = read_record(made, json.loads).get("stage") if made.is_file() else command
+    return {"command": by} | read_record(folder / "config.yaml", yaml.safe_load)
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def read_record(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The keys and values of a file of the folder; raises UserError where it is damaged."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
