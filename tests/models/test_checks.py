@@ -16,11 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Linear
 from torch.nn.functional import linear
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from openprime.config import LoRAConfig
 from openprime.models.checks import check_rows, check_scoring, check_weights, embeddings, positions
 from openprime.models.hub import (
+    end_tokens,
     load_model,
     load_tokenizer,
     named_end_tokens,
@@ -179,6 +186,11 @@ REFUSED: list[tuple[str, Damage, str]] = [
         r"a multimodal model \(Gemma3ForConditionalGeneration\).*gemma3_text",
     ),
     ("a reward model", config(architectures=["Qwen2ForSequenceClassification"]), "not a causal language"),
+    (
+        "padding beyond the embeddings",
+        config(pad_token_id=999),
+        "pad_token_id=999, .*: set pad_token_id to null",
+    ),
     ("a width in words", config(hidden_size="big"), "hidden_size.*expected int, got str"),
     ("an unknown activation", config(hidden_act="wow"), "KeyError: 'wow'"),
     ("a list for a configuration", text("config.json", "[]"), "config.json"),
@@ -307,6 +319,35 @@ def test_named_end_tokens__that_are_no_token_ids_are_refused(
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     with pytest.raises(UserError, match="eos_token_id: expected a token id or a list"):
         named_end_tokens(str(folder), tokenizer)
+
+
+def test_read_generation__older_files_that_transformers_refuses_are_refused_in_one_line(
+    copy: Callable[[str], Path],
+):
+    folder = copy("tied")
+    (folder / "generation_config.json").unlink()
+    config(max_new_tokens=0)(folder)
+    with pytest.raises(UserError, match=r"config\.json: `max_new_tokens` must be"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("listed", "own", "ends"),
+    [([7, 999], 2, {2, 7}), ([-1], 2, {2}), ([-1, 999], 2, {2}), (999, None, set())],
+)
+def test_end_tokens__are_tokens_of_the_model(listed: object, own: int | None, ends: set[int]):
+    """Where none is, no response could ever end."""
+    tokenizer = build_tokenizer(["a b c"], 280)
+    tokenizer.chat_template = None
+    if own is None:
+        tokenizer.eos_token = None
+    model = make("llama")
+    model.generation_config = GenerationConfig(eos_token_id=listed)
+    if ends:
+        assert end_tokens(model, tokenizer) == ends
+        return
+    with pytest.raises(UserError, match=r"no response could ever end: the model has 60 tokens, .* \[999\]"):
+        end_tokens(model, tokenizer)
 
 
 def test_read_architecture__takes_a_file_too(whole: dict[str, Path]):

@@ -42,6 +42,11 @@ def check_config(name: str, config: PreTrainedConfig) -> None:
             f"{name}: not a causal language model (its architectures: {', '.join(architectures) or 'none given'}); "
             "use a model whose config.json names a ...ForCausalLM class"
         )
+    pad, known = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(known, int) and pad >= known:
+        raise UserError(
+            f"{name}: config.json: pad_token_id={pad}, but vocab_size={known}: set pad_token_id to null"
+        )
     quantised: Any = getattr(config, "quantization_config", None)
     if quantised:
         if not isinstance(quantised, dict):

@@ -28,7 +28,7 @@ from transformers.utils.hub import cached_file
 
 from openprime.config import PromptFormat
 from openprime.data.template import turn_ends
-from openprime.models.checks import check_config, check_finite, check_weights, first_line
+from openprime.models.checks import check_config, check_finite, check_weights, embeddings, first_line
 from openprime.ranks import first, on_first
 from openprime.types import StorageError, UserError
 
@@ -98,8 +98,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def read_generation(name: str, config: PreTrainedConfig) -> GenerationConfig:
     """A model's settings of generation, whatever they are: they are kept and exported, and only end tokens are used."""
     path = find_file(name, GENERATION_FILE)
-    if path is None:
-        return GenerationConfig.from_model_config(config)  # older models
+    try:
+        if path is None:
+            return GenerationConfig.from_model_config(config)  # older models
+    except ValueError as error:
+        raise UserError(f"{name}: config.json: {first_line(error)}") from error
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         found = GenerationConfig()
@@ -215,12 +218,13 @@ def same_vocabulary(
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that end a response: those of the generation configuration, the tokenizer's own, the chat template's."""
-    return _end_tokens(model.generation_config, tokenizer)
+    return _end_tokens(model.generation_config, tokenizer, embeddings(model))
 
 
 def named_end_tokens(name: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """`end_tokens` of a model that is loaded elsewhere."""
-    return _end_tokens(read_generation(name, read_architecture(name)), tokenizer)
+    config = read_architecture(name)
+    return _end_tokens(read_generation(name, config), tokenizer, config.vocab_size)
 
 
 def most_positions(name: str) -> int:
@@ -228,7 +232,10 @@ def most_positions(name: str) -> int:
     return getattr(read_architecture(name), "max_position_embeddings", None) or 2**31
 
 
-def _end_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _end_tokens(
+    generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, known: int
+) -> frozenset[int]:
+    """Of the `known` tokens of a model."""
     listed: Any = generation.eos_token_id if generation else None
     ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
     if not all(isinstance(i, int) for i in ids):
@@ -243,7 +250,12 @@ def _end_tokens(generation: GenerationConfig | None, tokenizer: PreTrainedTokeni
         raise UserError(
             "neither the tokenizer nor the generation configuration names an end-of-sequence token"
         )
-    return frozenset(ids)
+    if not any(0 <= i < known for i in ids):
+        raise UserError(
+            f"no response could ever end: the model has {known} tokens, those that end a response are {sorted(ids)}: "
+            "take the tokenizer that belongs to the weights"
+        )
+    return frozenset(i for i in ids if 0 <= i < known)
 
 
 def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
