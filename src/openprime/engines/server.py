@@ -99,7 +99,7 @@ class Server:
             connection.connect()
             sock = connection.sock
             self.open.add(sock)
-            sock.settimeout(seconds)
+            sock.settimeout(max(end - time.monotonic(), 1e-3))  # 0 would not wait at all
             text = None if body is None else json.dumps(body)
             connection.request(method, path, text, {"Content-Type": "application/json"})
             response, data = connection.getresponse(), bytearray()
