@@ -555,6 +555,31 @@ def test_leaks__are_real_outside_the_sandbox(target, name):
     assert TOKEN in ran.stdout
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_sandbox__the_bubblewrap_that_was_found_is_the_one_that_is_started(tmp_path, monkeypatch, relative):
+    """Whatever PATH is later, and from whatever folder it is found."""
+    wrapper, started = tmp_path / "bin" / "bwrap", tmp_path / "started"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        "#!/bin/sh\n"
+        f'echo "$0" "$@" >> {started}\n'
+        f'while [ "$1" != {sys.executable} ]; do shift; done\n'
+        'exec "$@"\n'
+    )
+    wrapper.chmod(0o700)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "bin" if relative else str(wrapper.parent))
+    with Sandbox() as sandbox:
+        assert sandbox.level == "strict+bubblewrap"
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.chdir("/")
+        sandbox._stop()
+        assert sandbox.run("print(int(input()) + 1)", ["1"])[0].output == "2\n"  # started again
+    lines = started.read_text().splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"{wrapper} --unshare-all ") for line in lines)
+
+
 def test_run__the_initial_environment_stays_secret():
     """It could be read in /proc of the process that started the sandbox."""
     program = """

@@ -228,7 +228,10 @@ class Sandbox:
         self._setting = {"packages": sites, "roots": _roots(sites), "weak": allow_weak}
         self._process: subprocess.Popen[bytes] | None = None
         self._zygote = socket.socket()
-        self._wrapper = shutil.which("bwrap")
+        found = shutil.which("bwrap")
+        self._wrapper = found and str(
+            Path(found).absolute()
+        )  # PATH may have relative folders; it starts in /
         self._missing: list[str] = []
         try:
             self._start()
