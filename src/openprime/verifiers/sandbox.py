@@ -229,9 +229,8 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._zygote = socket.socket()
         found = shutil.which("bwrap")
-        self._wrapper = found and str(
-            Path(found).absolute()
-        )  # PATH may have relative folders; it starts in /
+        # PATH may have relative folders, and it is started in /.
+        self._wrapper = found and str(Path(found).absolute())
         self._missing: list[str] = []
         try:
             self._start()
