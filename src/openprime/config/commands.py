@@ -102,7 +102,7 @@ class SFTConfig(RunConfig):
 
     required = ("model", "out", "data.source")
     model: str = ""
-    """Directory or hub id of a causal language model; `new` makes one as `new_model` says."""
+    """Directory, GGUF file or hub id of a causal language model; `new` makes one as `new_model` says."""
     new_model: NewModelConfig = NewModelConfig()
     data: DataConfig = DataConfig()
     eval_data: DataConfig = DataConfig()
@@ -143,7 +143,7 @@ class RLConfig(RunConfig):
     learnt anew from the policy and then teaches it (prime/distill.py); for small models and vocabularies, where it
     needs fewer rollouts. Each has settings of its own: `openprime rl --algorithm outcome --help`."""
     model: str = ""
-    """Directory or hub id of the SFT model: the policy, and where the PRM and its reference start."""
+    """Directory, GGUF file or hub id of the SFT model: the policy, and where the PRM and its reference start."""
     steps: Positive = 592
     """Rollout steps."""
     data: DataConfig = DataConfig()
@@ -274,7 +274,7 @@ class OfflinePRMConfig(RunConfig):
 
     required = ("model", "out", "data.source")
     model: str = ""
-    """Directory or hub id of a causal language model, or of an implicit PRM that training goes on with."""
+    """Directory, GGUF file or hub id of a causal language model, or of an implicit PRM that training goes on with."""
     reference: str = ""
     """The frozen reference. Empty: the one that `model` was saved with if it is an implicit PRM, else `model`."""
     data: JudgedDataConfig = JudgedDataConfig()
@@ -313,7 +313,7 @@ class GenerateConfig(FolderConfig):
     positional = ("model",)
     required = ("model", "out", "data.source")
     model: str = ""
-    """Directory or hub id of a causal language model."""
+    """Directory, GGUF file or hub id of a causal language model."""
     data: DataConfig = DataConfig()
     responses: Annotated[int, Field(gt=0, le=2**14)] = 4
     """N, sampled responses a prompt."""
@@ -369,7 +369,7 @@ class EvaluateConfig(FolderConfig, ScoringConfig):
     positional = ("model",)
     required = ("benchmark", "out")
     model: str = ""
-    """Directory or hub id of a causal language model. Not needed with `responses`, nor for ProcessBench."""
+    """Directory, GGUF file or hub id of a causal language model. Not needed with `responses`, nor for ProcessBench."""
     benchmark: tuple[str, ...] = ()
     """Names of benchmarks (configs/benchmarks) or YAML files of your own."""
     data: tuple[str, ...] = ()
@@ -418,7 +418,7 @@ class AskConfig(DeviceConfig, ScoringConfig):
     positional = ("model", "question")
     required = ("model",)
     model: str = ""
-    """Directory or hub id of a causal language model."""
+    """Directory, GGUF file or hub id of a causal language model."""
     question: str = ""
     """What to ask. Empty: read questions one after the other."""
     kind: Literal["math", "code"] = "math"

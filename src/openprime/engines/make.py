@@ -9,6 +9,7 @@ from openprime.engines.server import ServerEngine
 from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, start_vllm
 from openprime.models.checks import check_length
+from openprime.models.gguf import gguf_file
 from openprime.models.hub import (
     end_tokens,
     load_model,
@@ -19,7 +20,7 @@ from openprime.models.hub import (
 from openprime.models.lm import LM
 from openprime.models.placement import Placement
 from openprime.models.sharding import sampling_model
-from openprime.types import Engine
+from openprime.types import Engine, UserError
 
 
 def make_engine(
@@ -42,6 +43,11 @@ def make_engine(
         if policy is None or model is policy.model:
             engine.try_out()  # a copy of a model in shares has no weights yet
         return engine
+    if gguf_file(name):
+        raise UserError(
+            f"{name}: engine.kind={kind.kind} reads a model's folder, not a GGUF file: set engine.kind=transformers, "
+            "or name the model/ that a run has made of it"
+        )
     ends, longest = named_end_tokens(name, tokenizer), min(longest, most_positions(name))
     if kind.kind == "server":
         out = Path(config.out)

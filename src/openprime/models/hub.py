@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import json
 from collections.abc import Iterator
 from itertools import chain
@@ -29,6 +30,15 @@ from transformers.utils.hub import cached_file
 from openprime.config import PromptFormat
 from openprime.data.template import turn_ends
 from openprime.models.checks import check_config, check_finite, check_weights, embeddings, first_line
+from openprime.models.gguf import (
+    check_whole,
+    complete,
+    count_weights,
+    gguf_file,
+    source,
+    split_as_named,
+    weights_options,
+)
 from openprime.ranks import first, on_first
 from openprime.types import StorageError, UserError
 
@@ -45,23 +55,30 @@ logging.disable_progress_bar()  # "Loading weights" would break up our own progr
 
 
 def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """A causal language model with float32 weights, from a directory or a hub id. No code of a model's own is run.
+    """A causal language model with float32 weights, from a directory, a GGUF file or a hub id; runs no code of its own.
 
     Raises UserError for a path that does not exist, a model that is not a causal language model, and weights that are
     not those of its configuration or damaged.
     """
     config = read_architecture(name)
-    generation = read_generation(name, config)
+    generation, packed = read_generation(name, config), gguf_file(name)
     # What does not fit is said by check_weights.
     options: Any = {"ignore_mismatched_sizes": True, "output_loading_info": True, "dtype": torch.float32}
+    where, more = source(name)
+    stored = 0
     try:
+        if packed:
+            options |= {**more, **weights_options(), "config": config}
+            stored = count_weights(packed)
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, trust_remote_code=False, generation_config=GenerationConfig(), **options
+                where, trust_remote_code=False, generation_config=GenerationConfig(), **options
             )
     except Exception as error:  # not our code: anything may come
         raise UserError(f"{name}: its weights cannot be read: {first_line(error)}") from error
     model, found = loaded
+    if packed:
+        check_whole(name, stored, model)
     check_weights(name, model, found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
     model.generation_config = generation
     model = model.to(device)  # pyright: ignore[reportArgumentType]
@@ -84,15 +101,24 @@ def read_architecture(name: str) -> PreTrainedConfig:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, chat template included. No code of its own is run."""
-    folder = Path(name)
-    if folder.is_dir() and not any(any(folder.glob(kind)) for kind in ("tokenizer*", "*.model", "vocab*")):
+    folder, (where, more) = Path(name), source(name)
+    if (
+        folder.is_dir()
+        and not more
+        and not any(any(folder.glob(kind)) for kind in ("tokenizer*", "*.model", "vocab*"))
+    ):
         raise UserError(f"{name}: no tokenizer in this folder")  # some classes would make an empty one
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **more)
     except Exception as error:  # not our code: anything may come
         if "trust_remote_code" in str(error):
             raise UserError(f"{name}: its tokenizer {OWN_CODE}") from error
-        raise UserError(f"{name}: no tokenizer: {first_line(error)}") from error
+        raise UserError(
+            f"{name}: {_not_found(name) if more else 'no tokenizer'}: {first_line(error)}"
+        ) from error
+    if packed := gguf_file(name):
+        split_as_named(name, packed, tokenizer)
+    return tokenizer
 
 
 def read_generation(name: str, config: PreTrainedConfig) -> GenerationConfig:
@@ -114,8 +140,10 @@ def read_generation(name: str, config: PreTrainedConfig) -> GenerationConfig:
 
 
 def _read_config(name: str) -> PreTrainedConfig:
+    where, more = source(name)
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **more)
+        return complete(config) if more else config
     except Exception as error:  # not our code: anything may come
         if "trust_remote_code" in str(error):
             raise UserError(f"{name}: the model {OWN_CODE}") from error
@@ -134,11 +162,12 @@ def _base_of_adapter(name: str) -> str | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own table of what does not fit."""
+    """Without transformers' own table of what does not fit, and without progress bars that have no switch."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.set_verbosity(before)
 
@@ -318,6 +347,8 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _not_found(name: str) -> str:
+    if gguf_file(name):
+        return "damaged, or not a GGUF file of a model that transformers reads"
     if Path(name).is_dir():
         return "no readable config.json of a Hugging Face model in this folder"
     return "neither a model folder here nor a model on the hub that can be reached"

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import (
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openprime.models.checks import check_finite, check_weights, first_line
+from openprime.models.gguf import gguf_file
 from openprime.models.hub import load_model, persistent_buffers, read_architecture, read_generation
 from openprime.models.logprobs import whole_logprobs
 from openprime.models.placement import Placement
@@ -37,10 +38,15 @@ NAMES = (
 def load_trained(name: str, place: Placement) -> PreTrainedModel:
     """A model with float32 weights, from a folder or a hub id: in shares where there are several ranks.
 
-    Then every rank reads its own share of the weights only. Raises UserError as `load_model` does.
+    Then every rank reads its own share of the weights only, but a GGUF file whole. Raises UserError as `load_model`
+    does.
     """
     if world() == 1:
         return load_model(name, place.device)
+    if gguf_file(name):
+        model = load_model(name, "cpu" if place.cpu_offload else place.device)
+        shard(model, place)
+        return model
     config = read_architecture(name)
     try:
         with torch.device("meta"):

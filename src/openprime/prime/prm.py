@@ -113,7 +113,7 @@ class ImplicitPRM:
         self.lm.save(folder, tokenizer)
         if not first():
             return
-        if reference and Path(reference).is_dir():
+        if reference and Path(reference).exists():
             reference = str(Path(reference).absolute())  # to be found from other working directories too
         settings = {"beta": self.beta, "reference": reference}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
