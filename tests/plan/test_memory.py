@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from openprime.config import (
     LoRAConfig,
@@ -33,6 +33,7 @@ from openprime.plan.memory import (
     read_shape,
     work_of,
 )
+from openprime.types import UserError
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 
@@ -49,6 +50,7 @@ def make_model(layers: int, tied: bool = True) -> PreTrainedModel:
 
 def shape_of(model: PreTrainedModel, folder: Path) -> Shape:
     """The shape that is read from its configuration."""
+    model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     return read_shape(str(folder))
 
@@ -108,6 +110,78 @@ def test_shape_adapter__counts_its_parameters(targets: tuple[str, ...], tmp_path
     shape = shape_of(model, tmp_path)
     add_adapter(model, "policy", config)
     assert shape.adapter(config) == sum(p.numel() for p in trained_parameters(model, "policy").values())
+
+
+def configured(kind: str, folder: Path, architecture: str, **changes) -> str:
+    """A folder with a model's configuration alone."""
+    config = AutoConfig.for_model(kind, **changes)
+    config.architectures = [architecture]
+    config.save_pretrained(folder)
+    return str(folder)
+
+
+def test_read_shape__routed_experts_are_all_there_and_few_of_them_compute(tmp_path: Path):
+    """Qwen3-30B-A3B: 128 experts of 3 x 2048 x 768 in 48 blocks, of which a token passes 8."""
+    sizes = {
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    }
+    experts = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+    name = configured(
+        "qwen3_moe", tmp_path, "Qwen3MoeForCausalLM", **sizes, **experts, head_dim=128, vocab_size=151_936
+    )
+    shape = read_shape(name)
+    assert shape.parameters == 30_532_122_624  # as its safetensors files hold
+    assert shape.idle == 48 * 120 * 3 * 2048 * 768
+    attention = 2 * 2048 * (32 + 4) * 128
+    assert shape.used == 48 * (attention + 8 * 3 * 2048 * 768 + 2048 * 128)
+    assert shape.mlp == max(8 * 768, 6144)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "query", "mlp", "tied"),
+    [
+        ("gpt2", "GPT2LMHeadModel", 768, 4 * 768, True),  # no linear layers
+        ("mamba", "MambaForCausalLM", 0, 2 * 768, True),  # no heads
+        ("rwkv", "RwkvForCausalLM", 0, 4 * 4096, False),
+        ("gemma3n_text", "Gemma3nForCausalLM", 8 * 256, 16384, True),  # a width for each layer
+        ("gemma4_text", "Gemma4ForCausalLM", 8 * 512, 9216, True),  # heads of two widths
+    ],
+)
+def test_read_shape__of_models_unlike_llama(
+    kind: str, architecture: str, query: int, mlp: int, tied: bool, tmp_path: Path
+):
+    """Their default configurations, as they are on the hub: what they lack is not taken for granted."""
+    shape = read_shape(configured(kind, tmp_path, architecture))
+    assert (shape.query, shape.mlp, shape.tied) == (query, mlp, tied)
+    found = budget(shape)
+    assert all(size >= 0 for phase in found.phases.values() for size in phase.values())
+    run = build(RLConfig, {})
+    assert work_of(run, parts_of(run, shape, shape), 100, 100, 0.5)["training_flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "said"),
+    [
+        (
+            "gemma3",
+            "Gemma3ForConditionalGeneration",
+            "a multimodal model.* text part alone .model_type gemma3_text",
+        ),
+        ("llama4", "Llama4ForConditionalGeneration", "a multimodal model.*llama4_text"),
+        ("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", "a multimodal model.*qwen2_5_vl_text"),
+        ("t5", "T5ForConditionalGeneration", "not a causal language model"),
+        ("nemotron", "NemotronForCausalLM", "no model can be made of its config.json"),  # without key heads
+    ],
+)
+def test_read_shape__what_cannot_be_used_is_refused_in_a_line(
+    kind: str, architecture: str, said: str, tmp_path: Path
+):
+    with pytest.raises(UserError, match=said) as error:
+        read_shape(configured(kind, tmp_path, architecture))
+    assert "\n" not in str(error.value)
 
 
 def test_read_shape__a_folder_without_a_model_says_what_to_name(tmp_path: Path):

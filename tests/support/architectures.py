@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from openprime.config import LoRAConfig
+from openprime.config import LoRAConfig, PlanConfig
 from openprime.engines.transformers import TransformersEngine
 from openprime.models.checks import check_scoring, positions
 from openprime.models.hub import load_model
@@ -23,8 +23,10 @@ from openprime.models.lm import LM
 from openprime.models.lora import add_adapter, trained_parameters
 from openprime.models.placement import Placement
 from openprime.models.tiny import build_tokenizer
+from openprime.plan.command import make_plan
 from openprime.types import Batch, Group, Prompt, Response, Sampling, UserError
 
+CONFIG = Path(__file__).parents[2] / "configs" / "rl" / "tiny.yaml"
 VOCABULARY = 60
 EXACT = 1e-4
 """Largest difference in nats that counts as none; all is float32."""
@@ -372,6 +374,8 @@ class Found:
     """Those of the model that was saved and loaded again."""
     lora: float | str
     """Those of the merged and exported model, against the adapter's."""
+    plan: float | str
+    """Share of the parameters by which `openprime plan` counts others than the model has."""
     notes: list[str]
     """What gets no adapter."""
     padded: bool
@@ -383,14 +387,14 @@ class Found:
 def measure(name: str) -> Found:
     """Try one architecture."""
     model, lm = make(name), LM(make(name))
-    limit = positions(model)[0]
+    limit, plan = positions(model)[0], planned(model)
     notes: list[str] = []
     try:
         check_scoring(name, lm)
         scoring: float | str = score(name, lm)
     except UserError as error:
         said = reason(error)
-        return Found(said, said, said, said, notes, False, limit)
+        return Found(said, said, said, said, plan, notes, False, limit)
     engine = TransformersEngine(model, Placement(), tokenizer(), frozenset(range(3, VOCABULARY, 20)), 64)
     try:
         sampling: float | str = sample(name, engine)
@@ -400,7 +404,19 @@ def measure(name: str) -> Found:
         lora: float | str = export(name, notes, adapter="policy")
     except UserError as error:
         lora = reason(error)
-    return Found(scoring, sampling, export(name, notes), lora, notes, bool(engine.pads), limit)
+    return Found(scoring, sampling, export(name, notes), lora, plan, notes, bool(engine.pads), limit)
+
+
+def planned(model: PreTrainedModel) -> float | str:
+    """What a plan of a run with this model makes of its config.json alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        try:
+            found = make_plan(PlanConfig(config=str(CONFIG), architecture=folder))
+        except UserError as error:
+            return f"plan: {error}"
+    return abs(found["models"]["policy"]["parameters"] / model.num_parameters() - 1)
 
 
 def reason(error: UserError) -> str:
@@ -500,7 +516,8 @@ difference of 1e-4 nats or less.
 - log-probabilities: those of ragged rows that share prompts (`models/lm.py::LM.logprobs`);
 - sampling: what `engines/transformers.py::TransformersEngine` returns with its tokens, for prompts of several lengths,
   three responses to each, in batches that shrink as responses end;
-- LoRA: an adapter of random values against the model that is exported with it.
+- LoRA: an adapter of random values against the model that is exported with it;
+- plan: `openprime plan` reads the configuration and counts the parameters that the model has, to 1 %.
 
 Every model is exported and loaded again as well. Rows are longer than sliding windows and the chunks of state-space
 layers. The table is the output of `python benchmarks/architectures.py`; `tests/models/test_architectures.py` checks it.
@@ -535,9 +552,9 @@ ONE_FORM = "steps of the state below time_step_min differ"
 
 def page(found: dict[str, Found]) -> str:
     """docs/architectures.md."""
-    heading = "| architecture | `model_type` | log-probabilities | sampling | LoRA | |"
+    heading = "| architecture | `model_type` | log-probabilities | sampling | LoRA | plan | |"
     return (
-        "\n".join([HEAD + heading, "| --- " * 6 + "|", *(line(*item) for item in found.items())])
+        "\n".join([HEAD + heading, "| --- " * 7 + "|", *(line(*item) for item in found.items())])
         + "\n"
         + TAIL
     )
@@ -547,6 +564,7 @@ def line(name: str, row: Found) -> str:
     """An architecture's line of the table."""
     why: list[str] = []
     cells = [cell(value, why) for value in (row.scoring, row.sampling, row.lora)]
+    cells.append(cell(row.plan if isinstance(row.plan, str) or row.plan > 0.01 else 0.0, why))
     if cells[1] == "yes" and not row.padded:
         why.append("prompts of one length together")
     if row.limit and cells[0] == "yes":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from openprime.config import (
     DistillRLConfig,
@@ -22,6 +22,8 @@ from openprime.config import (
     SFTConfig,
 )
 from openprime.engines.transformers import GROW_BY
+from openprime.models.checks import first_line
+from openprime.models.hub import read_architecture
 from openprime.models.lm import CPU_TOKENS
 from openprime.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from openprime.types import UserError
@@ -38,28 +40,35 @@ Bytes = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder with gated feed-forward layers, such as Qwen2 or Llama."""
+    """A decoder with gated feed-forward layers, such as Qwen2 or Llama; others are counted as if they were one."""
 
     parameters: int
     """All of them, tied ones once."""
     linear: tuple[tuple[str, int, int], ...]
     """(name, inputs, outputs) of every linear layer of the blocks."""
+    matrices: int
+    """Weights of the blocks' matrices."""
+    idle: int
+    """Of these, those of routed experts that a token is not sent to."""
+    largest: int
+    """Weights of the largest matrix."""
     layers: int
     width: int
     heads: int
     query: int
-    """Width of all query heads together."""
+    """Width of all query heads together; 0 where nothing is attended to."""
     key: int
     """Width of all key heads together, and of all value heads."""
     mlp: int
+    """Inner width of the feed-forward layers that a token passes in a block."""
     vocabulary: int
     tied: bool
     """The head is the embedding."""
 
     @property
-    def matrices(self) -> int:
-        """Weights of the blocks' linear layers."""
-        return sum(inputs * outputs for _, inputs, outputs in self.linear)
+    def used(self) -> int:
+        """Weights of the blocks' matrices that a token is multiplied with."""
+        return self.matrices - self.idle
 
     @property
     def head(self) -> int:
@@ -78,35 +87,67 @@ def read_shape(name: str) -> Shape:
     Raises UserError where there is no configuration of a causal language model.
     """
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = read_architecture(name)
+    except UserError as error:
+        raise UserError(
+            f"{error}; to plan with another one, name a model folder or a config.json with --architecture (and "
+            "--prm-architecture)"
+        ) from error
+    try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{name}: no configuration of a causal language model to read ({str(error).splitlines()[0]}): name a model "
-            "folder or a config.json with --architecture (and --prm-architecture)"
-        ) from error
-    head = model.get_output_embeddings()
+        return shape_of(model)
+    except Exception as error:  # not our code: anything may come
+        raise UserError(f"{name}: no model can be made of its config.json: {first_line(error)}") from error
+
+
+def shape_of(model: PreTrainedModel) -> Shape:
+    """The shape of a model, which may be on the meta device."""
+    config = model.config
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    outside = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    outside |= {id(p) for p in head.parameters()}  # pyright: ignore[reportOptionalMemberAccess]
+    convolved = {id(p) for m in model.modules() if isinstance(m, nn.Conv1d) for p in m.parameters()}
+    inside = [p for p in model.parameters() if p.dim() > 1 and id(p) not in outside]
     linear = tuple(
         (path.split(".")[-1], module.in_features, module.out_features)
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     )
-    heads = config.num_attention_heads
     # Not every architecture has these: older ones share no key heads and split the width evenly.
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    width, heads = config.hidden_size, _most(config, "num_attention_heads")
+    head_width = _most(config, "head_dim") or width // max(1, heads)
+    chosen, mlp = _most(config, "num_experts_per_tok", "moe_k"), _most(config, "intermediate_size")
+    routed = [p for p in inside if chosen and p.dim() == 3 and id(p) not in convolved]  # [expert, ...]
+    if routed:
+        mlp = max(mlp, chosen * (_most(config, "moe_intermediate_size") or mlp))
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         linear=linear,
+        matrices=sum(p.numel() for p in inside),
+        idle=sum(p.numel() // len(p) * max(0, len(p) - chosen) for p in routed),
+        largest=max(p.numel() for p in inside),
         layers=config.num_hidden_layers,
-        width=config.hidden_size,
+        width=width,
         heads=heads,
         query=heads * head_width,
-        key=(getattr(config, "num_key_value_heads", None) or heads) * head_width,
-        mlp=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        key=(_most(config, "num_key_value_heads") or heads) * head_width,
+        mlp=mlp or 4 * width,
         vocabulary=config.vocab_size,
-        tied=bool(config.tie_word_embeddings),
+        tied=head.weight is embedding.weight,  # pyright: ignore[reportOptionalMemberAccess]
     )
+
+
+def _most(config: PreTrainedConfig, *names: str) -> int:
+    """The first of these settings that a configuration has, of a layer where it has most; 0 without any."""
+    for name in names:
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError:  # unlike from layer to layer
+            value = [getattr(layer, name) for layer in config.per_layer_config]
+        if value:
+            return max(value) if isinstance(value, list) else value
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +343,7 @@ def copied_bytes(shape: Shape, sharded: bool, bfloat16: bool, whole: bool = Fals
     if sharded:
         blocks = 2 * (2 if bfloat16 else 4) * shape.matrices / shape.layers
         return blocks + 4 * shape.head * (1 if shape.tied else 2)
-    cast = shape.matrices if whole else max(i * o for _, i, o in shape.linear)
+    cast = shape.matrices if whole else shape.largest
     return 2.0 * cast if bfloat16 else 0.0
 
 
@@ -362,8 +403,8 @@ def work_of(
         rows, drawn = config.rollout.prompts * k, config.rollout.prompts / pass_rate
         sampled = drawn * k * response
         # Token t of a response attends to the prompt and to t tokens; a prompt is read once for all its responses.
-        sampling = sampled * (2 * (s.matrices + s.head) + 4 * s.layers * s.query * (prompt + response / 2))
-        sampling += drawn * prompt * (2 * s.matrices + 2 * s.layers * s.query * prompt)
+        sampling = sampled * (2 * (s.used + s.head) + 4 * s.layers * s.query * (prompt + response / 2))
+        sampling += drawn * prompt * (2 * s.used + 2 * s.layers * s.query * prompt)
     else:
         rows = config.batch
     training = sum(rows * flops_of_row(part, config, prompt, response) for part in models)
@@ -381,9 +422,7 @@ def flops_of_row(part: Part, config: TrainingConfig, prompt: float, response: fl
     read = length
     if isinstance(config, RLConfig):  # packed tokens: a prompt is read once for its responses
         read -= prompt * (1 - 1 / config.rollout.responses)
-    body = (
-        2 * read * s.matrices + 2 * s.layers * s.query * length**2
-    )  # causal attention: half of the positions
+    body = 2 * read * s.used + 2 * s.layers * s.query * length**2  # causal attention: half of the positions
     head = response * 2 * s.head
     if not part.trained:
         return body + head
