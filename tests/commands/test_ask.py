@@ -33,7 +33,7 @@ from openprime.models.placement import Placement
 from openprime.models.tiny import build_model, build_tokenizer
 from openprime.prime.prm import ImplicitPRM, Score
 from openprime.types import Group, Prompt, Response, Sampling
-from support.html import Page
+from support.page_html import Page
 from support.tiny_prm import save_prm
 from support.tiny_runs import PYTHONPATH
 

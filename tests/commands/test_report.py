@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openprime.cli import main
-from support.html import Page
+from support.page_html import Page
 from support.tiny_runs import rl
 
 EVIL = "<script>alert('prompt')</script><img src=http://example.org/x.png onerror=alert(1)>"

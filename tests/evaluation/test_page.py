@@ -16,7 +16,7 @@ import pytest
 
 from openprime.cli import main
 from openprime.evaluation import page
-from support.html import Page
+from support.page_html import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RAN = "document.title='RAN'"
