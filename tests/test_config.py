@@ -393,7 +393,7 @@ def test_algorithms__what_has_no_effect_does_not_exist():
     own = settings(PrimeConfig, "policy") - settings(DistillRLConfig, "policy")
     assert own == {"clip_low", "clip_high", "reduction", "importance_clip", "lora"}
     own = settings(PrimeConfig, "prm") - settings(DistillRLConfig, "prm")
-    assert own == {"model", "reference", "beta", "loss", "update", "lora"}
+    assert own == {"model", "reference", "beta", "loss", "margin", "balance", "update", "lora"}
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ def test_read_arguments__flags_go_over_the_file(tmp_path: Path):
             "the flags: steps: Input should be a valid integer, unable to parse string as an integer",
         ),
         ("--filter.low 2", "the flags: filter.low: Input should be less than or equal to 1 (found '2')"),
-        ("--prm.loss mse", "the flags: prm.loss: Input should be 'ce' or 'dpo' (found 'mse')"),
+        ("--prm.loss mse", "the flags: prm.loss: Input should be 'ce', 'dpo' or 'prefix' (found 'mse')"),
         ("--prm.lr inf", "the flags: prm.lr: Input should be a finite number (found 'inf')"),
         ("--advantage.whiten maybe", "the flags: advantage.whiten: Input should be a valid boolean"),
         ("--prm.lrr 1", "unknown key prm.lrr; did you mean prm.lr?"),

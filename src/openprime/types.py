@@ -183,6 +183,7 @@ class Batch:
     targets: list[Tensor] | None = (
         None  # B x [T_b, V] float32: what distillation moves each token's distribution to
     )
+    group_outcome: Tensor | None = None  # [B] float32: mean outcome of the row's whole group
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from openprime.cli import main
-from openprime.commands.train_prm import batch_accuracy, choose_beta, plan_steps, units_of
+from openprime.commands.train_prm import batch_accuracy, choose_scale, plan_steps, units_of
 from openprime.config import OfflinePRMConfig, read_config
 from openprime.data.records import JudgedResponse, read_judged, split_prompts
 from openprime.models.hub import load_model, load_tokenizer, save_model
@@ -457,7 +457,7 @@ def test_prm__beta_auto_fits_the_median_response(beta: str, start: str, tmp_path
     )
     fitting = 2.0 / nats
     assert 0.05 < fitting < 1
-    found, reference = read_settings(str(out / "prm"))
+    found, reference, _ = read_settings(str(out / "prm"))
     assert found == (pytest.approx(fitting, rel=1e-3) if beta == "auto" else 0.001)
     assert Path(reference) == Path(start)
     assert held_out(out)["beta"] == found
@@ -477,9 +477,11 @@ def test_prm__beta_auto_fits_the_median_response(beta: str, start: str, tmp_path
         (0.043, 10.0, 0.043, False),
     ],
 )
-def test_choose_beta__has_bounds_and_warns_below_three_fifths(asked, nats: float, beta: float, warned: bool):
+def test_choose_scale__beta_has_bounds_and_warns_below_three_fifths(
+    asked, nats: float, beta: float, warned: bool
+):
     notes: list[str] = []
-    assert choose_beta(asked, None, nats, notes) == beta
+    assert choose_scale(asked, "auto", None, nats, "sum", notes) == (beta, 0.0)
     assert any("would let it move" in note for note in notes) == (warned and asked != "auto")
 
 
@@ -500,7 +502,7 @@ def test_prm__beta_and_reference_of_a_second_stage_can_be_named(start: str, data
     other = shutil.copytree(start, tmp_path / "other")
     flags = ("--beta", "0.3", "--reference", str(other), "--epochs", "0.1")
     out = train(str(trained("ce") / "prm"), data["ce"], tmp_path / "run", *flags)
-    beta, reference = read_settings(str(out / "prm"))
+    beta, reference, _ = read_settings(str(out / "prm"))
     assert (beta, Path(reference)) == (0.3, other)
 
 

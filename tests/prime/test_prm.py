@@ -273,9 +273,9 @@ def test_save_pretrained__leaves_a_model_with_its_settings_beside_it(
         for loaded in (AutoModelForCausalLM.from_pretrained(folder), load_model(str(folder))):
             assert torch.equal(loaded.eval()(ids).logits, expected)
     assert AutoTokenizer.from_pretrained(folder).encode("Start") == tokenizer.encode("Start")
-    assert read_settings(str(folder)) == (BETA, reference)
+    assert read_settings(str(folder)) == (BETA, reference, "sum")
     written = json.loads((folder / "implicit_prm.json").read_text(encoding="utf-8"))
-    assert written == {"beta": BETA, "reference": reference}
+    assert written == {"beta": BETA, "reference": reference, "scoring": "sum"}
 
 
 def test_save_pretrained__a_relative_reference_is_found_from_another_folder(
@@ -285,7 +285,7 @@ def test_save_pretrained__a_relative_reference_is_found_from_another_folder(
     save_prm(Path("prm"), tokenizer, save(Path("reference"), tokenizer))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert find_parts("../prm")[:2] == (BETA, str(tmp_path / "reference"))
+    assert find_parts("../prm")[0] == (BETA, str(tmp_path / "reference"), "sum")
 
 
 def test_from_pretrained__any_model_with_a_reference_has_the_published_beta(

@@ -45,7 +45,7 @@ def ask(config: AskConfig) -> None:
         raise UserError(f"page: {out} is a folder: name a file, such as {out / 'answer.html'}")
     tokenizer = load_tokenizer(config.model)
     if config.prm:
-        *_, theirs = find_parts(config.prm, config.reference)
+        _, theirs = find_parts(config.prm, config.reference)
         same_vocabulary(theirs, config.prm, tokenizer, config.model)
     known = read_format(config.model) if config.template == "auto" else PromptFormat(template=config.template)
     form = suitable(known or PromptFormat(template="eurus"), tokenizer)

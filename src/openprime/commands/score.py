@@ -21,7 +21,7 @@ from openprime.data.steps import split_steps
 from openprime.data.template import Messages, Tools
 from openprime.models.placement import pick_device
 from openprime.prime.prm import ImplicitPRM, Score, find_parts
-from openprime.run.folder import check_folder, open_folder
+from openprime.run.folder import check_folder, made_of, open_folder
 from openprime.run.jsonl import fill_jsonl, resume_jsonl
 from openprime.types import UserError
 
@@ -44,7 +44,7 @@ def score(config: ScoreConfig) -> None:
     if out.exists() and out.samefile(path):
         raise UserError(f"out: {out} is the file to read: name another folder")
     check_folder(config, "score")
-    _, _, tokenizer = find_parts(config.prm, config.reference)
+    _, tokenizer = find_parts(config.prm, config.reference)
     vocabulary = vocabulary_id(tokenizer)
     names = [f"{path}, row {i + 1}" for i in range(len(rows))]
     items = [read_item(row, name, vocabulary) for row, name in zip(rows, names, strict=True)]
@@ -85,9 +85,10 @@ def score(config: ScoreConfig) -> None:
         return made
 
     done = fill_jsonl(out, marks, "score", console, make)
-    responses = [response for row in done for response in row.get("responses", [row])]
-    rewards = torch.tensor([response["reward"] for response in responses], dtype=torch.float64)
-    tokens = sum(len(response["tokens"]) for response in responses)
+    with made_of(out):
+        responses = [response for row in done for response in row.get("responses", [row])]
+        rewards = torch.tensor([response["reward"] for response in responses], dtype=torch.float64)
+        tokens = sum(len(response["tokens"]) for response in responses)
     console.print(
         f"{len(done)} rows, {len(responses)} responses, {tokens:,} tokens: "
         f"mean reward {rewards.mean():+.4f}, mean probability {rewards.sigmoid().mean():.3f}\n"

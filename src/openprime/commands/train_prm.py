@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -19,12 +18,12 @@ from openprime.data.records import JudgedResponse, collate_judged, read_judged, 
 from openprime.evaluation.held_out import ROWS, SAMPLE, kto_reference_point, measure
 from openprime.evaluation.page import console_table
 from openprime.models.checks import check_rows
-from openprime.models.lm import LM, Loader
+from openprime.models.lm import Loader
 from openprime.models.placement import Placement
 from openprime.prime.learner import Learner
-from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count
-from openprime.prime.prm import ImplicitPRM, find_parts, fitting_beta, is_prm
-from openprime.prime.rewards import pairwise_accuracy, prefix_values, response_scores, token_rewards
+from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count, scoring_of
+from openprime.prime.prm import ImplicitPRM, find_parts, fit, is_prm, median_nats
+from openprime.prime.rewards import Scoring, pairwise_accuracy, prefix_values, response_scores, token_rewards
 from openprime.ranks import on_first, together
 from openprime.run.console import Bar
 from openprime.run.launch import joined
@@ -44,6 +43,7 @@ class Known:
     """Found out once and kept."""
 
     beta: float = 0.0
+    margin: float = 0.0
     held_out: dict[str, Metrics] = field(default_factory=dict)
     """Measures at the `start` and the `end`."""
 
@@ -53,14 +53,16 @@ class Known:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
-        self.beta, self.held_out = state["beta"], state["held_out"]
+        self.beta, self.margin, self.held_out = state["beta"], state["margin"], state["held_out"]
 
 
 def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
     """`train` on one of the ranks."""
     goes_on = is_prm(config.model)  # with its own beta and reference
     named = config.reference or ("" if goes_on else config.model)
-    own_beta, reference_name, tokenizer = find_parts(config.model, named)
+    saved, tokenizer = find_parts(config.model, named)
+    scoring = scoring_of(config.loss)
+    own_beta = saved.beta if goes_on and saved.scoring == scoring else None
     data = read_judged(config.data, tokenizer, config.max_tokens, config.loss == "steps")
     training, held_out = split_prompts(data.rows, config.held_out, config.seed)
     notes += data.notes
@@ -77,8 +79,8 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
         learner.lm.model, tokenizer, rows, config.data.source, "lower max_tokens, over which rows are dropped"
     )
     learner.lm.try_save(tokenizer)
-    reference = models.reference(reference_name, config.optimizer.tokens_per_microbatch)
-    prm, known = ImplicitPRM(learner.lm, reference, 0.0, tokenizer), Known()
+    reference = models.reference(saved.reference, config.optimizer.tokens_per_microbatch)
+    prm, known = ImplicitPRM(learner.lm, reference, 0.0, tokenizer, scoring), Known()
 
     def headline(metrics: Metrics) -> dict[str, str]:
         name = "pairwise_accuracy" if "prm/pairwise_accuracy" in metrics else "accuracy"
@@ -101,8 +103,9 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
         )
         fresh = run.begin({"learner": learner, "known": known})
         if fresh:
-            nats = median_nats(reference, training, config.seed)
-            known.beta = choose_beta(config.beta, own_beta if goes_on else None, nats, notes)
+            nats = nats_of_sample(prm, training, config.seed)
+            asked = config.beta, config.margin
+            known.beta, known.margin = choose_scale(*asked, own_beta, nats, scoring, notes)
         else:
             notes.append(f"beta {known.beta:.3g}, as before")
         for note in notes:
@@ -111,7 +114,7 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
 
         def measured(when: str) -> None:
             with run.measuring("held_out"):
-                known.held_out[when] = found = measure(prm, held_out, config)
+                known.held_out[when] = found = measure(prm, held_out, config, known.margin)
             run.log({f"held_out/{name}": value for name, value in found.items()})
             shown = [name for name in ("loss", "pairwise_accuracy", "auc") if name in found]
             said = ", ".join(f"{name.replace('_', ' ')} {found[name]:.3f}" for name in shown)
@@ -135,7 +138,8 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
                     else:
                         batch = prm.with_reference(batch)
                     z0 = kto_reference_point(prm, rows, config.max_tokens) if config.loss == "kto" else 0.0
-                    loss = partial(prm_loss, config.loss, beta=prm.beta, reference_point=z0)
+                    scale = {"beta": prm.beta, "margin": known.margin}
+                    loss = partial(prm_loss, config.loss, **scale, reference_point=z0)
                     count = prm_loss_count(config.loss, batch)
                     done = learner.update(batch, loss, count, whole_groups=config.loss in PAIRS)
                 assert batch.ref_logprobs is not None
@@ -145,10 +149,11 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
                 run.log({"prm/reference_point": z0} if config.loss == "kto" else {})
                 if held_out and run.due(0):
                     measured("end")
-        run.export("prm", lambda folder: prm.save_pretrained(folder, tokenizer, reference_name))
+        run.export("prm", lambda folder: prm.save_pretrained(folder, tokenizer, saved.reference))
         if held_out:
             summary = {"prompts": len({row.group for row in held_out}), "responses": len(held_out)}
-            summary |= {"loss": config.loss, "beta": prm.beta} | known.held_out
+            summary |= {"loss": config.loss, "beta": prm.beta}
+            summary |= ({"margin": known.margin} if config.loss == "prefix" else {}) | known.held_out
             text = json.dumps(summary, indent=2) + "\n"
             on_first(lambda: (run.folder / "held_out.json").write_text(text, encoding="utf-8"))
             rows = {
@@ -213,27 +218,41 @@ def plan_steps(sizes: Sequence[int], batch: int, epochs: float, seed: int) -> li
     raise AssertionError
 
 
-def median_nats(reference: LM, rows: Sequence[JudgedResponse], seed: int) -> float:
-    """S: -log ref(y) of the median response, in nats, over up to 256 of them."""
+def nats_of_sample(prm: ImplicitPRM, rows: Sequence[JudgedResponse], seed: int) -> float:
+    """S: -log ref(y) of the median response, in nats, of mean scores in nats a token, over up to 256 of them."""
     chosen = random.Random(f"nats-{seed}").sample(rows, min(SAMPLE, len(rows)))
-    batch = collate_judged(chosen, 0).to(reference.device)
-    return median((-reference.logprobs(batch).sum(-1)).tolist())
+    return median_nats(prm.with_reference(collate_judged(chosen, 0).to(prm.lm.device)), prm.scoring)
 
 
-def choose_beta(asked: float | str, own: float | None, nats: float, notes: list[str]) -> float:
-    """The PRM's beta: as asked; auto is its own of a PRM that is trained on, else what fits `nats`.
+def choose_scale(
+    asked: float | str,
+    margin: float | str,
+    own: float | None,
+    nats: float,
+    scoring: Scoring,
+    notes: list[str],
+) -> tuple[float, float]:
+    """The PRM's (beta, margin): as asked; an auto beta is its own of a PRM that is trained on, else what fits `nats`.
 
     What fits is noted where P(right) of the median response cannot rise above 0.6.
     """
-    fitting = fitting_beta(nats)
-    beta = own or fitting if isinstance(asked, str) else asked
+    fitting, _ = fit(nats, scoring, "auto", margin)
+    beta, margin = fit(nats, scoring, own or asked if asked == "auto" else asked, margin)
     bound = 1 / (1 + math.exp(-beta * nats))
-    note = f"beta {beta:.3g}; the median response has {nats:.3g} nats under the reference, so its P(right) "
+    per = " a token" if scoring == "mean" else ""
+    note = (
+        f"beta {beta:.3g}; the median response has {nats:.3g} nats{per} under the reference, so its P(right) "
+    )
     note += f"cannot rise above {bound:.2f}"
     if bound < 0.6 and beta < fitting:
         note += f": beta={fitting:.2g} would let it move"
     notes.append(note)
-    return beta
+    if scoring == "mean":
+        reach = margin / beta
+        notes.append(
+            f"margin {margin:.3g}: a right response's tokens are to gain {reach:.2g} nats on average"
+        )
+    return beta, margin
 
 
 def reference_values(prm: ImplicitPRM, rows: Sequence[JudgedResponse], run: Run) -> list[Tensor]:
@@ -258,7 +277,7 @@ def reference_values(prm: ImplicitPRM, rows: Sequence[JudgedResponse], run: Run)
 
 def batch_accuracy(loss: str, rewards: Tensor, batch: Batch) -> Metrics:
     """How often the PRM was right on a batch before the update on it: on pairs, steps or responses."""
-    scores = response_scores(rewards)
+    scores = response_scores(rewards)  # of the sign that a mean has
     if loss in PAIRS:
         won, pairs = pairwise_accuracy(scores, batch.outcome, batch.group)
         return {"prm/pairwise_accuracy": float(won / pairs)}

@@ -223,6 +223,12 @@ class PrimeConfig(RLConfig):
                 "prm.reference=policy takes the log-probabilities of sampling, which a rollout.temperature other "
                 "than 1 changes: set rollout.temperature=1 or prm.reference=frozen"
             )
+        if self.prm.balance and self.prm.loss == "dpo":
+            raise UserError(
+                "prm.balance is for single responses: set prm.loss=ce or prefix, or prm.balance=false"
+            )
+        if self.prm.margin != "auto" and self.prm.loss != "prefix":
+            notes.append(f"no effect with prm.loss={self.prm.loss}: prm.margin")
         if (self.prm.update, self.prm.model, self.prm.reference) == ("never", "", "frozen"):
             raise UserError(
                 "prm.update=never with prm.model empty scores with the reference itself: every process reward is 0. "
@@ -280,11 +286,16 @@ class OfflinePRMConfig(RunConfig):
     data: JudgedDataConfig = JudgedDataConfig()
     """The file of `openprime generate`, or rows with a prompt, a response and an outcome, preference pairs (`chosen`
     and `rejected`), or steps and labels."""
-    loss: Literal["ce", "dpo", "nca", "kto", "steps"] = "ce"
-    """On outcomes: cross-entropy, DPO or NCA on pairs of a prompt's responses, KTO. On step labels: steps."""
+    loss: Literal["ce", "dpo", "nca", "kto", "prefix", "steps"] = "ce"
+    """On outcomes: cross-entropy, DPO or NCA on pairs of a prompt's responses, KTO, or prefix: cross-entropy of every
+    prefix's mean value, with a margin. On step labels: steps."""
     beta: Scale | Literal["auto"] = "auto"
     """Scale of the log-ratio: r = beta log(phi/ref). auto: 0.05 as published, or more where responses are too likely
-    for the sigmoid to move; an implicit PRM that training goes on with keeps its own."""
+    for the sigmoid to move; an implicit PRM that training goes on with keeps its own. With loss=prefix: what lets the
+    median response reach twice the margin."""
+    margin: Rate | Literal["auto"] = "auto"
+    """loss=prefix: how far the values of right and wrong responses are to be from 0. auto: half of what the median
+    response can reach, 5 where beta is auto too."""
     held_out: Share = 0.1
     """Share of the prompts kept from training, to measure on."""
     epochs: Passes = 1.0
@@ -303,6 +314,7 @@ class OfflinePRMConfig(RunConfig):
         check_adapters(self.parallel, self.optimizer)
         of_outcomes = ("data.outcome_field", "data.response_field", "step_split")
         other = of_outcomes if self.loss == "steps" else ("data.steps_field", "data.labels_field")
+        other += () if self.loss == "prefix" else ("margin",)
         unused = [key for key in other if value_of(self, key) != value_of(OfflinePRMConfig(), key)]
         return notes + ([f"no effect with loss={self.loss}: {', '.join(unused)}"] if unused else [])
 

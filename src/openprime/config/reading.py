@@ -160,11 +160,19 @@ def merge(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+AUTO = "literal['auto']"
+"""Where pydantic puts a fault of the second member of `number | Literal["auto"]`."""
+
+
 def explain(error: ValidationError, schema: type[BaseModel], tags: Tags, where: str) -> str:
     """One line a fault: key path, what is wrong, and for an unknown key who has it or the nearest valid one."""
-    lines = []
-    for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"])
+    lines, faults = [], error.errors()
+    number_or_auto = {fault["loc"][:-1] for fault in faults if fault["loc"][-1:] == (AUTO,)}
+    for fault in faults:
+        if fault["loc"][-1:] == (AUTO,):  # its other member, the number, says both
+            continue
+        is_number = fault["loc"][:-1] in number_or_auto
+        path = ".".join(str(part) for part in (fault["loc"][:-1] if is_number else fault["loc"]))
         path = path.replace(
             f"engine.{tags['engine.kind']}.", "engine."
         )  # a union's member has its tag before it
@@ -172,7 +180,7 @@ def explain(error: ValidationError, schema: type[BaseModel], tags: Tags, where: 
             said = elsewhere(schema, path, tags) or unknown(path, keys_of(schema, tags))
             lines.append(f"{where}: {said}")
         else:
-            said = fault["msg"].removeprefix("Value error, ")
+            said = fault["msg"].removeprefix("Value error, ") + (", or 'auto'" if is_number else "")
             found = "" if isinstance(fault["input"], dict) else f" (found {reprlib.repr(fault['input'])})"
             lines.append(f"{where}: {path}: {said}{found}")
     return "\n".join(lines)

@@ -487,10 +487,17 @@ class PRMConfig(DistillPRMConfig, LoRAOptimizerConfig):
     reference: Literal["frozen", "policy"] = "frozen"
     """Reference of the log-ratio: the model the PRM starts from, frozen (a PRM that was trained before keeps its
     own reference); or the sampling policy."""
-    beta: Scale = 0.05
-    """Scale of the log-ratio: r = beta log(phi/ref)."""
-    loss: Literal["ce", "dpo"] = "ce"
-    """Cross-entropy on outcomes, or DPO on pairs of a group."""
+    beta: Scale | Literal["auto"] = 0.05
+    """Scale of the log-ratio: r = beta log(phi/ref). auto: what fits the first batch, as in `openprime prm`."""
+    loss: Literal["ce", "dpo", "prefix"] = "ce"
+    """Cross-entropy on outcomes, DPO on pairs of a group, or cross-entropy of every prefix's mean value, with a
+    margin (set beta to auto)."""
+    margin: Rate | Literal["auto"] = "auto"
+    """loss=prefix: how far the values of right and wrong responses are to be from 0. auto: half of what the median
+    response of the first batch can reach."""
+    balance: bool = False
+    """loss=ce or prefix: let a group's accuracy explain how hard its prompt is (values are shifted by its log-odds),
+    and weigh the rarer kind of response more."""
     update: Literal["after", "before", "never"] = "after"
     """Update after scoring (one forward pass), before scoring (two), or keep the PRM frozen."""
 

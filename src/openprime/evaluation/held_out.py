@@ -13,9 +13,9 @@ from openprime.data.records import JudgedResponse, collate_judged
 from openprime.data.steps import token_texts
 from openprime.evaluation.calibration import brier, expected_calibration_error, lowest_is_last, roc_auc
 from openprime.evaluation.voting import bootstrap_interval
-from openprime.prime.losses import outcome_loss
-from openprime.prime.prm import ImplicitPRM
-from openprime.prime.rewards import pairwise_accuracy, response_scores
+from openprime.prime.losses import outcome_loss, prm_prefix_loss
+from openprime.prime.prm import ImplicitPRM, Score
+from openprime.prime.rewards import pairwise_accuracy
 from openprime.types import Metrics
 
 SAMPLE = 256
@@ -24,23 +24,30 @@ ROWS = 1024
 """Responses that are scored at a time."""
 
 
-def measure(prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRMConfig) -> Metrics:
+def measure(
+    prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRMConfig, margin: float = 0.0
+) -> Metrics:
     """How good the PRM is on held-out responses; with step labels the same over steps and their prefix values.
 
     pairwise_accuracy: how often the better of two of a prompt's responses (steps) has the higher score, mean
     over the prompts that have a pair, with a 95 % bootstrap interval over prompts. auc, ece and brier: over
     all responses (steps), right above one half. lowest_step_last: how often the lowest step reward is the
     last step's; a large share hints at a PRM that judges the outcome instead of the steps. What cannot be
-    measured on these responses is left out.
+    measured on these responses is left out. `margin`: of the prefix loss.
     """
-    values, labels, step_rewards = [], [], []
+    values, labels, step_rewards, prefix_losses = [], [], [], []
     places: dict[int, list[int]] = {}
-    for row, (found, truth, steps) in zip(rows, scored(prm, rows, config), strict=True):
+    for row, score in zip(rows, scored(prm, rows, config), strict=True):
+        found, truth = [score.reward], [row.response.outcome or 0.0]
+        if config.loss == "steps":
+            found, truth = list(accumulate(score.step_rewards)), row.labels
+        if config.loss == "prefix":
+            prefix_losses.append(prefix_loss(score, truth[0], margin))
         places.setdefault(row.group, []).extend(range(len(values), len(values) + len(found)))
         values += found
         labels += truth
-        step_rewards.append(steps)
-    name = "ce" if config.loss == "steps" else config.loss
+        step_rewards.append(score.step_rewards)
+    name = "ce" if config.loss in ("steps", "prefix") else config.loss
     z0 = kto_reference_point(prm, rows[:SAMPLE], config.max_tokens) if name == "kto" else 0.0
     scores, truths = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64)
     total, count, accuracies = 0.0, 0, []
@@ -50,6 +57,8 @@ def measure(prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRM
         won, pairs = pairwise_accuracy(scores[group], truths[group], whole)
         total, count = total + float(loss), count + number
         accuracies += [float(won / pairs)] if pairs else []
+    if prefix_losses:
+        total, count = sum(prefix_losses), len(prefix_losses)
     probabilities = scores.sigmoid().numpy()
     low, high = bootstrap_interval(accuracies) if accuracies else (math.nan, math.nan)
     found = {
@@ -65,10 +74,15 @@ def measure(prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRM
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def scored(
-    prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRMConfig
-) -> Iterator[tuple[list[float], Sequence[float], list[float]]]:
-    """(scores, their labels, step rewards) of each row; a score a response, or a labelled step."""
+def prefix_loss(score: Score, outcome: float, margin: float) -> float:
+    """`prm_prefix_loss` of one response."""
+    rewards = torch.tensor([score.token_rewards], dtype=torch.float64)  # [1, T]
+    truth = torch.tensor([outcome], dtype=torch.float64)
+    return float(prm_prefix_loss(rewards, truth, torch.ones_like(rewards), margin))
+
+
+def scored(prm: ImplicitPRM, rows: Sequence[JudgedResponse], config: OfflinePRMConfig) -> Iterator[Score]:
+    """The rewards of each row, whose steps are its own where they are labelled."""
     assert prm.tokenizer is not None
     for start in range(0, len(rows), ROWS):
         part = rows[start : start + ROWS]
@@ -76,12 +90,7 @@ def scored(
         token_ids = [row.response.token_ids for row in part]
         texts = [[*row.texts] or token_texts(prm.tokenizer, row.response.token_ids) for row in part]
         how = [row.steps for row in part] if config.loss == "steps" else config.step_split
-        scores = prm.score_tokens(prompt_ids, token_ids, texts, how)
-        for row, score in zip(part, scores, strict=True):
-            if config.loss == "steps":
-                yield list(accumulate(score.step_rewards)), row.labels, score.step_rewards
-            else:
-                yield [score.reward], [row.response.outcome or 0.0], score.step_rewards
+        yield from prm.score_tokens(prompt_ids, token_ids, texts, how)
 
 
 def kto_reference_point(prm: ImplicitPRM, rows: Sequence[JudgedResponse], max_tokens: int) -> float:
@@ -98,5 +107,5 @@ def kto_reference_point(prm: ImplicitPRM, rows: Sequence[JudgedResponse], max_to
     if not moved:
         return 0.0
     batch = prm.with_reference(collate_judged(moved, 0).to(prm.lm.device))
-    scores = response_scores(prm.token_rewards(batch))  # [B]
+    scores = prm.response_scores(prm.token_rewards(batch), batch.response_mask)  # [B]
     return max(0.0, float(scores.mean()))

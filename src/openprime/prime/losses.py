@@ -7,13 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openprime.prime.rewards import better_pairs, prefix_values, response_scores, token_rewards
+from openprime.prime.rewards import Scoring, better_pairs, prefix_values, response_scores, token_rewards
 from openprime.types import Batch
 
 PAIRS = ("dpo", "nca")
 """Losses on pairs of a prompt's responses."""
+BALANCED = ("ce", "prefix")
+"""Losses that can be balanced within groups."""
 Reduction = Literal["token", "sequence"]
 LARGEST_LOG_RATIO = 20.0
+SMALLEST_SHARE = 1e-6
+"""A group's accuracy is clipped this far from 0 and 1 before its log-odds are taken."""
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -107,6 +111,38 @@ def prm_ce_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores, outcomes.to(scores.dtype), reduction="sum")
 
 
+def two_sided_loss(
+    values: Tensor, outcomes: Tensor, margin: float = 0.0, group_outcome: Tensor | None = None
+) -> Tensor:
+    """-[w1 o log sigmoid(v + b - m) + w0 (1 - o) log(1 - sigmoid(v + b + m))] of each value. 2604.13197, eq. 9.
+
+    A value has to be m above 0 where the outcome o is right and m below where it is wrong. Without `group_outcome`
+    b is 0 and w1 = w0 = 1, and with m = 0 besides it is the cross-entropy. With it, mu, the update is balanced:
+    b = logit(mu) explains how hard the prompt is, so that v has to tell the group's responses apart and nothing else,
+    and the rarer kind weighs more: w1 = 1 - mu, w0 = mu. A group whose outcomes are all 0 or all 1 weighs nothing,
+    for there is nothing to tell apart. Outcomes may be soft; the two terms then share a response.
+    All tensors have one shape, or broadcast to it.
+    """
+    right, wrong = outcomes, 1 - outcomes
+    if group_outcome is not None:
+        right, wrong = right * (1 - group_outcome), wrong * group_outcome
+        values = values + group_outcome.clamp(SMALLEST_SHARE, 1 - SMALLEST_SHARE).logit()
+    return -(right * F.logsigmoid(values - margin) + wrong * F.logsigmoid(-values - margin))
+
+
+def prm_prefix_loss(
+    rewards: Tensor, outcomes: Tensor, mask: Tensor, margin: float, group_outcome: Tensor | None = None
+) -> Tensor:
+    """Sum over responses of the mean over their tokens of `two_sided_loss` of the mean prefix value. 2604.13197, eq. 9.
+
+    Every prefix is taught the outcome, not the whole response alone, so that a step can be judged where it ends.
+    rewards [B, T], 0 off the mask, as of `token_rewards`; outcomes, group_outcome [B]; mask [B, T]. Count: B.
+    """
+    mean = None if group_outcome is None else group_outcome[:, None]
+    losses = two_sided_loss(prefix_values(rewards, mask), outcomes[:, None], margin, mean)  # [B, T]
+    return response_scores(losses * mask, mask).sum()
+
+
 def prm_step_loss(values: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over labelled steps k of the cross-entropy of sigmoid(q_k) against the step's label, and their number.
 
@@ -156,14 +192,29 @@ def prm_kto_loss(scores: Tensor, outcomes: Tensor, reference_point: Tensor | flo
     return torch.sigmoid(-sign * (scores - z0)).sum()
 
 
-def prm_loss(name: str, logprobs: Tensor, batch: Batch, beta: float, reference_point: float = 0.0) -> Tensor:
-    """Sum of a PRM's loss `name` (ce, dpo, nca, kto or steps) over a micro-batch, from log phi [b, t].
+def prm_loss(
+    name: str,
+    logprobs: Tensor,
+    batch: Batch,
+    beta: float,
+    reference_point: float = 0.0,
+    margin: float = 0.0,
+    balance: bool = False,
+) -> Tensor:
+    """Sum of a PRM's loss `name` (ce, dpo, nca, kto, prefix or steps) over a micro-batch, from log phi [b, t].
 
-    The batch carries the reference's log-probabilities, for `steps` the labels too. dpo and nca need whole groups;
-    kto has its `reference_point` z0.
+    The batch carries the reference's log-probabilities, for `steps` the labels too, and with `balance`, which ce and
+    prefix have (`two_sided_loss`), its groups' mean outcomes (`with_group_outcome`). dpo and nca need whole groups;
+    kto has its `reference_point` z0, prefix its `margin`.
     """
     assert batch.ref_logprobs is not None
     rewards = token_rewards(logprobs, batch.ref_logprobs, batch.response_mask, beta)  # [b, t]
+    mean = batch.group_outcome if balance else None  # [b]
+    assert not balance or (mean is not None and name in BALANCED)
+    if name == "prefix":
+        return prm_prefix_loss(rewards, batch.outcome, batch.response_mask, margin, mean)
+    if mean is not None:
+        return two_sided_loss(response_scores(rewards), batch.outcome, group_outcome=mean).sum()
     if name == "steps":
         assert batch.labels is not None
         return prm_step_loss(prefix_values(rewards), batch.labels, batch.step_end)[0]
@@ -175,6 +226,11 @@ def prm_loss_count(name: str, batch: Batch) -> int:
     if name == "steps":
         return int(batch.step_end.sum())
     return int(better_pairs(batch.outcome, batch.group).sum()) if name in PAIRS else len(batch)
+
+
+def scoring_of(name: str) -> Scoring:
+    """What the PRM's loss `name` makes the score of a response."""
+    return "mean" if name == "prefix" else "sum"
 
 
 def outcome_loss(

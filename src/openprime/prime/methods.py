@@ -148,7 +148,7 @@ def reference_name(config: PrimeConfig) -> str:
     """
     if config.prm.reference == "policy":
         return ""
-    saved = read_settings(config.prm.model)[1] if config.prm.model and is_prm(config.prm.model) else ""
+    saved = read_settings(config.prm.model).reference if config.prm.model and is_prm(config.prm.model) else ""
     if saved:
         return saved
     return config.model if config.prm.update == "never" else (config.prm.model or config.model)

@@ -2,11 +2,12 @@
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -22,8 +23,15 @@ from openprime.models.hub import find_file, load_model, load_tokenizer, same_voc
 from openprime.models.lm import LM
 from openprime.models.placement import Placement, pick_device
 from openprime.prime.learner import Learner
-from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count
-from openprime.prime.rewards import response_scores, score_metrics, token_rewards
+from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count, scoring_of
+from openprime.prime.rewards import (
+    Scoring,
+    prefix_values,
+    response_scores,
+    score_metrics,
+    token_rewards,
+    with_group_outcome,
+)
 from openprime.ranks import first
 from openprime.run.console import Clock
 from openprime.types import Batch, Group, Metrics, Prompt, Response, UserError
@@ -34,7 +42,12 @@ SKILL_RATE = 0.2
 """Weight of a new batch in the moving average of a PRM's skill."""
 NO_UPDATE: Metrics = {"prm/loss": math.nan, "prm/grad_norm": math.nan, "prm/lr": 0.0}
 REACH = 0.5
-"""beta S as `fitting_beta` sets it, where S is -log ref of the median response: its P(right) can reach 0.62."""
+"""beta S as `fitting_beta` sets it, where S is -log ref of the median response: its P(right) can reach 0.62. And the
+share of what the median response's mean prefix value can reach at which `fitting_margin` puts the margin."""
+PUBLISHED_MARGIN = 5.0
+"""m of the prefix loss, beside a beta of 10 (2604.13197)."""
+FEWEST_NATS = 0.01
+"""A reference is never taken to have fewer nats a token than this."""
 ROWS = 256
 """Responses that are scored at a time."""
 
@@ -53,10 +66,16 @@ class Score:
     """The steps; joined they are the response."""
     step_of_token: list[int]
     """The step to which each token belongs."""
+    scoring: Scoring = "sum"
+    """What the PRM was trained to give: the sum of token rewards, or their mean."""
 
     @cached_property
     def step_rewards(self) -> list[float]:
-        """The summed rewards of each step's tokens."""
+        """The summed rewards of each step's tokens; where scores are means, the mean prefix value at its end."""
+        if self.scoring == "mean":
+            rewards = torch.tensor([self.token_rewards], dtype=torch.float64)  # [1, T]
+            values = [0.0, *prefix_values(rewards, torch.ones_like(rewards))[0].tolist()]
+            return [values[bisect_right(self.step_of_token, step)] for step in range(len(self.steps))]
         sums = [0.0] * len(self.steps)
         for step, reward in zip(self.step_of_token, self.token_rewards, strict=True):
             sums[step] += reward
@@ -64,8 +83,8 @@ class Score:
 
     @property
     def reward(self) -> float:
-        """s(y) = sum_t r_t."""
-        return sum(self.token_rewards)
+        """s(y) = sum_t r_t, or the mean."""
+        return sum(self.token_rewards) / (max(1, len(self.token_rewards)) if self.scoring == "mean" else 1)
 
     @property
     def probability(self) -> float:
@@ -77,13 +96,19 @@ class ImplicitPRM:
     """r_t = beta * (log phi(y_t | x, y_<t) - log ref(y_t | x, y_<t)). PRIME eq. 3, 2412.01981 eq. 1."""
 
     def __init__(
-        self, lm: LM, reference: LM | None, beta: float, tokenizer: PreTrainedTokenizerBase | None = None
+        self,
+        lm: LM,
+        reference: LM | None,
+        beta: float,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        scoring: Scoring = "sum",
     ) -> None:
         """`reference` None: the sampling policy's log-probabilities, which a batch carries.
 
         The reference may be the PRM's own model, or the policy's, with its adapters off.
         """
         self.lm, self.reference, self.beta, self.tokenizer = lm, reference, beta, tokenizer
+        self.scoring: Scoring = scoring
 
     @classmethod
     def from_pretrained(
@@ -100,22 +125,22 @@ class ImplicitPRM:
         Raises UserError where no reference is known, and where the two do not share a vocabulary.
         """
         place = Placement(pick_device(device) if isinstance(device, str) else device, bfloat16)
-        beta, reference, tokenizer = find_parts(prm, reference)
+        saved, tokenizer = find_parts(prm, reference)
         lms = []
-        for name in (prm, reference):
+        for name in (prm, saved.reference):
             model = load_model(name, place.device).requires_grad_(False).eval()
             lms.append(LM(model, place, tokens_per_microbatch=tokens_per_microbatch))
             check_scoring(name, lms[-1])
-        return cls(lms[0], lms[1], beta, tokenizer)
+        return cls(lms[0], lms[1], saved.beta, tokenizer, saved.scoring)
 
     def save_pretrained(self, folder: Path, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
-        """Write the PRM as a Hugging Face model, with beta and the name of its reference beside it."""
+        """Write the PRM as a Hugging Face model, with beta, the name of its reference and its scoring beside it."""
         self.lm.save(folder, tokenizer)
         if not first():
             return
         if reference and Path(reference).exists():
             reference = str(Path(reference).absolute())  # to be found from other working directories too
-        settings = {"beta": self.beta, "reference": reference}
+        settings = {"beta": self.beta, "reference": reference, "scoring": self.scoring}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def with_reference(self, batch: Batch) -> Batch:
@@ -127,6 +152,10 @@ class ImplicitPRM:
         """Token rewards [B, T] under the present weights, PRIME eq. 3; the batch comes from `with_reference`."""
         assert batch.ref_logprobs is not None
         return token_rewards(self.lm.logprobs(batch), batch.ref_logprobs, batch.response_mask, self.beta)
+
+    def response_scores(self, rewards: Tensor, mask: Tensor) -> Tensor:
+        """s(y) of token rewards [B, T] on the response mask [B, T] as this PRM was trained to give it, [B]."""
+        return response_scores(rewards, mask if self.scoring == "mean" else None)
 
     def score(
         self,
@@ -189,7 +218,7 @@ class ImplicitPRM:
                 mask = batch.response_mask[row]
                 found[i] = rewards[row][mask].tolist(), batch.ref_logprobs[row][mask].tolist()
         return [
-            Score(pieces, *found[i], own, steps_of_tokens(pieces, own))
+            Score(pieces, *found[i], own, steps_of_tokens(pieces, own), self.scoring)
             for i, (pieces, own) in enumerate(zip(texts, steps, strict=True))
         ]
 
@@ -199,8 +228,11 @@ class OnlinePRM(ImplicitPRM):
 
     def __init__(self, learner: Learner, reference: LM | None, config: PRMConfig, clock: Clock) -> None:
         """`reference` None: the sampling policy's log-probabilities, which a batch carries."""
-        super().__init__(learner.lm, reference, config.beta)
+        beta = math.nan if isinstance(config.beta, str) else config.beta
+        super().__init__(learner.lm, reference, beta, scoring=scoring_of(config.loss))
         self.learner, self.config, self.clock = learner, config, clock
+        self.margin = math.nan if isinstance(config.margin, str) else config.margin
+        """Of the prefix loss; nan until the first batch is seen, as beta is, where it is fitted to it."""
         self.skill: float | None = None
         """Moving average of pairwise accuracy on groups new to the PRM."""
 
@@ -213,6 +245,11 @@ class OnlinePRM(ImplicitPRM):
         how, size = self.config.update, self.config.minibatch
         with self.clock.phase("reference"):
             batch = self.with_reference(batch)
+        if math.isnan(self.beta + self.margin):  # the first batch, from which on both stay as they are
+            nats = median_nats(batch, self.scoring)
+            self.beta, self.margin = fit(nats, self.scoring, self.config.beta, self.config.margin)
+        if self.config.balance:
+            batch = with_group_outcome(batch)
         with self.clock.phase("prm"):
             # Single forward: the only optimiser step's own forward pass sees the weights before it.
             one_pass = how == "after" and not 0 < size < len(batch)
@@ -227,7 +264,7 @@ class OnlinePRM(ImplicitPRM):
             token_rewards(values, batch.ref_logprobs, batch.response_mask, self.beta)  # [B, T]
             for values in (logprobs, fresh)
         )
-        metrics = metrics | score_metrics(response_scores(scored), batch)
+        metrics = metrics | score_metrics(self.response_scores(scored, batch.response_mask), batch)
         self.skill = moving_average(self.skill, metrics["prm/pairwise_accuracy"])
         metrics |= {} if self.skill is None else {"prm/skill": self.skill}
         return replace(batch, rewards=rewards), metrics
@@ -239,7 +276,8 @@ class OnlinePRM(ImplicitPRM):
         what was done.
         """
         logprobs, done = torch.zeros_like(batch.logprobs), []
-        loss = partial(prm_loss, self.config.loss, beta=self.beta)
+        how = self.config
+        loss = partial(prm_loss, how.loss, beta=self.beta, margin=self.margin, balance=how.balance)
         for rows in minibatches_of_groups(batch.group, self.config.minibatch):
             part = batch.select(rows)
             if count := prm_loss_count(self.config.loss, part):
@@ -255,11 +293,11 @@ class OnlinePRM(ImplicitPRM):
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint."""
-        return self.learner.state() | {"skill": self.skill}
+        return self.learner.state() | {"skill": self.skill, "beta": self.beta, "margin": self.margin}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
-        self.skill = state["skill"]
+        self.skill, self.beta, self.margin = state["skill"], state["beta"], state["margin"]
         self.learner.restore(state)
 
 
@@ -293,23 +331,73 @@ def fitting_beta(nats: float) -> float:
     return max(PUBLISHED_BETA, min(1.0, REACH / max(nats, 1e-6)))
 
 
-def find_parts(prm: str, reference: str = "") -> tuple[float, str, PreTrainedTokenizerBase]:
-    """(beta, reference, tokenizer) of a saved PRM; loads no weights.
+def fitting_prefix_beta(nats: float) -> float:
+    """The beta of mean prefix values where the median response has S = `nats` a token: PUBLISHED_MARGIN / (REACH S).
+
+    The mean log-ratio of a response cannot exceed S, so its value, beta times that, cannot exceed beta S. The prefix
+    loss wants a right response's value above the margin m: its sigmoid turns where the mean log-ratio is m / beta. As
+    published, beta 10 and m 5, that is half a nat a token. Responses that are likely under the reference have less in
+    all (.1 to .4 where a model is good at its task): no right response could ever satisfy the loss, whose gradient
+    would stay what it is at 0 however well the PRM knew it. So the shape of the published loss is kept, m = 5, and its
+    scale is fitted: the sigmoid turns at half of what the median response can reach, beta = 5 / (S / 2). At one nat a
+    token these are the published numbers.
+    """
+    return PUBLISHED_MARGIN / (REACH * max(nats, FEWEST_NATS))
+
+
+def fitting_margin(beta: float, nats: float) -> float:
+    """The margin of the prefix loss at half of what the median response's value can reach: REACH beta S.
+
+    `nats`: S, a token. 5 with the beta of `fitting_prefix_beta`, for which it has the reason.
+    """
+    return REACH * beta * max(nats, FEWEST_NATS)
+
+
+def median_nats(batch: Batch, scoring: Scoring) -> float:
+    """S: -log ref(y) of the median response in nats, or where scores are means in nats a token."""
+    assert batch.ref_logprobs is not None
+    rewards = -batch.ref_logprobs * batch.response_mask
+    scores = response_scores(rewards, batch.response_mask if scoring == "mean" else None)  # [B]
+    return float(scores.quantile(0.5))
+
+
+def fit(nats: float, scoring: Scoring, beta: float | str, margin: float | str) -> tuple[float, float]:
+    """(beta, margin) as asked for; what is auto fits the reference's `nats`, those of `median_nats`.
+
+    Where scores are sums there is no margin: 0.
+    """
+    if scoring == "sum":
+        return fitting_beta(nats) if isinstance(beta, str) else beta, 0.0
+    beta = fitting_prefix_beta(nats) if isinstance(beta, str) else beta
+    return beta, fitting_margin(beta, nats) if isinstance(margin, str) else margin
+
+
+class Settings(NamedTuple):
+    """What a PRM was saved with."""
+
+    beta: float
+    reference: str
+    scoring: Scoring
+
+
+def find_parts(prm: str, reference: str = "") -> tuple[Settings, PreTrainedTokenizerBase]:
+    """The settings, with the reference that is to be used, and the tokenizer of a saved PRM; loads no weights.
 
     Raises UserError where no reference is known or found, and where the two do not share a vocabulary.
     """
-    beta, saved = read_settings(prm) if is_prm(prm) or not reference else (PUBLISHED_BETA, "")
-    if not (reference or saved):
+    known = is_prm(prm) or not reference
+    saved = read_settings(prm) if known else Settings(PUBLISHED_BETA, "", "sum")
+    if not (reference or saved.reference):
         raise UserError(f"{prm}: the PRM was saved without a reference model: name it (--reference)")
     tokenizer = load_tokenizer(prm)
     try:
-        other = load_tokenizer(reference or saved)
+        other = load_tokenizer(reference or saved.reference)
     except ValueError as error:
         if reference:
             raise
         raise UserError(f"{prm}: its reference cannot be loaded: name it (--reference): {error}") from error
-    same_vocabulary(tokenizer, prm, other, reference or saved)
-    return beta, reference or saved, tokenizer
+    same_vocabulary(tokenizer, prm, other, reference or saved.reference)
+    return saved._replace(reference=reference or saved.reference), tokenizer
 
 
 def is_prm(name: str) -> bool:
@@ -317,8 +405,8 @@ def is_prm(name: str) -> bool:
     return find_file(name, SETTINGS_FILE) is not None
 
 
-def read_settings(prm: str) -> tuple[float, str]:
-    """(beta, reference) that a PRM was saved with."""
+def read_settings(prm: str) -> Settings:
+    """What a PRM was saved with; of one without a scoring, such as an older one, scores are sums."""
     path = find_file(prm, SETTINGS_FILE)
     if path is None:
         raise UserError(
@@ -327,8 +415,11 @@ def read_settings(prm: str) -> tuple[float, str]:
         )
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        return float(settings["beta"]), str(settings["reference"])
-    except (ValueError, KeyError, TypeError) as error:
+        scoring = settings.get("scoring", "sum")
+        if scoring not in get_args(Scoring):
+            raise ValueError(f"scoring {scoring!r}")
+        return Settings(float(settings["beta"]), str(settings["reference"]), scoring)
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected an object with beta and reference: {error!r}") from error
 
 

@@ -1,9 +1,10 @@
 """Implicit process rewards: from the log-probabilities of two language models to a reward per token.
 
 Sources: PRIME, arXiv 2502.01456 (equation numbers below); "Free process rewards without process
-labels", arXiv 2412.01981.
+labels", arXiv 2412.01981; prefix values, arXiv 2604.13197.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from openprime.types import Batch, Metrics
 
 Granularity = Literal["token", "step", "response"]
+Scoring = Literal["sum", "mean"]
+"""A PRM's score of a response or prefix: the sum of its token rewards, or their mean."""
 
 
 def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float) -> Tensor:
@@ -23,14 +26,23 @@ def token_rewards(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: fl
     return torch.where(mask.bool(), beta * (logprobs.float() - ref_logprobs.float()), 0.0)
 
 
-def response_scores(rewards: Tensor) -> Tensor:
-    """s(y) = sum_t r_t, [B]; the PRM's probability of a right response is sigmoid(s). 2412.01981 eq. 1."""
-    return rewards.sum(-1)
+def response_scores(rewards: Tensor, mean_over: Tensor | None = None) -> Tensor:
+    """s(y) = sum_t r_t, [B]; the PRM's probability of a right response is sigmoid(s). 2412.01981 eq. 1.
+
+    With `mean_over`, the response mask [B, T], it is the mean of the token rewards: the last of a response's mean
+    prefix values, which a PRM of the prefix loss is trained to give (2604.13197).
+    """
+    total = rewards.sum(-1)
+    return total if mean_over is None else total / mean_over.sum(-1).clamp(min=1)
 
 
-def prefix_values(rewards: Tensor) -> Tensor:
-    """q_t = sum_{u <= t} r_u, [B, T]: the exponential-average value of the prefix. 2412.01981 prop. 3.1."""
-    return rewards.cumsum(-1)
+def prefix_values(rewards: Tensor, mean_over: Tensor | None = None) -> Tensor:
+    """q_t = sum_{u <= t} r_u, [B, T]: the exponential-average value of the prefix. 2412.01981 prop. 3.1.
+
+    With `mean_over`, the response mask [B, T], the mean of the prefix's rewards instead. 2604.13197, above eq. 9.
+    """
+    total = rewards.cumsum(-1)
+    return total if mean_over is None else total / mean_over.cumsum(-1).clamp(min=1)
 
 
 def reward_positions(mask: Tensor, step_end: Tensor, granularity: Granularity) -> Tensor:
@@ -73,6 +85,12 @@ def scale_by_return(rewards: Tensor, largest_return: Tensor | float) -> Tensor:
     passed in, because the maximum is over all ranks (trap 2).
     """
     return rewards / (largest_return + 1e-6)
+
+
+def with_group_outcome(batch: Batch) -> Batch:
+    """A batch of whole groups with the mean outcome of each row's group."""
+    same = (batch.group[:, None] == batch.group[None, :]).to(batch.outcome.dtype)  # [B, B]
+    return replace(batch, group_outcome=same @ batch.outcome / same.sum(-1))
 
 
 def better_pairs(outcomes: Tensor, group: Tensor) -> Tensor:
