@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from openprime.config import ALGORITHMS, DistillRLConfig, OutcomeConfig, PrimeConfig
-from openprime.models.lm import Loader
+from openprime.config.sections import Scale
+from openprime.models.lm import LM, Loader
 from openprime.prime.advantages import Centring, centre, skill_gate, with_advantages
 from openprime.prime.distill import Distill
 from openprime.prime.learner import Learner
 from openprime.prime.methods import OutcomeOnly, Prime, minibatch_generator, update_policy, with_old_policy
-from openprime.prime.prm import moving_average
-from openprime.prime.rewards import response_scores, score_metrics
+from openprime.prime.prm import minibatches_of_groups, moving_average
+from openprime.prime.rewards import (
+    prefix_values,
+    response_scores,
+    score_metrics,
+    token_rewards,
+    with_group_outcome,
+)
 from openprime.tasks.clock import check_steps
 from openprime.types import Batch, Metrics
 
@@ -27,6 +34,114 @@ def take(method: OutcomeOnly, policy: Learner, batch: Batch) -> tuple[Batch, Met
         batch, mismatch = with_old_policy(policy, batch, method.config.policy.importance_clip)
         generator = minibatch_generator(method.config.seed, method.steps)
         return batch, update_policy(policy, batch, method.config.policy, generator) | mismatch
+
+
+class MaxRL(OutcomeOnly):
+    """Maximum-likelihood reinforcement learning (arXiv 2602.02710): the centred outcome over the group's mean.
+
+    An estimate of the gradient of log p(right) instead of p(right), so that hard prompts weigh more; clipped and
+    reused as the outcome-only baseline is.
+    """
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """One pass of policy updates; a group without a right response says nothing."""
+        mean = with_group_outcome(batch).group_outcome
+        assert mean is not None
+        advantage = (batch.outcome - mean) / mean.clamp(min=1e-6)  # [B]
+        batch = replace(batch, advantages=advantage[:, None] * batch.response_mask)
+        return self.update(policy, replace(batch, rewards=torch.zeros_like(batch.logprobs)))
+
+
+class TPO(OutcomeOnly):
+    """Target policy optimisation (arXiv 2604.06159): outcomes alone, and no clip.
+
+    The target of a group is q_i proportional to p_i exp(z_i / TEMPERATURE): p_i the sampling policy's probability of
+    response i among those of its group, z_i its standardised outcome. The loss is the cross-entropy of the policy's
+    own p to q, whose gradient vanishes where p is q, so that a batch can be used many times.
+    """
+
+    TEMPERATURE = 1.0
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """`policy.epochs` passes in minibatches of whole groups, in a random order."""
+        self.steps += 1
+        how, generator = self.config.policy, minibatch_generator(self.config.seed, self.steps)
+        done = []
+        with self.clock.phase("policy"):
+            for _ in range(how.epochs):
+                rank = torch.randperm(int(batch.group.max()) + 1, generator=generator).to(batch.group.device)
+                shuffled = batch.select(rank[batch.group].argsort(stable=True))
+                for rows in minibatches_of_groups(shuffled.group, how.minibatch):
+                    part = shuffled.select(rows)
+                    groups = len(part.group.unique())
+                    done.append(policy.update(part, self.loss, groups, whole_groups=True))
+        return replace(batch, rewards=torch.zeros_like(batch.logprobs)), {
+            "policy/loss": sum(update.loss for update in done) / len(done),
+            "policy/grad_norm": sum(update.grad_norm for update in done) / len(done),
+            "policy/lr": done[-1].lr,
+        }
+
+    def loss(self, logprobs: Tensor, micro: Batch) -> Tensor:
+        """Sum over groups of -sum_i q_i log p_i, eq. 3 of the paper; a micro-batch has whole groups."""
+        same = micro.group[:, None] == micro.group[None, :]  # [b, b]
+        size = same.sum(-1)
+
+        def log_share(values: Tensor) -> Tensor:
+            """log softmax of values [b] within each group."""
+            return values - torch.where(same, values, -torch.inf).logsumexp(-1)
+
+        centred = micro.outcome - (same * micro.outcome).sum(-1) / size
+        deviation = ((same * centred**2).sum(-1) / size).sqrt()
+        standardised = torch.where(deviation > 1e-6, centred / deviation, 0.0)
+        new, old = (values.where(micro.response_mask, 0.0).sum(-1) for values in (logprobs, micro.logprobs))
+        target = log_share(old + standardised / self.TEMPERATURE).exp()  # eq. 2
+        return -(target * log_share(new)).sum()
+
+
+class SPROConfig(OutcomeConfig):
+    """`--algorithm spro`."""
+
+    algorithm: str = "spro"
+    beta: Scale = 0.05
+    """Scale of log policy - log reference."""
+
+
+class SPRO(OutcomeOnly):
+    """Self-guided process rewards (arXiv 2507.01551): the policy is its own PRM, against the SFT model.
+
+    To the outcome's advantage comes the masked step advantage: the cumulative process reward up to a token less its
+    mean over those of the group's responses that are as long or longer.
+    """
+
+    def __init__(self, config: SPROConfig, clock, reference: LM) -> None:
+        super().__init__(config, clock)
+        self.beta, self.reference = config.beta, reference
+
+    @classmethod
+    def build(cls, config: SPROConfig, models: Loader, tokenizer, clock):
+        """As `Method.build`."""
+        return cls(config, clock, models.reference(config.model, config.policy.tokens_per_microbatch))
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """One pass of policy updates."""
+        with self.clock.phase("reference"):
+            known = self.reference.logprobs(batch)
+        rewards = token_rewards(batch.logprobs, known, batch.response_mask, self.beta)
+        batch, spread = with_advantages(replace(batch, rewards=rewards), self.config.advantage)
+        batch = replace(batch, advantages=batch.advantages + self.masked_step_advantage(batch))
+        batch, updated = self.update(policy, batch)
+        return batch, spread | updated
+
+    def masked_step_advantage(self, batch: Batch) -> Tensor:
+        """Cumulative rewards less their group's mean at the same position, [B, T]; 0 where nobody else is left.
+
+        A group's responses begin in one column, for they answer one prompt.
+        """
+        assert batch.rewards is not None
+        alive = batch.response_mask.to(batch.rewards.dtype)
+        total = prefix_values(batch.rewards) * alive  # [B, T]
+        same = (batch.group[:, None] == batch.group[None, :]).to(total.dtype)  # [B, B]
+        return (total - same @ total / (same @ alive).clamp(min=1)) * alive
 
 
 class CheckerConfig(OutcomeConfig):
@@ -130,6 +245,9 @@ class Undistilled(Distill):
 
 
 ALGORITHMS |= {
+    "maxrl": (OutcomeConfig, "candidates:MaxRL"),
+    "tpo": (OutcomeConfig, "candidates:TPO"),
+    "spro": (SPROConfig, "candidates:SPRO"),
     "checker": (CheckerConfig, "candidates:Checker"),
     "improved": (ImprovedConfig, "candidates:Improved"),
     "undistilled": (UndistilledConfig, "candidates:Undistilled"),

@@ -1,7 +1,7 @@
 """How many rollouts PRIME saves: real `openprime rl` runs against the outcome-only baseline.
 
 python benchmarks/sample_efficiency.py [--settings clock-8] [--methods distill ...] [--seeds 0 1 2 3 4]
-    [--lrs 4e-4 8e-4] [--batches 32 128] [--select 100] [--out runs/sample-efficiency] [--quick]
+    [--lrs 4e-4 8e-4] [--batches 32 128] [--select 100] [--responses 4] [--out runs/sample-efficiency] [--quick]
 
 A seed is a new noisy demonstrator, SFT model and run. Every method of a seed starts from the same SFT model and, where
 it needs an offline PRM, from the same labelled responses, which are counted. Rollouts are counted before the filter;
@@ -12,6 +12,9 @@ bootstrap intervals over seeds, and writes results.json and results.html into --
 
 The baseline is outcome rewards alone with every rollout used four times (`policy.epochs: 4`), which needs far fewer
 rollouts than one use of each; most methods below do so too, and say so.
+
+--responses K samples K responses to a prompt instead of 4, and to 4 / K as many prompts, so that a step has as many
+rollouts and a run as many steps. The prompts of --batches, and those that are shown, are what they are at K.
 
 It takes hours. What is finished is read, not repeated: call it again to go on.
 """
@@ -90,9 +93,9 @@ class Method:
     warm: int = 0
     """Prompts, 4 responses each, that an offline PRM is trained on before; they are counted."""
     batch: int = 32
-    """Prompts of a step."""
+    """Prompts of a step, of 4 responses each."""
     per_step: int = 230
-    """About how many rollouts a step of 32 prompts takes with its filter: how long a run is."""
+    """About how many rollouts a step of 32 prompts, 4 responses each, takes with its filter: how long a run is."""
     share: float = 1.0
     """Of the setting's rollouts: less where a step takes long."""
 
@@ -103,6 +106,11 @@ ONCE: Flags = ("--policy.epochs", 1, "--policy.warmup", 4)
 REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
 DISTILL: Flags = (*NO_FILTER, *REUSED, "--prm.lr", 1e-3, "--prm.minibatch", 64, "--prm.warmup", 0.1)
 GATE: Flags = ("--advantage.skill-gate",)
+PREFIX: Flags = ("--prm.lr", 1e-3, "--prm.warmup", 4, "--prm.loss", "prefix", "--prm.beta", "auto")
+SCALED: Flags = ("--advantage.scaling", "return")
+"""The rewards of a PRM with a large beta, brought to the size of outcomes."""
+FOLLOWING: Flags = ("--prm.reference", "policy", "--prm.update", "before")
+"""The reference is the policy that sampled; the PRM has learnt from its samples before it scores them."""
 
 
 def algorithm(name: str, *flags: object) -> Flags:
@@ -113,11 +121,22 @@ def algorithm(name: str, *flags: object) -> Flags:
 METHODS = {
     "outcome-only, 4 epochs": Method(algorithm("outcome", *REUSED)),
     "outcome-only": Method(algorithm("outcome", *ONCE)),
+    "MaxRL, 4 epochs": Method(algorithm("maxrl", *REUSED)),
+    "TPO, 4 epochs": Method(algorithm("tpo", *REUSED)),
+    "SPRO, 4 epochs": Method(algorithm("spro", *REUSED, "--advantage.estimator", "grpo")),
     "PRIME, after": Method(algorithm("prime", *PROCESS, *ONCE, "--prm.update", "after")),
     "PRIME, before": Method(algorithm("prime", *PROCESS, *ONCE, "--prm.update", "before")),
     "PRIME, after, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED)),
     "PRIME, gate, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED, *GATE)),
     "PRIME, improved, 4 epochs": Method(algorithm("improved", *PROCESS, *REUSED, *GATE, "--prm.beta", 0.5)),
+    "PRIME, balanced, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED, "--prm.balance")),
+    "PRIME, prefix, 4 epochs": Method(algorithm("prime", *PREFIX, *SCALED, *REUSED)),
+    "PRIME, prefix, balanced, 4 epochs": Method(
+        algorithm("prime", *PREFIX, *SCALED, *REUSED, "--prm.balance")
+    ),
+    "PRIME, prefix, balanced, policy reference, 4 epochs": Method(
+        algorithm("prime", *PREFIX, *SCALED, *REUSED, "--prm.balance", *FOLLOWING)
+    ),
     "PRIME, frozen PRM, 4 epochs": Method(
         algorithm("prime", *PROCESS, *REUSED, "--prm.update", "never"), 128
     ),
@@ -197,6 +216,8 @@ class Bench:
 
     out: Path
     quick: bool
+    responses: int = 4
+    """To each prompt."""
 
     def run(self, setting: str, name: str, seed: int, lr: float, batch: int) -> Result:
         """A finished run is read; what is missing is run."""
@@ -204,18 +225,20 @@ class Bench:
         folder = self.out / setting / str(seed)
         sft = self.sft(s, folder, seed)
         prm = self.prm(s, folder, seed, sft, method.warm) if method.warm else None
-        steps = max(3, round(method.share * s.rollouts / (method.per_step * batch / 32)))
-        point = f"{lr:g}-{batch}"
+        rows = batch * self.responses
+        steps = max(3, round(method.share * s.rollouts / (method.per_step * rows / 128)))
+        point = f"{lr:g}-{batch}" + (f"-{self.responses}" if self.responses != 4 else "")
         place = folder / "rl" / f"{name.replace(', ', '-').replace(' ', '-')}-{point}"
         done, failed = place / "done", place / "failed"
         command: list[object] = ["rl", f"configs/rl/{s.configs}.yaml", "--out", place, "--seed", seed]
         command += ["--model", sft, "--steps", 3 if self.quick else steps]
         command += data_flags(s, seed, "data", "eval-data")
         # About 250 rollouts between two evaluations.
-        command += ["--eval.every", max(1, 32 // batch * (2 if method.per_step == 128 else 1))]
+        command += ["--eval.every", max(1, 128 // rows * (2 if method.per_step == 128 else 1))]
         command += ["--eval.samples", 2, "--eval-data.limit", 20 if self.quick else 100, "--data.limit", 6000]
         command += ["--rollout.max-response-tokens", s.tokens, "--save-every", 0, "--sample-every", 0]
-        command += ["--rollout.prompts", batch, "--policy.minibatch", min(128, 4 * batch), "--policy.lr", lr]
+        command += ["--rollout.prompts", batch, "--rollout.responses", self.responses]
+        command += ["--policy.minibatch", min(128, rows), "--policy.lr", lr]
         command += [*method.flags, *(("--prm.model", prm) if prm else ())]
         if not done.is_file() and not failed.is_file():
             status = openprime([*(str(part) for part in command), "--resume"])
@@ -317,19 +340,20 @@ def main() -> None:
     parser.add_argument(
         "--select", type=int, nargs="*", default=[], help="seeds to choose the grid's point on"
     )
+    parser.add_argument("--responses", type=int, default=4, help="K, to a prompt")
     parser.add_argument("--out", default="runs/sample-efficiency")
     parser.add_argument("--quick", action="store_true", help="six steps: does everything run?")
     args = parser.parse_args()
     if (args.lrs or args.batches) and (not args.select or set(args.select) & set(args.seeds)):
         parser.error("a grid is chosen on seeds of its own: give --select, other than --seeds")
-    bench, console = Bench(Path(args.out), args.quick), Console(width=200)
-    grid = list(product(args.lrs or [LR], args.batches or [32]))
+    bench, console = Bench(Path(args.out), args.quick, args.responses), Console(width=200)
+    grid = list(product(args.lrs or [LR], args.batches or [max(1, 128 // args.responses)]))
     protocols = ["equal"] + (["tuned"] if args.lrs or args.batches else [])
     report: dict = {}
     for setting, protocol in product(args.settings, protocols):
         found, points = {}, {}
         for name in args.methods:
-            points[name] = (LR, METHODS[name].batch)
+            points[name] = (LR, max(1, 4 * METHODS[name].batch // args.responses))
             if protocol == "tuned":
                 points[name] = best(bench, setting, name, grid, args.select)
             found[name] = [bench.run(setting, name, seed, *points[name]) for seed in args.seeds]
