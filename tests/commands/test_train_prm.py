@@ -33,7 +33,7 @@ from support.tiny_prm import token_logprobs
 from support.tiny_runs import assert_same_run, metrics, records, weights
 
 WORDS = ("one", "two", "six", "ten", "add", "sub")
-LOSSES = ("ce", "dpo", "nca", "kto", "steps")
+LOSSES = ("ce", "dpo", "nca", "kto", "prefix", "steps")
 HELD_OUT = {
     *("loss", "pairwise_accuracy", "pairwise_low", "pairwise_high"),
     *("auc", "ece", "brier", "lowest_step_last"),
@@ -210,7 +210,15 @@ def test_prm__held_out_measures_are_those_of_the_saved_prm(loss: str, trained: C
     assert (found["prompts"], found["responses"]) == (len(names), len(held))
     p = [1 / (1 + math.exp(-value)) for value in values]
     z0 = reference_point(prm, held, 4096) if loss == "kto" else 0.0
-    total, count = brute.outcome_loss("ce" if steps else loss, values, labels, group, z0)
+    if loss == "prefix":
+        scale, rewards = json.loads((out / "held_out.json").read_text()), []
+        for name in names:
+            rows = [row for row in judged_rows(30) if row["prompt"] == name]
+            scores = prm.score([name] * len(rows), [row["response"] for row in rows])
+            rewards += [score.token_rewards for score in scores]
+        total, count = brute.prefix_loss(rewards, labels, scale["margin"], [None] * len(labels)), len(labels)
+    else:
+        total, count = brute.outcome_loss("ce" if steps else loss, values, labels, group, z0)
     won = []
     for g in set(group):
         own = [i for i, other in enumerate(group) if other == g]

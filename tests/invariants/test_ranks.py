@@ -32,6 +32,10 @@ KINDS = {
         *("--advantage.whiten", "True", "--advantage.scaling", "return", "--rollout.prompts", "3"),
         *("--policy.tokens-per-microbatch", "60", "--policy.gradient-checkpointing"),
     ),
+    "prefix": (
+        *("--prm.loss", "prefix", "--prm.beta", "auto", "--prm.balance", "--advantage.scaling", "return"),
+        *("--prm.tokens-per-microbatch", "60"),
+    ),
     "outcome": ("--algorithm", "outcome", "--policy.epochs", "2", "--policy.minibatch", "5"),
     "lora": (
         *("--policy.lora.rank", "4", "--prm.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),

@@ -54,6 +54,10 @@ KINDS = {
         *("--prm.loss", "dpo", "--advantage.granularity", "step", "--policy.epochs", "2"),
         *("--policy.schedule", "cosine", "--prm.schedule", "cosine", "--policy.warmup", "0.3"),
     ),
+    "prefix, balanced": (
+        *("--prm.loss", "prefix", "--prm.beta", "auto", "--prm.balance", "--advantage.scaling", "return"),
+        *("--prm.reference", "policy", "--prm.minibatch", "4"),
+    ),
     "distill": (
         *(
             "--algorithm",

@@ -19,6 +19,7 @@ from openprime.models.lm import LM
 from openprime.models.placement import Placement
 from openprime.prime.learner import Learner, Update, learning_rate, minibatches
 from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count, sft_loss, token_weights
+from openprime.prime.rewards import with_group_outcome
 from openprime.types import Batch, NonFiniteError
 from support.strategies import property_test
 from support.tiny_lm import (
@@ -104,15 +105,19 @@ def test_trap_09__the_cut_into_micro_batches_and_the_order_of_rows_change_no_ste
 
 
 @pytest.mark.parametrize("tokens", [1, 30, 1000])
-@pytest.mark.parametrize("name", ["ce", "dpo", "nca", "kto", "steps"])
+@pytest.mark.parametrize(
+    "name", ["ce", "dpo", "nca", "kto", "prefix", "steps", "ce, balanced", "prefix, balanced"]
+)
 def test_trap_09__prm_losses_are_those_of_the_whole_batch(name: str, tokens: int, batch: Batch):
-    """Where pairs are compared, groups stay whole."""
+    """Where pairs are compared, groups stay whole; balanced, a micro-batch knows of the rest of its groups."""
+    name, _, balance = name.partition(", ")
     generator = torch.Generator().manual_seed(0)
     reference, labels = naive_logprobs(make_model(2), batch).detach(), torch.rand(9, generator=generator)
     labels = labels[torch.arange(batch.token_ids.numel()) % 9].view_as(reference)
-    batch = replace(batch, ref_logprobs=reference, labels=labels)
+    batch = with_group_outcome(replace(batch, ref_logprobs=reference, labels=labels))
     twin, learner = make_model(1), learner_for(make_model(1), tokens_per_microbatch=tokens)
-    loss, count = partial(prm_loss, name, beta=0.3, reference_point=0.2), prm_loss_count(name, batch)
+    how = {"beta": 0.3, "reference_point": 0.2, "margin": 0.5, "balance": bool(balance)}
+    loss, count = partial(prm_loss, name, **how), prm_loss_count(name, batch)
     check_first_step(
         learner,
         twin,

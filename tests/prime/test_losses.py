@@ -20,12 +20,14 @@ from openprime.prime.losses import (
     prm_loss,
     prm_loss_count,
     prm_nca_loss,
+    prm_prefix_loss,
     prm_step_loss,
     sft_loss,
     tilted_reference,
     token_weights,
+    two_sided_loss,
 )
-from openprime.prime.rewards import prefix_values, response_scores, token_rewards
+from openprime.prime.rewards import prefix_values, response_scores, token_rewards, with_group_outcome
 from support import brute
 from support.strategies import Case, cases, property_test
 
@@ -271,6 +273,68 @@ def test_prm_kto_loss__by_hand():
     assert prm_kto_loss(torch.tensor([1e4, -1e4]), torch.tensor([1.0, 0.0]), 0.0).item() == 0.0
 
 
+# Implicit PRM: on every prefix, and balanced within groups
+
+
+def test_prm_prefix_loss__by_hand():
+    """Mean values log 3, log 3 and 0 of a right response, m = 0; -log 3 of a wrong one; then a margin of log 3."""
+    odds = math.log(3.0)
+    leaf = torch.tensor([[9.0, odds, odds, -2 * odds], [9.0, -odds, 0.0, 0.0]], requires_grad=True)
+    mask = torch.tensor([[False, True, True, True], [False, True, False, False]])
+    loss = prm_prefix_loss(leaf * mask, torch.tensor([1.0, 0.0]), mask, 0.0)
+    right, wrong = -(2 * math.log(3 / 4) + math.log(1 / 2)) / 3, -math.log(3 / 4)
+    assert loss.item() == pytest.approx(right + wrong)
+    slope = gradient(loss, leaf)
+    ends = [-1 / 4, -1 / 4 / 2, -1 / 2 / 3]  # of each prefix's loss with respect to a reward in it
+    assert slope[0].tolist() == pytest.approx([0, sum(ends) / 3, sum(ends[1:]) / 3, ends[2] / 3])
+    assert slope[1].tolist() == pytest.approx([0, 1 / 4, 0, 0])
+    loss = prm_prefix_loss(leaf * mask, torch.tensor([1.0, 0.0]), mask, odds)
+    assert loss.item() == pytest.approx(-(2 * math.log(1 / 2) + math.log(1 / 4)) / 3 - math.log(1 / 2))
+
+
+def test_prm_prefix_loss__of_one_token_without_a_margin_is_the_cross_entropy():
+    scores, outcomes = torch.tensor([0.4, -2.0, 0.0]), torch.tensor([1.0, 0.25, 0.0])
+    loss = prm_prefix_loss(scores[:, None], outcomes, torch.ones(3, 1, dtype=torch.bool), 0.0)
+    torch.testing.assert_close(loss, prm_ce_loss(scores, outcomes))
+
+
+def test_two_sided_loss__balanced_by_hand():
+    """One of four is right: shifted by log-odds of 1/4, the right one weighs 3/4 and each wrong one 1/4."""
+    scores = torch.tensor([math.log(3.0), 0.0, 0.0, 0.0], requires_grad=True)
+    found = two_sided_loss(scores, torch.tensor([1.0, 0, 0, 0]), 0.0, torch.full((4,), 0.25))
+    assert found.tolist() == pytest.approx([-0.75 * math.log(1 / 2), *[-0.25 * math.log(3 / 4)] * 3])
+    assert gradient(found.sum(), scores).tolist() == pytest.approx([-0.75 / 2, *[0.25 / 4] * 3])
+
+
+def test_two_sided_loss__balanced_right_and_wrong_pull_alike_far_inside_the_margin():
+    """Whatever the group's accuracy: with a large margin a response's pull is its weight."""
+    for right in range(1, 8):
+        outcomes = torch.tensor([1.0] * right + [0.0] * (8 - right))
+        scores = torch.zeros(8, requires_grad=True)
+        loss = two_sided_loss(scores, outcomes, 20.0, torch.full((8,), right / 8)).sum()
+        slope = gradient(loss, scores)
+        assert float(slope[:right].sum()) == pytest.approx(-float(slope[right:].sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("outcome", [0.0, 1.0])
+@pytest.mark.parametrize("margin", [0.0, 5.0])
+def test_two_sided_loss__balanced_a_group_of_equal_outcomes_teaches_nothing(outcome: float, margin: float):
+    scores = torch.tensor([1e4, 0.3, -1e4], requires_grad=True)
+    loss = two_sided_loss(scores, torch.full((3,), outcome), margin, torch.full((3,), outcome)).sum()
+    assert loss.item() == 0
+    assert gradient(loss, scores).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_two_sided_loss__balanced_soft_outcomes_share_the_two_terms():
+    """And of two responses the better one is pulled further up."""
+    scores, mean = torch.zeros(2, requires_grad=True), torch.full((2,), 0.5)
+    soft = two_sided_loss(scores, torch.tensor([0.75, 0.25]), 1.0, mean)
+    hard = [two_sided_loss(scores, torch.full((2,), o), 1.0, mean) for o in (1.0, 0.0)]
+    torch.testing.assert_close(soft[0], 0.75 * hard[0][0] + 0.25 * hard[1][0])
+    slope = gradient(soft.sum(), scores)
+    assert float(slope[0]) < 0 < float(slope[1])
+
+
 # Implicit PRM: on step labels, and from log-probabilities
 
 
@@ -319,22 +383,34 @@ def test_prm_step_loss__at_the_last_token_is_the_response_loss(case: Case):
     torch.testing.assert_close(loss, prm_ce_loss(values[last], case.outcome_tensor))
 
 
-@pytest.mark.parametrize("name", [*PRM_LOSSES, "steps"])
+@pytest.mark.parametrize(
+    ("name", "balance"),
+    [*((name, False) for name in (*PRM_LOSSES, "prefix", "steps")), ("ce", True), ("prefix", True)],
+)
 @property_test
-@given(case=cases(), beta=st.sampled_from([0.05, 0.3]), z0=st.sampled_from([0.0, 0.2]))
-def test_prm_loss__equals_the_loops(name: str, case: Case, beta: float, z0: float):
+@given(
+    case=cases(),
+    beta=st.sampled_from([0.05, 0.3]),
+    z0=st.sampled_from([0.0, 0.2]),
+    margin=st.sampled_from([0.0, 0.5, 5.0]),
+)
+def test_prm_loss__equals_the_loops(
+    name: str, balance: bool, case: Case, beta: float, z0: float, margin: float
+):
     """From log-probabilities and a batch; a step's label moves every token of its prefix, and no later one."""
     logprobs, reference, labels = case.values("prm"), case.values("reference"), soft_labels(case)
 
     def slow(logprobs: brute.Ragged) -> tuple[float, int]:
         rewards = brute.token_rewards(logprobs, reference, beta)
-        return brute.prm_loss(name, rewards, case.outcomes, case.group, (labels, case.ends), z0)
+        steps = labels, case.ends
+        return brute.prm_loss(name, rewards, case.outcomes, case.group, steps, z0, margin, balance)
 
     batch = case.batch(
         ref_logprobs=case.block(reference), labels=case.block(labels), step_end=case.positions(case.ends)
     )
+    batch = with_group_outcome(batch) if balance else batch
     leaf = case.block(logprobs).requires_grad_()
-    loss = prm_loss(name, leaf, batch, beta, z0)
+    loss = prm_loss(name, leaf, batch, beta, z0, margin, balance)
     total, count = slow(logprobs)
     assert loss.item() == pytest.approx(total, rel=1e-4, abs=1e-4)
     assert prm_loss_count(name, batch) == count

@@ -17,6 +17,7 @@ from openprime.prime.rewards import (
     reward_positions,
     scale_by_return,
     token_rewards,
+    with_group_outcome,
 )
 from support import brute
 from support.strategies import GRANULARITIES, Case, cases, property_test
@@ -48,6 +49,30 @@ def test_response_scores__and_prefix_values_are_sums(case: Case):
         assert (prefixes[b, :first] == 0).all(), "a prompt token has a value"
         last = first + case.lengths[b] - 1
         assert prefixes[b, last].item() == pytest.approx(scores[b].item(), abs=1e-4)
+
+
+@property_test
+@given(cases())
+def test_response_scores__and_prefix_values_over_a_mask_are_means(case: Case):
+    """The last prefix is the whole response."""
+    rewards = case.values("rewards")
+    block = case.clean(rewards)
+    scores, prefixes = response_scores(block, case.mask), prefix_values(block, case.mask)
+    expected = [brute.mean_prefix_values(row) for row in rewards]
+    case.check(prefixes.where(case.mask, 0), expected)
+    assert scores.tolist() == pytest.approx([row[-1] for row in expected], abs=1e-4)
+    assert bool(prefixes.isfinite().all())
+
+
+@property_test
+@given(cases())
+def test_with_group_outcome__is_the_mean_of_the_whole_group(case: Case):
+    """A part of the batch has it from the whole."""
+    batch = with_group_outcome(case.batch())
+    expected = brute.group_outcomes(case.outcomes, case.group)
+    assert batch.group_outcome.tolist() == pytest.approx(expected, abs=1e-6)
+    part = batch.select(torch.arange(0, len(case), 2))
+    assert part.group_outcome.tolist() == pytest.approx(expected[::2], abs=1e-6)
 
 
 def test_response_scores__are_the_log_odds_of_being_right():

@@ -189,7 +189,7 @@ def test_trap_09__token_weights_and_counts_add_up_over_micro_batches(case: Case,
     assert sum(part[1] for part in parts) == count
 
 
-@pytest.mark.parametrize("name", ["ce", "dpo", "nca", "kto", "steps"])
+@pytest.mark.parametrize("name", ["ce", "dpo", "nca", "kto", "prefix", "steps"])
 @property_test
 @given(case=cases())
 def test_trap_09__prm_losses_and_counts_add_up_over_groups(name: str, case: Case):
@@ -202,8 +202,8 @@ def test_trap_09__prm_losses_and_counts_add_up_over_groups(name: str, case: Case
         step_end=case.positions(case.ends),
     )
     parts = [batch.select(rows) for rows in by_group(case)]
-    loss = sum(prm_loss(name, part.logprobs, part, 0.3, 0.2) for part in parts)
-    torch.testing.assert_close(loss, prm_loss(name, logprobs, batch, 0.3, 0.2), rtol=1e-4, atol=1e-4)
+    loss = sum(prm_loss(name, part.logprobs, part, 0.3, 0.2, 0.5) for part in parts)
+    torch.testing.assert_close(loss, prm_loss(name, logprobs, batch, 0.3, 0.2, 0.5), rtol=1e-4, atol=1e-4)
     assert sum(prm_loss_count(name, part) for part in parts) == prm_loss_count(name, batch)
 
 

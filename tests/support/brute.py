@@ -33,6 +33,17 @@ def prefix_values(rewards: Sequence[float]) -> list[float]:
     return [math.fsum(rewards[: t + 1]) for t in range(len(rewards))]
 
 
+def mean_prefix_values(rewards: Sequence[float]) -> list[float]:
+    """The mean of the rewards up to each."""
+    return [math.fsum(rewards[: t + 1]) / (t + 1) for t in range(len(rewards))]
+
+
+def group_outcomes(outcomes: Sequence[float], group: Sequence[int]) -> list[float]:
+    """The mean outcome of each response's group."""
+    own = {g: [o for o, other in zip(outcomes, group, strict=True) if other == g] for g in group}
+    return [math.fsum(own[g]) / len(own[g]) for g in group]
+
+
 def positions(ends: Sequence[bool], granularity: str) -> list[bool]:
     """Whether a reward stands on each token; what follows the last step end is a step too."""
     last = len(ends) - 1
@@ -261,6 +272,27 @@ def ce_loss(scores: Sequence[float], outcomes: Sequence[float]) -> float:
     )
 
 
+def two_sided(value: float, outcome: float, margin: float, group_outcome: float | None) -> float:
+    """-w1 o log sigmoid(v + b - m) - w0 (1 - o) log(1 - sigmoid(v + b + m)); b, w1 and w0 from the group's accuracy."""
+    right, wrong = outcome, 1 - outcome
+    if group_outcome is not None:
+        share = min(1 - 1e-6, max(1e-6, group_outcome))
+        value += math.log(share / (1 - share))
+        right, wrong = right * (1 - group_outcome), wrong * group_outcome
+    return right * minus_log_sigmoid(value - margin) + wrong * minus_log_sigmoid(-(value + margin))
+
+
+def prefix_loss(
+    rewards: Ragged, outcomes: Sequence[float], margin: float, means: Sequence[float | None]
+) -> float:
+    """Sum over responses of the mean over their prefixes."""
+    total = 0.0
+    for row, outcome, mean in zip(rewards, outcomes, means, strict=True):
+        values = mean_prefix_values(row)
+        total += math.fsum(two_sided(value, outcome, margin, mean) for value in values) / len(values)
+    return total
+
+
 def step_loss(values: Ragged, labels: Ragged, labelled: list[list[bool]]) -> tuple[float, int]:
     """-sum l log sigmoid(q) + (1 - l) log(1 - sigmoid(q)) over the labelled tokens, and their number."""
     loss, count = 0.0, 0
@@ -318,8 +350,16 @@ def prm_loss(
     group: Sequence[int],
     steps: tuple[Ragged, list[list[bool]]],
     reference_point: float,
+    margin: float = 0.0,
+    balance: bool = False,
 ) -> tuple[float, int]:
     """The sum from token rewards, and what it counts; `steps` are labels, and where they stand."""
+    means = group_outcomes(outcomes, group) if balance else [None] * len(outcomes)
+    if name == "prefix":
+        return prefix_loss(rewards, outcomes, margin, means), len(rewards)
+    if balance:
+        each = zip((response_score(row) for row in rewards), outcomes, means, strict=True)
+        return math.fsum(two_sided(score, o, 0.0, mean) for score, o, mean in each), len(rewards)
     if name == "steps":
         return step_loss([prefix_values(row) for row in rewards], *steps)
     return outcome_loss(name, [response_score(row) for row in rewards], outcomes, group, reference_point)
