@@ -197,6 +197,19 @@ def test_generate__a_kill_and_a_signal_cost_no_prompt(model: Path, tmp_path: Pat
     assert (out / "responses.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize("responses", [None, 3, ["a"], [{}], [{"reason": []}]])
+def test_generate__a_row_of_another_kind_is_named_in_a_line(
+    model: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture, responses: object
+):
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    path = out / "responses.jsonl"
+    write(path, [row | {"responses": responses} for row in records(path)])
+    assert main(args(model, out, "--data.suffix", "\nGo.", "--data.system", "Count.", "--resume")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"openprime: {path} is damaged (")
+    assert said.count("\n") == 1
+
+
 def test_generate__a_folder_in_use_is_refused_and_other_settings_too(
     done: Path, model: Path, capsys: pytest.CaptureFixture
 ):

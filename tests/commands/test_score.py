@@ -235,6 +235,19 @@ def test_score__resumes_without_repeating_or_losing_a_row(folder: Path, tmp_path
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("change", [{"reward": "x"}, {"reward": None}, {"tokens": 3}, {"responses": [3]}])
+def test_score__a_row_of_another_kind_is_named_in_a_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, change: dict
+):
+    rows = scored(folder, tmp_path, ROWS)
+    path = write(tmp_path / "out" / "scores.jsonl", [rows[0] | change, *rows[1:]])
+    args = ["score", str(tmp_path / "rows.jsonl"), "--prm", str(folder), "--out", str(tmp_path / "out")]
+    assert main([*args, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"openprime: {path} is damaged (")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(("number", "call", "left"), [(signal.SIGINT, 3, 4), (signal.SIGTERM, 5, 8)])
 def test_score__a_signal_leaves_what_is_written(
     folder: Path,

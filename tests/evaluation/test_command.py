@@ -402,6 +402,67 @@ def test_resume__folder_in_use_and_other_settings_are_refused(
     assert {name: (out / name).read_bytes() for name in FILES} == before
 
 
+DAMAGE: list[tuple[str, object]] = [
+    ("responses", None),
+    ("responses", []),
+    ("responses", ["a"]),
+    ("responses", 3),
+]
+DAMAGE += [
+    ("greedy", None),
+    ("greedy", {}),
+    ("greedy", [1]),
+    ("responses", [{"reason": "right", "text": 4}] * 6),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), DAMAGE)
+def test_resume__a_row_of_another_kind_is_named_in_a_line(
+    model: Path,
+    entry: str,
+    without: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    key: str,
+    value: object,
+):
+    out = Path(shutil.copytree(without, tmp_path / "out"))
+    path = out / FILES[0]
+    rows = records(path)
+    rows[1][key] = value
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([*args(model, entry, out), "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"openprime: {path} is damaged (")
+    assert said.endswith("): delete it and go on with --resume, which makes it again\n")
+    assert said.count("\n") == 1
+    path.unlink()
+    assert main([*args(model, entry, out), "--resume"]) == 0
+    assert path.read_bytes() == (without / FILES[0]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "- a", "a: [", "\0", f"{NAME}: 3", "{" * 3000, f"{NAME}: {{data: [}}"]
+)
+@pytest.mark.parametrize("name", ["benchmarks.yaml", "config.yaml", "versions.json", "data.json"])
+def test_resume__a_damaged_record_is_named_in_a_line(
+    model: Path,
+    entry: str,
+    without: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    name: str,
+    text: str,
+):
+    out = Path(shutil.copytree(without, tmp_path / "out"))
+    (out / name).write_text(text)
+    status, said = main([*args(model, entry, out), "--resume"]), capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.count("\n") == (status != 0)
+    assert status in (0, 2)
+    assert status == 0 or f"{out / name} is damaged (" in said or f"{out} was begun with other" in said
+
+
 def test_resume__benchmark_file_that_has_changed_is_refused(
     model: Path, entry: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -12,7 +12,7 @@ from openprime.engines.make import make_engine
 from openprime.models.hub import load_tokenizer
 from openprime.models.placement import pick_device
 from openprime.prime.rollouts import derive_seed, sample_and_verify
-from openprime.run.folder import check_folder, open_folder
+from openprime.run.folder import check_folder, made_of, open_folder
 from openprime.run.jsonl import fill_jsonl
 from openprime.types import Sampling
 from openprime.verifiers.pool import Pool
@@ -51,6 +51,7 @@ def generate(config: GenerateConfig) -> None:
 
         console.print(f"{len(prompts)} prompts, {config.responses} responses each", highlight=False)
         rows = fill_jsonl(path, [{"item": row_number(p)} for p in prompts], "generate", console, make)
-        reasons = Counter(response["reason"] for row in rows for response in row["responses"])
+        with made_of(path):
+            reasons = Counter(response["reason"] for row in rows for response in row["responses"])
         said = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
         console.print(f"{sum(reasons.values())} responses: {said}\nwritten: {path}", highlight=False)

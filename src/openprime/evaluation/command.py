@@ -23,7 +23,7 @@ from openprime.evaluation.first_error import first_errors, step_rows
 from openprime.models.hub import load_tokenizer
 from openprime.prime.prm import ImplicitPRM
 from openprime.prime.rollouts import derive_seed, sample_and_verify
-from openprime.run.folder import check_folder, open_folder, read_record, refuse_changes
+from openprime.run.folder import check_folder, made_of, open_folder, read_record, refuse_changes
 from openprime.run.jsonl import fill_jsonl
 from openprime.tasks.clock import check_steps
 from openprime.types import Group, Response, Sampling
@@ -59,9 +59,13 @@ def evaluate(config: EvaluateConfig) -> None:
             make = partial(judge.rows, benchmark, pool[benchmark.config.answers])
             path, marks = folder / "responses.jsonl", [{"item": row_number(i)} for i in benchmark.items]
             rows = fill_jsonl(path, marks, benchmark.name, console, make)
-            found = first_errors(rows, config.seed) if benchmark.is_process else summarise(rows, benchmark)
-            results["benchmarks"][benchmark.name] = found
-            written.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            with made_of(path):
+                found = (
+                    first_errors(rows, config.seed) if benchmark.is_process else summarise(rows, benchmark)
+                )
+                results["benchmarks"][benchmark.name] = found
+                text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+            written.write_text(text, encoding="utf-8")
     results = json.loads(written.read_text(encoding="utf-8"))  # the keys of its tables are texts
     print_results(results, console)
     title = f"openprime evaluate: {page.model_names(results)}"

@@ -5,7 +5,8 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,23 @@ def read_record(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = str(error).strip().split("\n")[0]
         raise UserError(f"{path} is damaged ({why}): put it back, or choose another --out") from error
+
+
+@contextmanager
+def made_of(path: Path) -> Iterator[None]:
+    """Around what is made of the rows of a file, some of which an interrupted command may have left.
+
+    Raises UserError where they are not what the command writes.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{path} is damaged ({why}): delete it and go on with --resume, which makes it again"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:
