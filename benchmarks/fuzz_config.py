@@ -174,11 +174,17 @@ def made(draw: random.Random, folder: Path, model: str) -> list[str]:
     for key, what in (GIVEN | (SMALL if command == "rl" else {})).items():
         if key in keys or f"{key}.source" in keys or f"{key}.prompts" in keys:
             values[key] = json.loads(json.dumps(what))
+    rows = str(folder / "rows.jsonl")
+    judged = ({"prompt": f"q {i}", "response": f"a {i}", "answer": "1", "outcome": i % 2} for i in range(40))
+    Path(rows).write_text("".join(json.dumps(row) + "\n" for row in judged), encoding="utf-8")
+    if command == "prm":
+        values["data"]["source"] = rows
     places = {
         "model": model,
         "out": str(folder / "out"),
         "prm": model,
-        "file": "README.md",
+        "reference": model,
+        "file": rows,
         "config": "configs/rl/tiny.yaml",
     }
     places |= {"benchmark": ["clock"], "runs": [str(folder)], "question": "1+1?", "max_response_tokens": 4}
@@ -214,7 +220,8 @@ def made(draw: random.Random, folder: Path, model: str) -> list[str]:
 def here(args: list[str]) -> tuple[str, str]:
     """(what became of it, what was said) in this process."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    folder = Path(args[1]).parent
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(folder):
         try:
             status: Any = main(args)
         except SystemExit as stop:
@@ -228,9 +235,14 @@ def begun(args: list[str], seconds: float) -> tuple[str, str]:
     """The same in a process of its own, which gets a signal after so many seconds."""
     process = subprocess.Popen(
         [sys.executable, "-m", "openprime", *args],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        stdin=subprocess.DEVNULL,
+        cwd=Path(args[1]).parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     try:
         return judged(process.returncode if process.wait(seconds) else 0, process.communicate()[1])
     except subprocess.TimeoutExpired:
@@ -270,7 +282,11 @@ def run() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"
     for number in range(told.count):
         with tempfile.TemporaryDirectory() as folder:
-            args = made(random.Random(f"{told.seed}-{number}"), Path(folder), told.model or "/nowhere/model")
+            args = made(
+                random.Random(f"{told.seed}-{number}"),
+                Path(folder),
+                str(Path(told.model).resolve()) if told.model else "/nowhere/model",
+            )
             kind, said = begun(args, told.seconds) if told.model else here(args)
             counts[kind] += 1
             if kind not in (

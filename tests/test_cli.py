@@ -231,7 +231,6 @@ def test_main__an_error_s_status_and_a_traceback_where_it_is_not_one_of_ours(
 # Signals and other processes
 
 
-JUDGED = '{"prompt": "q", "response": "a b", "outcome": 1}\n{"prompt": "q", "response": "c", "outcome": 0}\n'
 SLOW = '{"response": "```python\\nimport time\\ntime.sleep(9)\\n```", "tests": {"inputs": ["1"], "outputs": ["2"]}}\n'
 MANY = "--data.source task:clock --data.horizon 2 --data.limit 4000"
 LONG = "--responses 16 --max-response-tokens 400"
@@ -241,33 +240,36 @@ WORK = {
     "generate": f"generate {{model}} {MANY} {LONG} --out o",
     "ask": "ask {model} hello --max-response-tokens 100000",
     "score": "score judged.jsonl --prm {model} --reference {model} --out o",
-    "evaluate": "evaluate {model} --benchmark clock --samples 16 --max-response-tokens 400 --out o",
+    "evaluate": "evaluate {model} --benchmark clock --samples 500 --max-response-tokens 400 --out o",
     "prm": "prm --model {model} --data.source judged.jsonl --epochs 5 --out o",
     "sft": f"sft --model {{model}} {MANY} --epochs 99 --batch 4 --out o",
     "rl": f"rl --model {{model}} {MANY} --rollout.responses 16 --rollout.max-response-tokens 400 --out o",
     "report": "report --runs {model}/.. --out o.html",
     "demo": "demo --out o",
 }
-"""Commands with work for minutes, where they have any."""
+"""Commands with work for minutes, but for those of SHORT."""
+SHORT = ("plan", "ask", "report")
 MOMENTS = (0.05, 0.3, 1.0, 3.0, 6.0, 10.0)
 
 
 def signalled(folder: Path, model: Path, command: str, number: signal.Signals, moment: float) -> None:
     """Start a command and send it a signal after so many seconds: it ends within seconds, and without a traceback."""
-    (folder / "judged.jsonl").write_text(JUDGED * 3000)
+    judged = ({"prompt": f"q {i // 2}", "response": f"{i} " * 40, "outcome": i % 2} for i in range(20000))
+    (folder / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
     (folder / "slow.jsonl").write_text(SLOW * 500)
     args = WORK[command].format(model=model, root=Path(__file__).parents[1]).split()
     process = start(args, folder, OMP_NUM_THREADS="1")
     time.sleep(moment)
+    if process.poll() is not None:
+        assert (process.returncode, command in SHORT) == (0, True), process.communicate()
+        return
     process.send_signal(number)
     sent = time.monotonic()
     _, said = process.communicate(timeout=120)
     assert time.monotonic() - sent < 30  # one or two on a machine of its own
-    assert "Traceback" not in said or (
-        moment < 0.1 and "openprime" not in said
-    )  # Python itself was not there yet
-    expected = {128 + number, -number}
-    assert process.returncode in expected | ({0} if command in ("plan", "report", "ask") else set()), said
+    assert "Traceback" not in said or moment < 0.1  # Python itself was not there yet
+    ends = {128 + number, -number} | ({0} if command in SHORT else set())  # it may have been done just then
+    assert process.returncode in ends, said
 
 
 @pytest.mark.parametrize(("command", "moment"), [("verify", 5.0), ("generate", 6.0), ("plan", 0.3)])
@@ -287,6 +289,28 @@ def test_main__a_signal_ends_any_command_at_any_moment(
     for moment in MOMENTS:
         (tmp_path / str(moment)).mkdir()
         signalled(tmp_path / str(moment), model, command, number, moment)
+
+
+def test_main__an_interrupt_while_libraries_are_imported_is_not_lost(tmp_path: Path):
+    """numpy's import makes another error of it, torch's goes on."""
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    print('going on', flush=True)\n"
+        "except BaseException:\n    raise ImportError('cannot load module more than once per process')\n"
+    )
+    program = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.insert(0, {str(tmp_path)!r})
+from openprime import cli
+cli.COMMANDS["report"] = ("ReportConfig", "swallows:fail", "")
+sys.meta_path.insert(0, type("Finder", (), {{"find_spec": staticmethod(
+    lambda name, *_: __import__("importlib.util").util.find_spec("swallows") if name == "openprime.swallows" else None
+)}}))
+sys.exit(cli.main(["report", "--runs", "r", "--out", "page.html"]))
+"""
+    done = run(sys.executable, "-c", program)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "openprime: interrupted\n")
 
 
 def test_main__a_second_process_is_kept_out_of_a_folder(

@@ -4,8 +4,10 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from openprime.types import RunError, StorageError, UserError
@@ -74,13 +76,15 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"no command {command!r}; {near}")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in SHARED:
             raise UserError(f"{command} is a command for one process: torchrun is for {', '.join(SHARED)}")
-        schema_name, place, _ = COMMANDS[command]
-        config = read_arguments(schema_name, command, rest)
         # Telemetry and warnings of libraries would bury our own lines.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        schema_name, place, _ = COMMANDS[command]
         module, function = place.split(":")
-        getattr(importlib.import_module(f"openprime.{module}"), function)(config)
+        with ended_at_once():
+            config = read_arguments(schema_name, command, rest)
+            begin = getattr(importlib.import_module(f"openprime.{module}"), function)
+        begin(config)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except (UserError, RunError, StorageError) as error:
@@ -101,6 +105,19 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         importlib.import_module("openprime.run.lock").release()
     return 0
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Within, an interrupt ends the process: libraries that are being imported would swallow it, or fail by it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # or it is ignored, as in a shell's background
+        signal.signal(signal.SIGINT, lambda *_: os._exit(fail("interrupted", 130)))
+    try:
+        yield
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
 
 
 def read_arguments(schema_name: str, command: str, args: list[str]) -> Any:

@@ -92,6 +92,8 @@ def assert_same_run(got: Path, expected: Path, *models: str) -> None:
 
 def start(args: list[str], cwd: Path | None = None, **environment: str) -> subprocess.Popen:
     """The command in a process of its own."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what is in their background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "openprime", *args],
         cwd=cwd,
