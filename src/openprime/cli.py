@@ -111,8 +111,13 @@ def main(argv: list[str] | None = None) -> int:
 def ended_at_once() -> Iterator[None]:
     """Within, an interrupt ends the process: libraries that are being imported would swallow it, or fail by it."""
     before = signal.getsignal(signal.SIGINT)
+
+    def end(number: int, frame: object) -> None:
+        sys.stderr = sys.__stderr__  # it may be redirected just now
+        os._exit(fail("interrupted", 130))
+
     if before is signal.default_int_handler:  # or it is ignored, as in a shell's background
-        signal.signal(signal.SIGINT, lambda *_: os._exit(fail("interrupted", 130)))
+        signal.signal(signal.SIGINT, end)
     try:
         yield
     finally:
