@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from openprime.config import LoRAConfig
-from openprime.models.checks import check_rows, check_scoring, check_weights, embeddings, positions
+from openprime.models.checks import check_rows, check_weights, embeddings, positions
 from openprime.models.hub import (
     end_tokens,
     load_model,
@@ -34,7 +34,7 @@ from openprime.models.hub import (
     read_architecture,
     save_model,
 )
-from openprime.models.lm import LM
+from openprime.models.lm import LM, check_scoring
 from openprime.models.lora import add_adapter
 from openprime.models.placement import Placement
 from openprime.models.tiny import build_model, build_tokenizer

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from openprime.config import LoRAConfig, PlanConfig
 from openprime.engines.transformers import TransformersEngine
-from openprime.models.checks import check_scoring, positions
+from openprime.models.checks import positions
 from openprime.models.hub import load_model
-from openprime.models.lm import LM
+from openprime.models.lm import LM, check_scoring
 from openprime.models.lora import add_adapter, trained_parameters
 from openprime.models.placement import Placement
 from openprime.models.tiny import build_tokenizer
@@ -525,7 +525,7 @@ layers. The table is the output of `python benchmarks/architectures.py`; `tests/
 """
 TAIL = """
 An architecture that is not here is tried in the same way on a few tokens before any work begins, and refused with one
-line where it differs (`models/checks.py::check_scoring`, `engines/transformers.py::TransformersEngine.try_out`). What
+line where it differs (`models/lm.py::check_scoring`, `engines/transformers.py::TransformersEngine.try_out`). What
 short rows do not show ends a run at its first batch (`policy.mismatch_limit`).
 
 - **Limit of positions**: a table of learned or precomputed positions ends at max_position_embeddings. Longer rows are

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from openprime.models.checks import check_scoring
-from openprime.models.lm import LM
+from openprime.models.lm import LM, check_scoring
 from openprime.models.placement import Placement
 from openprime.models.sharding import load_trained
 from openprime.ranks import gather, rank

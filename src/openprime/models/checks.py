@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from openprime.models.attention import chooses_tokens
+from openprime.models.placement import Placement
 from openprime.ranks import gather
-from openprime.types import Batch, RunError, UserError
-
-if TYPE_CHECKING:
-    from openprime.models.lm import LM
-    from openprime.models.placement import Placement
+from openprime.types import UserError
 
 LARGEST = 1e10
 """No weight is beyond it: what a flipped bit of an exponent leaves is."""
@@ -188,13 +184,13 @@ def check_rows(
         check_length(model, longest + responses, remedy)
 
 
-def trial_place(model: PreTrainedModel, place: "Placement") -> "Placement":
+def trial_place(model: PreTrainedModel, place: Placement) -> Placement:
     """Where a few tokens are tried: in float32, unless the blocks' own weights are bfloat16."""
     exact = not isinstance(model, FSDPModule) and all(p.dtype == torch.float32 for p in model.parameters())
     return replace(place, bfloat16=False) if exact else place
 
 
-def tolerance(place: "Placement") -> float:
+def tolerance(place: Placement) -> float:
     """Mean difference of log-probabilities, in nats, that rounding in the blocks' precision does not explain."""
     return 0.2 if place.bfloat16 else 1e-3
 
@@ -214,49 +210,6 @@ def plain_logprobs(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
     ids = torch.tensor([list(row)], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-
-
-@torch.no_grad()
-def check_scoring(name: str, lm: "LM") -> None:
-    """Raise UserError where log-probabilities of a batch of rows are not those of each row alone; every rank calls it.
-
-    So it is with what sees tokens on the right. A few tokens are tried.
-    """
-    unfit = f"{name}: a {lm.model.config.model_type} model cannot be used: "
-    rows = trial_rows(lm.model)
-    lengths = torch.tensor([len(row) for row in rows], device=lm.device)
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(
-        lm.device
-    )  # [B, T]
-    places = torch.arange(ids.shape[1], device=lm.device)
-    mask = (places >= 3) & (places < lengths[:, None])
-    nothing = torch.zeros(ids.shape, device=lm.device)
-    batch = Batch(ids, mask, lengths, nothing[:, 0], torch.tensor([0, 1, 1], device=lm.device), nothing, mask)
-    place = trial_place(lm.model, lm.place)
-    try:
-        found = replace(lm, temperature=1.0, place=place).logprobs(batch)[mask]
-        with lm.active(), place.autocast():
-            plain = torch.cat([plain_logprobs(lm.model, row)[2:] for row in rows])
-        if place.bfloat16 != lm.place.bfloat16:
-            lm.logprobs(batch)  # some cannot be used in bfloat16
-        chooses = chooses_tokens(lm.model)
-    except RunError:
-        raise
-    except Exception as error:  # not our code: anything may come
-        raise UserError(unfit + first_line(error)) from error
-    if not plain.isfinite().all():
-        raise UserError(f"{name}: its log-probabilities are not finite: copy the model's files again")
-    gap = float((found - plain).abs().mean())
-    if gap > tolerance(place):
-        raise UserError(
-            f"{unfit}tokens that come later change the log-probabilities of those before them, by {gap:.2g} nats on "
-            "average"
-        )
-    if chooses:
-        raise UserError(
-            f"{unfit}its layers choose the tokens that they attend to, and where two are alike rounding decides: "
-            "sampler and trainer would not choose the same"
-        )
 
 
 def first_line(error: BaseException) -> str:

@@ -2,23 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from openprime.config import LoRAOptimizerConfig, OptimizerConfig, PromptFormat
-from openprime.models.checks import check_scoring, first_line, plain_logprobs, trial_rows
+from openprime.models.attention import chooses_tokens
+from openprime.models.checks import first_line, plain_logprobs, tolerance, trial_place, trial_rows
 from openprime.models.hub import compute_device, save_model, save_settings
 from openprime.models.logprobs import token_distributions, token_logprobs
 from openprime.models.lora import add_adapter, made_up, merged_model, merged_tensors, using_adapter
 from openprime.models.placement import Placement
 from openprime.models.sharding import load_trained
 from openprime.ranks import all_sum, on_first, rank, world
-from openprime.types import Batch, UserError
+from openprime.types import Batch, RunError, UserError
 
 CPU_TOKENS = 2048
 """Tokens of a micro-batch on a CPU: what larger ones hold leaves its cache, and they are slower."""
@@ -109,6 +110,49 @@ class LM:
                 f"differ by {gap:.2g} nats (the adapter itself changes them by {moved:.2g}): set lora.targets to "
                 "attention's layers, such as q_proj and v_proj, or lora.rank=0"
             )
+
+
+@torch.no_grad()
+def check_scoring(name: str, lm: LM) -> None:
+    """Raise UserError where log-probabilities of a batch of rows are not those of each row alone; every rank calls it.
+
+    So it is with what sees tokens on the right. A few tokens are tried.
+    """
+    unfit = f"{name}: a {lm.model.config.model_type} model cannot be used: "
+    rows = trial_rows(lm.model)
+    lengths = torch.tensor([len(row) for row in rows], device=lm.device)
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(
+        lm.device
+    )  # [B, T]
+    places = torch.arange(ids.shape[1], device=lm.device)
+    mask = (places >= 3) & (places < lengths[:, None])
+    nothing = torch.zeros(ids.shape, device=lm.device)
+    batch = Batch(ids, mask, lengths, nothing[:, 0], torch.tensor([0, 1, 1], device=lm.device), nothing, mask)
+    place = trial_place(lm.model, lm.place)
+    try:
+        found = replace(lm, temperature=1.0, place=place).logprobs(batch)[mask]
+        with lm.active(), place.autocast():
+            plain = torch.cat([plain_logprobs(lm.model, row)[2:] for row in rows])
+        if place.bfloat16 != lm.place.bfloat16:
+            lm.logprobs(batch)  # some cannot be used in bfloat16
+        chooses = chooses_tokens(lm.model)
+    except RunError:
+        raise
+    except Exception as error:  # not our code: anything may come
+        raise UserError(unfit + first_line(error)) from error
+    if not plain.isfinite().all():
+        raise UserError(f"{name}: its log-probabilities are not finite: copy the model's files again")
+    gap = float((found - plain).abs().mean())
+    if gap > tolerance(place):
+        raise UserError(
+            f"{unfit}tokens that come later change the log-probabilities of those before them, by {gap:.2g} nats on "
+            "average"
+        )
+    if chooses:
+        raise UserError(
+            f"{unfit}its layers choose the tokens that they attend to, and where two are alike rounding decides: "
+            "sampler and trainer would not choose the same"
+        )
 
 
 class Loader:

@@ -18,9 +18,9 @@ from openprime.data.chat import encode_turns, read_messages, suitable
 from openprime.data.collate import collate
 from openprime.data.steps import ENDS, split_steps, steps_of_tokens, token_texts
 from openprime.data.template import Messages
-from openprime.models.checks import check_rows, check_scoring
+from openprime.models.checks import check_rows
 from openprime.models.hub import find_file, load_model, load_tokenizer, same_vocabulary
-from openprime.models.lm import LM
+from openprime.models.lm import LM, check_scoring
 from openprime.models.placement import Placement, pick_device
 from openprime.prime.learner import Learner
 from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count, scoring_of
