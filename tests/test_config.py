@@ -565,6 +565,7 @@ STALE = "engine.kind=server engine.urls=[http://a] rollout.max_staleness=1"
         ("advantage.step_delimiter=.", r"set advantage\.granularity=step"),
         ("prm.reference=policy rollout.temperature=0.7", r"prm\.reference=policy .*rollout\.temperature"),
         ("prm.update=never", r"prm\.update=never with prm\.model empty"),
+        ("prm.loss=dpo prm.balance=true", r"set prm\.loss=ce or prefix, or prm\.balance=false"),
         ("algorithm=distill rollout.temperature=0.7", r"rollout\.temperature=1"),
         ("engine.kind=server", r"engine\.urls is empty"),
         ("algorithm=distill engine.kind=server", r"engine\.urls is empty"),
@@ -593,6 +594,9 @@ def test_rl_check__settings_that_contradict_each_other_are_refused(settings: str
         "prm.reference=policy",
         "prm.update=never prm.model=trained",
         "prm.update=never prm.reference=policy",
+        "prm.balance=true",
+        "prm.loss=prefix prm.beta=auto prm.balance=true prm.reference=policy",
+        "prm.loss=prefix prm.beta=10 prm.margin=5",
         "advantage.outcome_weight=0",
         "rollout.temperature=0.7",
         "rollout.temperature=2.5",
@@ -601,6 +605,31 @@ def test_rl_check__settings_that_contradict_each_other_are_refused(settings: str
 )
 def test_rl_check__their_neighbours_pass_without_a_note(settings: str):
     assert rl(settings).check() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ("prm.margin=5", "no effect with prm.loss=ce: prm.margin"),
+        (
+            "prm.loss=prefix",
+            "prm.loss=prefix takes the mean over tokens, which prm.beta=0.05 makes very small: ",
+        ),
+    ],
+)
+def test_rl_check__settings_that_do_little_are_noted(settings: str, note: str):
+    (said,) = rl(settings).check()
+    assert said.startswith(note)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "some"])
+def test_read_config__a_number_or_auto_is_refused_in_one_line(tmp_path: Path, value: str):
+    for key in ("prm.beta", "policy.mismatch_limit"):
+        if (key, value) != ("policy.mismatch_limit", "0"):
+            said = fault(tmp_path, yaml.safe_dump(NEEDED | nested(f"{key}={value}")))
+            assert said.startswith(f"{key}: Input should be")
+            assert said.count(", or 'auto'") == 1
+            assert "\n" not in said
 
 
 def test_generate_check__vllm_is_not_asked_for_temperatures_that_it_refuses():

@@ -514,6 +514,24 @@ def test_prm__beta_and_reference_of_a_second_stage_can_be_named(start: str, data
     assert (beta, Path(reference)) == (0.3, other)
 
 
+def test_prm__beta_of_another_scoring_is_not_kept(start: str, data, trained, tmp_path: Path, capsys):
+    """The mean of token rewards after their sum, and the sum after the mean: the unit of beta is another."""
+    prefix = train(
+        str(trained("ce") / "prm"), data["prefix"], tmp_path / "p", "--loss", "prefix", "--epochs", "0.1"
+    )
+    note = next(line for line in capsys.readouterr().out.splitlines() if "nats a token" in line)
+    nats = float(note.split("response has ")[1].split()[0])
+    assert read_settings(str(prefix / "prm"))[::2] == (pytest.approx(10 / nats, rel=0.01), "mean")
+    assert held_out(prefix)["margin"] == pytest.approx(5.0)
+    again = train(str(prefix / "prm"), data["prefix"], tmp_path / "a", "--loss", "prefix", "--epochs", "0.1")
+    assert read_settings(str(again / "prm")) == read_settings(str(prefix / "prm"))
+    back = train(str(prefix / "prm"), data["ce"], tmp_path / "b", "--epochs", "0.1")
+    beta, _, scoring = read_settings(str(back / "prm"))
+    assert 0.05 <= beta <= 1 < read_settings(str(prefix / "prm")).beta
+    assert scoring == "sum"
+    assert "margin" not in held_out(back)
+
+
 def test_prm__steps_after_outcomes(data: dict[str, str], trained, tmp_path: Path):
     """Stage 2 with step labels on the PRM of stage 1."""
     found = held_out(train(str(trained("ce") / "prm"), data["steps"], tmp_path / "run", "--loss", "steps"))
@@ -586,6 +604,9 @@ def test_prm__settings_without_effect_are_noted(start: str, data: dict[str, str]
     settings["data"] = {"source": "d", "outcome_field": "x"}
     notes = OfflinePRMConfig.model_validate(settings).check()
     assert notes == ["no effect with loss=steps: data.outcome_field, step_split"]
+    asked = {"model": "m", "out": "o", "data": {"source": "d"}, "margin": 1.0}
+    assert OfflinePRMConfig.model_validate(asked).check() == ["no effect with loss=ce: margin"]
+    assert OfflinePRMConfig.model_validate(asked | {"loss": "prefix"}).check() == []
 
 
 def test_prm__a_loss_that_is_not_finite_names_the_way_back(start: str, data, tmp_path: Path, capsys):

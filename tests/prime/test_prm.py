@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,19 @@ from openprime.data.steps import ENDS, token_texts
 from openprime.models.hub import load_model
 from openprime.models.lm import LM
 from openprime.models.tiny import build_model, build_tokenizer
-from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, Score, find_parts, fitting_beta, read_settings
-from openprime.types import Group, Prompt, Response
-from support import tiny_zoo
+from openprime.prime.prm import (
+    PUBLISHED_BETA,
+    ImplicitPRM,
+    Score,
+    find_parts,
+    fit,
+    fitting_beta,
+    median_nats,
+    read_settings,
+)
+from openprime.types import Group, Prompt, Response, UserError
+from support import brute, tiny_zoo
+from support.tiny_lm import make_batch
 
 BETA = 0.3
 CORPUS = ["Start four\n+seven = ?\nStep 1: so it is eleven\n\n#### 11 é 😀\n"] * 5
@@ -135,6 +146,28 @@ def test_score__steps_are_sums_and_the_total_is_the_same_for_every_split(
     assert math.fsum(score.step_rewards) == pytest.approx(math.fsum(score.token_rewards), abs=1e-9)
     (whole,) = prm.score([QUESTION], [response], [[response]])
     assert whole.step_rewards == [pytest.approx(score.reward, abs=1e-5)]
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("response", RESPONSES)
+def test_score__of_a_prm_whose_scores_are_means_has_the_prefix_value_at_the_end_of_a_step(
+    prm: ImplicitPRM, how: str, response: str
+):
+    """Of the same token rewards: what a step is judged by includes all that was written before it."""
+    mean = ImplicitPRM(prm.lm, prm.reference, prm.beta, prm.tokenizer, "mean")
+    (plain,), (score,) = (which.score([QUESTION], [response], how) for which in (prm, mean))
+    assert score.token_rewards == plain.token_rewards
+    assert score.reward == pytest.approx(math.fsum(score.token_rewards) / len(score.token_rewards))
+    assert score.probability == pytest.approx(1 / (1 + math.exp(-score.reward)))
+    values = brute.mean_prefix_values(score.token_rewards)
+    for step, value in enumerate(score.step_rewards):
+        before = [t for t, own in enumerate(score.step_of_token) if own <= step]
+        assert value == pytest.approx(values[before[-1]] if before else 0.0, abs=1e-9)
+    assert score.step_rewards[-1] == pytest.approx(score.reward, abs=1e-9)
+    rewards = torch.tensor([[*score.token_rewards, 0.0]])
+    mask = torch.tensor([[True] * len(score.token_rewards) + [False]])
+    assert float(mean.response_scores(rewards, mask)) == pytest.approx(score.reward, abs=1e-5)
+    assert float(prm.response_scores(rewards, mask)) == pytest.approx(plain.reward, abs=1e-5)
 
 
 def test_score__does_not_depend_on_company_order_or_memory(
@@ -260,6 +293,53 @@ def test_implicit_prm__is_exported_by_the_package():
 def test_fitting_beta__by_hand(nats: float, beta: float):
     """One half over the nats of the median response, between the published beta and 1."""
     assert fitting_beta(nats) == pytest.approx(beta)
+
+
+@pytest.mark.parametrize(
+    ("nats", "asked", "expected"),
+    [
+        (1.0, ("auto", "auto"), (10.0, 5.0)),  # the published numbers
+        (0.1, ("auto", "auto"), (100.0, 5.0)),
+        (4.0, ("auto", "auto"), (2.5, 5.0)),
+        (0.0, ("auto", "auto"), (1000.0, 5.0)),
+        (0.1, (10.0, "auto"), (10.0, 0.5)),
+        (0.1, ("auto", 2.0), (100.0, 2.0)),
+        (0.1, (10.0, 5.0), (10.0, 5.0)),
+    ],
+)
+def test_fit__the_margin_is_half_of_what_the_median_response_can_reach(nats: float, asked, expected):
+    """By hand: beta times the nats a token is the largest mean value; of sums there is no margin."""
+    assert fit(nats, "mean", *asked) == pytest.approx(expected)
+    assert fit(2.0, "sum", "auto", "auto") == (0.25, 0.0)
+    assert fit(2.0, "sum", 0.7, "auto") == (0.7, 0.0)
+
+
+def test_median_nats__of_sums_and_of_means():
+    """Responses of 1, 2, 3, 2 and 4 nats a token, the rest of the block is garbage."""
+    lengths, nats = [1, 5, 2, 3, 1], [1.0, 2.0, 3.0, 2.0, 4.0]
+    mask = torch.arange(8)[None, :] < torch.tensor(lengths)[:, None]
+    block = torch.where(mask, -torch.tensor(nats)[:, None], 99.0)
+    batch = replace(make_batch([0, 0, 1, 1, 1], [0, 1, 0, 1, 1]), ref_logprobs=block, response_mask=mask)
+    assert median_nats(batch, "sum") == 6.0  # of 1, 10, 6, 6, 4
+    assert median_nats(batch, "mean") == 2.0
+
+
+def test_save_pretrained__a_scoring_is_kept_and_another_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, folders: tuple[str, str]
+):
+    lm = LM(build_model(tokenizer, 32, 2, 2, 512, 2))
+    ImplicitPRM(lm, None, 10.0, scoring="mean").save_pretrained(tmp_path, tokenizer, folders[1])
+    assert read_settings(str(tmp_path)) == (10.0, folders[1], "mean")
+    prm = ImplicitPRM.from_pretrained(str(tmp_path), device="cpu")
+    (score,) = prm.score([QUESTION], ["eleven"])
+    assert (prm.scoring, score.scoring) == ("mean", "mean")
+    for settings in ({"scoring": "median"}, {"scoring": []}, {"scoring": None}):
+        (tmp_path / "implicit_prm.json").write_text(json.dumps({"beta": 1.0, "reference": ""} | settings))
+        with pytest.raises(UserError, match="expected an object with beta and reference: ValueError"):
+            read_settings(str(tmp_path))
+    (tmp_path / "implicit_prm.json").write_text("[]")
+    with pytest.raises(UserError, match="expected an object with beta and reference"):
+        read_settings(str(tmp_path))
 
 
 @pytest.mark.parametrize("reference", ["sft/model", ""])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -212,6 +213,59 @@ def test_score_and_update__dpo_passes_over_minibatches_without_a_pair(update: st
     assert_rewards(done.rewards, old if update == "after" else by_hand(prm, batch))
     right, wrong = old.sum(-1)[2:4].tolist()
     assert metrics["prm/loss"] == pytest.approx(math.log1p(math.exp(wrong - right)), rel=1e-3)
+
+
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("name", ["ce", "prefix"])
+def test_score_and_update__a_balanced_or_prefix_step_equals_the_loops(name: str, balance: bool, batch: Batch):
+    """Its loss at the weights before the step, and its scores, in micro-batches that part groups."""
+    prm = make_prm(loss=name, margin=0.5, balance=balance)
+    rewards = by_hand(prm, batch)
+    rows = [row[mask].tolist() for row, mask in zip(rewards, batch.response_mask, strict=True)]
+    outcomes, group = batch.outcome.tolist(), batch.group.tolist()
+    loss, count = brute.prm_loss(name, rows, outcomes, group, ([], []), 0.0, 0.5, balance)
+    before = weights(prm.lm.model)
+    _, metrics = prm.score_and_update(batch)
+    assert metrics["prm/loss"] == pytest.approx(loss / count, rel=1e-4)
+    assert not torch.equal(weights(prm.lm.model), before)
+    scores = [math.fsum(row) / (len(row) if name == "prefix" else 1) for row in rows]
+    squares = [(1 / (1 + math.exp(-s)) - o) ** 2 for s, o in zip(scores, outcomes, strict=True)]
+    assert metrics["prm/brier"] == pytest.approx(sum(squares) / len(squares), rel=1e-4)
+    won, pairs = brute.pairwise_accuracy(scores, outcomes, group)
+    assert metrics["prm/pairwise_accuracy"] == pytest.approx(won / pairs)
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_score_and_update__auto_fits_the_first_batch_and_stays(reference: bool, batch: Batch):
+    """Against the nats a token of the reference, or of the policy that sampled; a resumed PRM keeps them."""
+    prm = make_prm(reference, loss="prefix", beta="auto", balance=True)
+    known = batch.logprobs if not reference else naive_logprobs(prm.reference.model, batch).detach()
+    nats = sorted(-float(row[mask].mean()) for row, mask in zip(known, batch.response_mask, strict=True))
+    median = (nats[3] + nats[4]) / 2
+    prm.score_and_update(batch)
+    assert (prm.beta, prm.margin) == (pytest.approx(10 / median, rel=1e-4), pytest.approx(5.0))
+    fitted = prm.beta, prm.margin
+    prm.score_and_update(make_batch(seed=1))
+    resumed = make_prm(reference, loss="prefix", beta="auto", balance=True)
+    resumed.restore(copy.deepcopy(prm.state()))
+    resumed.score_and_update(make_batch(seed=2))
+    assert (prm.beta, prm.margin) == (resumed.beta, resumed.margin) == fitted
+
+
+def test_score_and_update__auto_beta_of_the_cross_entropy_is_that_of_offline_training(batch: Batch):
+    prm = make_prm(loss="ce", beta="auto")
+    nats = sorted(-float(value) for value in naive_logprobs(prm.reference.model, batch).detach().sum(-1))
+    prm.score_and_update(batch)
+    assert prm.beta == pytest.approx(max(0.05, 0.5 / ((nats[3] + nats[4]) / 2)), rel=1e-4)
+
+
+def test_score_and_update__a_following_reference_is_the_policy_of_each_batch(batch: Batch):
+    """Prefix and balance against the sampler: the same outcomes, sampled by another policy, have other rewards."""
+    prm = make_prm(False, loss="prefix", margin=0.5, balance=True)
+    other = replace(batch, logprobs=batch.logprobs - 0.3 * batch.response_mask)
+    expected = by_hand(prm, batch)
+    done, _ = make_prm(False, loss="prefix", margin=0.5, balance=True).score_and_update(other)
+    assert_rewards(done.rewards, expected + BETA * 0.3 * batch.response_mask)
 
 
 def test_score_and_update__teaches_the_outcomes(batch: Batch):

@@ -365,6 +365,44 @@ def prm_loss(
     return outcome_loss(name, [response_score(row) for row in rewards], outcomes, group, reference_point)
 
 
+# Controls of the benchmark
+
+
+def maxrl_advantages(outcomes: Sequence[float], group: Sequence[int]) -> list[float]:
+    """(o - mean) / mean of each response's group; 0 where nobody is right."""
+    means = group_outcomes(outcomes, group)
+    return [(o - mean) / mean if mean else 0.0 for o, mean in zip(outcomes, means, strict=True)]
+
+
+def tpo_loss(
+    new: Ragged, old: Ragged, outcomes: Sequence[float], group: Sequence[int], temperature: float
+) -> float:
+    """Cross-entropy of each group's shares to those that its standardised outcomes ask for."""
+    total = 0.0
+    for g in set(group):
+        own = [i for i, other in enumerate(group) if other == g]
+        mean = math.fsum(outcomes[i] for i in own) / len(own)
+        deviation = math.sqrt(math.fsum((outcomes[i] - mean) ** 2 for i in own) / len(own))
+        z = [(outcomes[i] - mean) / deviation if deviation > 1e-6 else 0.0 for i in own]
+        before, after = ([math.exp(math.fsum(rows[i])) for i in own] for rows in (old, new))
+        wanted = [p * math.exp(u / temperature) for p, u in zip(before, z, strict=True)]
+        for q, p in zip(wanted, after, strict=True):
+            total -= q / math.fsum(wanted) * math.log(p / math.fsum(after))
+    return total
+
+
+def masked_step_advantages(rewards: Ragged, group: Sequence[int]) -> Ragged:
+    """The sum of rewards up to each token less the mean of such sums over the group's responses of that length."""
+    sums = [prefix_values(row) for row in rewards]
+    found = []
+    for i, row in enumerate(sums):
+        found.append([])
+        for t, value in enumerate(row):
+            alive = [sums[j][t] for j in range(len(sums)) if group[j] == group[i] and len(sums[j]) > t]
+            found[-1].append(value - math.fsum(alive) / len(alive))
+    return found
+
+
 def slopes(function: Callable[[list[float]], float], at: Sequence[float], step: float = 1e-5) -> list[float]:
     """Gradient by central differences."""
     gradient = []

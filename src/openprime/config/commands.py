@@ -227,6 +227,11 @@ class PrimeConfig(RLConfig):
             raise UserError(
                 "prm.balance is for single responses: set prm.loss=ce or prefix, or prm.balance=false"
             )
+        if self.prm.loss == "prefix" and self.prm.beta != "auto" and self.prm.beta < 1:
+            notes.append(
+                f"prm.loss=prefix takes the mean over tokens, which prm.beta={self.prm.beta} makes very small: "
+                "prm.beta=auto fits it to the data"
+            )
         if self.prm.margin != "auto" and self.prm.loss != "prefix":
             notes.append(f"no effect with prm.loss={self.prm.loss}: prm.margin")
         if (self.prm.update, self.prm.model, self.prm.reference) == ("never", "", "frozen"):
