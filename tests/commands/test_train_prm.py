@@ -514,6 +514,13 @@ def test_prm__beta_and_reference_of_a_second_stage_can_be_named(start: str, data
     assert (beta, Path(reference)) == (0.3, other)
 
 
+def test_prm__a_prefix_loss_begins_at_its_margin(trained: Callable[[str], Path]):
+    """All values are 0 then; with a beta of 0.1 the margin is half of what the median response can reach."""
+    margin = held_out(trained("prefix"))["margin"]
+    assert 0.05 < margin < 1
+    assert metrics(trained("prefix"))[1]["prm/loss"] == pytest.approx(math.log1p(math.exp(margin)), rel=1e-4)
+
+
 def test_prm__beta_of_another_scoring_is_not_kept(start: str, data, trained, tmp_path: Path, capsys):
     """The mean of token rewards after their sum, and the sum after the mean: the unit of beta is another."""
     prefix = train(

@@ -71,7 +71,7 @@ def test_lora__exports_are_whole_models_with_the_adapters_merged(model: Path, tm
     matrices = {name for name in load_file(model / "model.safetensors") if "_proj.weight" in name}
     assert changed(run / "model", model) == changed(run / "prm", model) == matrices
     assert not list(run.rglob("adapter*"))
-    assert read_settings(str(run / "prm"))[1] == str(model)
+    assert read_settings(str(run / "prm")).reference == str(model)
     # What was trained is what was written: scores of the exported PRM, against the change of the weights.
     before, after = load_file(model / "model.safetensors"), load_file(run / "prm" / "model.safetensors")
     for name in matrices:
@@ -138,7 +138,7 @@ def test_lora__a_prm_smaller_than_the_policy(model: Path, tmp_path: Path, adapte
     first, second = records(run / "metrics.jsonl")[1:]
     assert first["prm/score_right"] == first["prm/score_wrong"] == 0
     assert second["prm/score_right"] != 0
-    assert read_settings(str(run / "prm")) == (0.3, str(small))
+    assert read_settings(str(run / "prm")) == (0.3, str(small), "sum")
     assert load_file(run / "prm" / "model.safetensors")["model.norm.weight"].shape == (16,)
     assert load_file(run / "model" / "model.safetensors")["model.norm.weight"].shape == (32,)
     assert changed(run / "prm", small)

@@ -162,7 +162,7 @@ def test_train__models_are_written_for_transformers(prime: Path, model: Path):
         generates(prime / name)
         assert weights(prime / name) != weights(model)
     assert weights(prime / "model") != weights(prime / "prm")
-    assert read_settings(str(prime / "prm")) == (0.3, str(model))
+    assert read_settings(str(prime / "prm")) == (0.3, str(model), "sum")
 
 
 def test_train__the_outcome_only_baseline_loads_no_prm(
@@ -327,7 +327,7 @@ def test_train__a_frozen_prm_is_saved_with_the_reference_that_it_was_scored_agai
 ):
     """Its own weights as its reference would make every reward 0 in `openprime evaluate`."""
     run = train("--prm.update", "never", "--prm.model", str(trained_prm))
-    assert read_settings(str(run / "prm")) == (0.3, str(model))
+    assert read_settings(str(run / "prm")) == (0.3, str(model), "sum")
 
 
 def test_train__a_prm_that_trains_on_keeps_its_reference(
@@ -338,7 +338,7 @@ def test_train__a_prm_that_trains_on_keeps_its_reference(
     first = records(run / "metrics.jsonl")[1]
     assert first["prm/score_right"] != 0
     assert first["advantage/process_std"] > 0
-    assert read_settings(str(run / "prm"))[1] == str(model)
+    assert read_settings(str(run / "prm")).reference == str(model)
     assert weights(run / "prm") != weights(trained_prm)
 
 
@@ -350,12 +350,12 @@ def test_train__another_model_as_prm_starts_at_itself(
     (plain / "implicit_prm.json").unlink()
     run = train("--prm.model", str(plain))
     assert records(run / "metrics.jsonl")[1]["prm/score_right"] == 0
-    assert read_settings(str(run / "prm"))[1] == str(plain)
+    assert read_settings(str(run / "prm")).reference == str(plain)
 
 
 def test_train__a_policy_reference_is_saved_as_none(train: Callable[..., Path]):
     run = train("--prm.reference", "policy")
-    assert read_settings(str(run / "prm")) == (0.3, "")
+    assert read_settings(str(run / "prm")) == (0.3, "", "sum")
 
 
 def test_train__a_prm_of_another_vocabulary_is_refused(
