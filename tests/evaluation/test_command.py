@@ -441,9 +441,7 @@ def test_resume__a_row_of_another_kind_is_named_in_a_line(
     assert path.read_bytes() == (without / FILES[0]).read_bytes()
 
 
-@pytest.mark.parametrize(
-    "text", ["", "null", "- a", "a: [", "\0", f"{NAME}: 3", "{" * 3000, f"{NAME}: {{data: [}}"]
-)
+@pytest.mark.parametrize("text", ["", "a: [", f"{NAME}: 3"])
 @pytest.mark.parametrize("name", ["benchmarks.yaml", "config.yaml", "versions.json", "data.json"])
 def test_resume__a_damaged_record_is_named_in_a_line(
     model: Path,
