@@ -11,6 +11,7 @@ from openprime.types import Batch
 from support.strategies import Case, cases, property_test
 
 BLOCKS = ("labels", "ref_logprobs", "rewards", "old_logprobs", "importance", "advantages", "weights")
+OPTIONAL = (*BLOCKS, "targets", "group_outcome")
 
 
 def numbered(case: Case, missing: set[str]) -> Batch:
@@ -18,11 +19,13 @@ def numbered(case: Case, missing: set[str]) -> Batch:
     here = 1000 * torch.arange(len(case))[:, None] + torch.arange(case.width)  # [B, T]
     columns = {name: here + 100_000 * i for i, name in enumerate(BLOCKS) if name not in missing}
     targets = None if "targets" in missing else [torch.full((n, 2), b) for b, n in enumerate(case.lengths)]
-    return replace(case.batch(token_ids=here, logprobs=here.float(), **columns), targets=targets)
+    group_outcome = None if "group_outcome" in missing else here[:, 0].float()
+    batch = case.batch(token_ids=here, logprobs=here.float(), **columns)
+    return replace(batch, targets=targets, group_outcome=group_outcome)
 
 
 @property_test
-@given(cases(), st.sets(st.sampled_from([*BLOCKS, "targets"])), st.data())
+@given(cases(), st.sets(st.sampled_from(OPTIONAL)), st.data())
 def test_trap_07__select_cuts_every_column_alike(case: Case, missing: set[str], data: st.DataObject):
     """Values stay with their rows, in the order asked for, to the width of the longest; None stays None."""
     batch = numbered(case, missing)
@@ -49,7 +52,7 @@ def test_batch__shortest_is_one_row_without_padding(case: Case):
 
 
 @property_test
-@given(cases(), st.sets(st.sampled_from([*BLOCKS, "targets"])))
+@given(cases(), st.sets(st.sampled_from(OPTIONAL)))
 def test_batch__to_moves_every_column(case: Case, missing: set[str]):
     batch = numbered(case, missing)
     moved = batch.to("meta")
