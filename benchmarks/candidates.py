@@ -5,12 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from openprime.config import ALGORITHMS, DistillRLConfig, OutcomeConfig, PrimeConfig
-from openprime.config.sections import Scale
+from openprime.config import ALGORITHMS, DistillConfig, DistillRLConfig, OutcomeConfig, PrimeConfig
+from openprime.config.sections import Rate, Scale
 from openprime.models.lm import LM, Loader
 from openprime.prime.advantages import Centring, centre, skill_gate, with_advantages
-from openprime.prime.distill import Distill
+from openprime.prime.distill import Distill, copy_weights
 from openprime.prime.learner import Learner
+from openprime.prime.losses import with_rest
 from openprime.prime.methods import OutcomeOnly, Prime, minibatch_generator, update_policy, with_old_policy
 from openprime.prime.prm import minibatches_of_groups, moving_average
 from openprime.prime.rewards import (
@@ -25,6 +26,8 @@ from openprime.types import Batch, Metrics
 
 LOW, HIGH = -2.0, 0.3
 """Bounds of log phi - log ref, in nats, before it is a reward of `Improved`."""
+ALL = 2**30
+"""More tokens than a vocabulary has."""
 
 
 def take(method: OutcomeOnly, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
@@ -217,16 +220,12 @@ class Improved(Prime):
         """The batch with its process rewards, and each clipped log-ratio less what the policy expects, [B, T]."""
         assert self.prm.reference is not None
         batch, mask = self.prm.with_reference(batch), batch.response_mask
-        models = self.prm.lm, self.prm.reference, policy.lm
-        log_phi, log_ref, log_policy = (lm.distributions(batch) for lm in models)  # [N, V]
-        ratio, tokens = log_phi - log_ref, batch.token_ids[mask][:, None]
-        clipped = ratio.clamp(LOW, HIGH)
-        surplus = clipped.gather(-1, tokens)[:, 0] - (log_policy.exp() * clipped).sum(-1)
-        rewards = self.prm.beta * ratio.gather(-1, tokens)[:, 0]
-        nothing = torch.zeros_like(batch.logprobs)
-        return replace(batch, rewards=nothing.masked_scatter(mask, rewards)), nothing.masked_scatter(
-            mask, surplus
-        )
+        ids, log_policy = policy.lm.likeliest(batch, ALL)
+        whole = replace(batch, candidates=ids)
+        ratio = self.prm.lm.candidate_logprobs(whole) - self.prm.reference.candidate_logprobs(whole)
+        clipped = ratio.clamp(LOW, HIGH)  # [B, T, 1 + V]: the token itself, then every other
+        surplus = clipped[..., 0] - (log_policy.exp() * clipped)[..., 1:].sum(-1)
+        return replace(batch, rewards=self.prm.beta * ratio[..., 0] * mask), surplus * mask
 
 
 class UndistilledConfig(DistillRLConfig):
@@ -240,8 +239,64 @@ class Undistilled(Distill):
 
     def teach(self, policy: Learner, batch: Batch, generator: torch.Generator) -> Metrics:
         """Nothing is distilled."""
-        policy.lm.model.load_state_dict(self.prm.lm.model.state_dict())
+        copy_weights(self.weights.values(), policy.trained.values())
         return {}
+
+
+class ShuffledConfig(DistillRLConfig):
+    """`--algorithm shuffled`."""
+
+    algorithm: str = "shuffled"
+
+
+class Shuffled(Distill):
+    """A control: distillation from outcomes that say nothing, those of the batch in a random order."""
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """PRM, outcome advantages and the PRM's metrics see shuffled outcomes; the batch keeps its own."""
+        draw = minibatch_generator(self.config.seed + 1, self.steps + 1)
+        order = torch.randperm(len(batch), generator=draw).to(batch.outcome.device)
+        done, metrics = super().step(policy, replace(batch, outcome=batch.outcome[order]))
+        return replace(done, outcome=batch.outcome, group_outcome=None), metrics
+
+
+class SharpeningConfig(DistillConfig):
+    """`distill` of `--algorithm sharpened`."""
+
+    outcome_weight: Rate = 0.0
+    target_kl: Scale = 0.03
+    """How far the targets are from the policy: mean KL(policy || target) of a token, in nats."""
+
+
+class SharpenedConfig(DistillRLConfig):
+    """`--algorithm sharpened`."""
+
+    algorithm: str = "sharpened"
+    distill: SharpeningConfig = SharpeningConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class Sharpened(Distill):
+    """A control: no PRM and no outcome. The target is the sampling policy made surer of itself, ref^(1 + c) / Z.
+
+    arXiv 2608.31046 finds that on-policy distillation mostly suppresses unlikely tokens, as this does.
+    """
+
+    def learn(
+        self, policy: Learner, batch: Batch, known: Tensor, generator: torch.Generator
+    ) -> tuple[Batch, Metrics]:
+        """Targets in the units of `tilted_reference`, with c such that they are as far away as asked for."""
+        how, mask = self.config.distill, batch.response_mask
+        assert isinstance(how, SharpeningConfig)
+        ref = with_rest(known[..., 1:])  # [B, T, k + 1]
+        low, high = 0.0, 64.0
+        for _ in range(40):  # the KL grows with c
+            c = (low + high) / 2
+            target = ((1 + c) * ref[mask]).log_softmax(-1)
+            kl = float((ref[mask].exp() * (ref[mask] - target)).sum(-1).mean())
+            low, high = (c, high) if kl < how.target_kl else (low, c)
+        targets = how.kl_coefficient * (1 + low) * ref
+        nothing = torch.zeros_like(batch.logprobs)
+        return replace(batch, rewards=nothing, targets=targets), {"policy/sharpening": low}
 
 
 ALGORITHMS |= {
@@ -251,4 +306,6 @@ ALGORITHMS |= {
     "checker": (CheckerConfig, "candidates:Checker"),
     "improved": (ImprovedConfig, "candidates:Improved"),
     "undistilled": (UndistilledConfig, "candidates:Undistilled"),
+    "shuffled": (ShuffledConfig, "candidates:Shuffled"),
+    "sharpened": (SharpenedConfig, "candidates:Sharpened"),
 }

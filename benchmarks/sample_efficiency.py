@@ -104,7 +104,10 @@ NO_FILTER: Flags = ("--filter.low", 0, "--filter.high", 1)
 PROCESS: Flags = ("--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
 ONCE: Flags = ("--policy.epochs", 1, "--policy.warmup", 4)
 REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
-DISTILL: Flags = (*NO_FILTER, *REUSED, "--prm.lr", 1e-3, "--prm.minibatch", 64, "--prm.warmup", 0.1)
+DISTILL: Flags = (
+    *(*NO_FILTER, *ONCE, "--policy.minibatch", 32),
+    *("--prm.lr", 3e-3, "--prm.minibatch", 32, "--prm.warmup", 0.1, "--distill.prm-epochs", 2),
+)
 GATE: Flags = ("--advantage.skill-gate",)
 PREFIX: Flags = ("--prm.lr", 1e-3, "--prm.warmup", 4, "--prm.loss", "prefix", "--prm.beta", "auto")
 SCALED: Flags = ("--advantage.scaling", "return")
@@ -142,9 +145,16 @@ METHODS = {
     ),
     "PRIME, offline start, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED), warm=128),
     "oracle step checker alone, 4 epochs": Method(algorithm("checker", *NO_FILTER, *REUSED), per_step=128),
-    "distill": Method(algorithm("distill", *DISTILL), batch=128, per_step=128, share=0.5),
+    "distill": Method(algorithm("distill", *DISTILL), batch=64, per_step=128),
+    "distill, without outcomes beside it": Method(
+        algorithm("distill", *DISTILL, "--distill.outcome-weight", 0), batch=64, per_step=128
+    ),
     "distill, the PRM is the policy": Method(
-        algorithm("undistilled", *DISTILL), batch=128, per_step=128, share=0.5
+        algorithm("undistilled", *DISTILL), batch=64, per_step=128, share=0.5
+    ),
+    "distill, shuffled outcomes": Method(algorithm("shuffled", *DISTILL), batch=64, per_step=128, share=0.5),
+    "distill, the sharpened policy, no PRM": Method(
+        algorithm("sharpened", *DISTILL), batch=64, per_step=128, share=0.5
     ),
 }
 """The first is what all others are compared with."""

@@ -118,7 +118,7 @@ def test_find_config__a_file_here_comes_before_one_of_the_package(tmp_path: Path
         ("algorithm=outcome prm.lr=1", "prm needs algorithm=prime or algorithm=distill"),
         ("algorithm=outcome advantage.scaling=none", "advantage.scaling needs algorithm=prime"),
         ("algorithm=distill prm.beta=1", "prm.beta needs algorithm=prime"),
-        ("algorithm=distill policy.lora.rank=1", "policy.lora needs algorithm=prime or algorithm=outcome"),
+        ("algorithm=distill prm.lora.rank=1", "prm.lora needs algorithm=prime"),
         ("engine.gpu_memory=0.5", "engine.gpu_memory needs engine.kind=vllm"),
         ("engine.kind=vllm engine.urls=[a]", "engine.urls needs engine.kind=server"),
         ("engine.kind=server engine.tensor_parallel=2", "engine.tensor_parallel needs engine.kind=vllm"),
@@ -391,7 +391,7 @@ def test_algorithms__what_has_no_effect_does_not_exist():
     of_outcomes = {"estimator", "preset", "outcome_gamma", "whiten"}
     assert settings(OutcomeConfig, "advantage") == of_outcomes < settings(PrimeConfig, "advantage")
     own = settings(PrimeConfig, "policy") - settings(DistillRLConfig, "policy")
-    assert own == {"clip_low", "clip_high", "reduction", "importance_clip", "lora"}
+    assert own == {"clip_low", "clip_high", "reduction", "importance_clip"}
     own = settings(PrimeConfig, "prm") - settings(DistillRLConfig, "prm")
     assert own == {"model", "reference", "beta", "loss", "margin", "balance", "update", "lora"}
 

@@ -180,9 +180,8 @@ class Batch:
     importance: Tensor | None = None  # [B, T] float32: truncated min(p_trainer / p_sampler, C); None: 1
     advantages: Tensor | None = None  # [B, T] float32: PRIME eq. 5
     weights: Tensor | None = None  # [B, T] float32: of each token in the policy's loss
-    targets: list[Tensor] | None = (
-        None  # B x [T_b, V] float32: what distillation moves each token's distribution to
-    )
+    candidates: Tensor | None = None  # [B, T, 1 + k] int64: the token itself, then the policy's k likeliest
+    targets: Tensor | None = None  # [B, T, k + 1] float32: tilted reference of the k and the rest
     group_outcome: Tensor | None = None  # [B] float32: mean outcome of the row's whole group
 
     def __len__(self) -> int:
@@ -192,11 +191,9 @@ class Batch:
         """The given rows, cut to the longest of them, in every column."""
         width = int(self.lengths[rows].max())
 
-        def cut(column: Any) -> Any:
+        def cut(column: Tensor | None) -> Any:
             if column is None:
                 return None
-            if isinstance(column, list):
-                return [column[row] for row in rows.tolist()]
             return column[rows] if column.dim() == 1 else column[rows, :width]
 
         return Batch(*(cut(getattr(self, name)) for name in Batch.__slots__))
@@ -208,9 +205,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
 
-        def move(column: Any) -> Any:
-            if isinstance(column, list):
-                return [tensor.to(device) for tensor in column]
+        def move(column: Tensor | None) -> Any:
             return None if column is None else column.to(device)
 
         return Batch(*(move(getattr(self, name)) for name in Batch.__slots__))

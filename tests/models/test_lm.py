@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,14 +61,22 @@ def test_lm_logprobs__trap_07_come_in_the_batchs_order(tokens: int, temperature:
     torch.testing.assert_close(found, row_by_row(lm, batch), rtol=1e-4, atol=1e-5)
 
 
-def test_lm__forward_and_distributions_are_differentiable_and_agree(batch: Batch):
-    lm = LM(make("qwen2"), temperature=0.7)
-    values, table = lm.forward(batch), lm.distributions(batch)  # [B, T], [N, V]
+@pytest.mark.parametrize("tokens", [1, 20, 1000])
+def test_lm__forward_and_candidates_agree_and_come_in_the_batchs_order(tokens: int, batch: Batch):
+    lm = LM(make("qwen2"), temperature=0.7, tokens_per_microbatch=tokens)
+    ids, found = lm.likeliest(batch, 4)  # [B, T, 5]
+    batch = replace(batch, candidates=ids)
+    values, table = lm.forward(batch), lm.forward_candidates(batch)
     assert values.requires_grad
     assert table.requires_grad
-    mask = batch.response_mask
     torch.testing.assert_close(values, row_by_row(lm, batch), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(table.gather(-1, batch.token_ids[mask][:, None])[:, 0], values[mask])
+    torch.testing.assert_close(table[..., 0], values)
+    torch.testing.assert_close(table.detach(), found, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lm.candidate_logprobs(batch), found, rtol=1e-4, atol=1e-5)
+    everything = lm.likeliest(batch, VOCABULARY + 9)[1][batch.response_mask][:, 1:]
+    assert everything.shape[1] == VOCABULARY
+    torch.testing.assert_close(everything.exp().sum(-1), torch.ones(len(everything)))
+    torch.testing.assert_close(everything[:, :4], found[batch.response_mask][:, 1:], rtol=1e-4, atol=1e-5)
 
 
 def test_lm__bfloat16_of_its_placement_is_that_of_its_passes(batch: Batch):

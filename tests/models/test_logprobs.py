@@ -12,11 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openprime.models import logprobs
 from openprime.models.attention import packs
 from openprime.models.logprobs import (
+    candidate_logprobs,
     has_plain_head,
+    likeliest_logprobs,
     pack,
     selected_logprobs,
-    token_distributions,
     token_logprobs,
+    with_likeliest,
 )
 from openprime.models.placement import Placement
 from support.tiny_zoo import PLAIN, SCALED, VOCABULARY, logits_of_head, make
@@ -25,33 +27,37 @@ property_test = settings(max_examples=150, deadline=None, derandomize=True)
 ALL = (True, True, True)
 
 
-def naive(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float) -> Tensor:
+def naive(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, temperature: float) -> Tensor:
     """The definition, with every logit held."""
     logits = hidden @ weight.T + (0 if bias is None else bias)
-    return (logits / temperature).log_softmax(-1)[torch.arange(len(targets)), targets]
+    return (logits / temperature).log_softmax(-1).gather(-1, ids)
 
 
-def problem(tokens: int, width: int, vocabulary: int, bias: bool, dtype=torch.float32, needs=ALL, seed=0):
-    """Hidden states, weight and bias, leaves that need gradients or not; targets; an incoming gradient."""
+def problem(
+    tokens: int, width: int, vocabulary: int, bias: bool, count=1, dtype=torch.float32, needs=ALL, seed=0
+):
+    """Hidden states, weight and bias, leaves that need gradients or not; ids of each token; an incoming gradient."""
     g = torch.Generator().manual_seed(seed)
     shapes = [(tokens, width), (vocabulary, width), (vocabulary,)]
     leaves = [torch.randn(*shape, generator=g, dtype=dtype) for shape in shapes]
     hidden, weight, b = (leaf.requires_grad_(need) for leaf, need in zip(leaves, needs, strict=True))
-    targets = torch.randint(vocabulary, (tokens,), generator=g)
-    return hidden, weight, b if bias else None, targets, torch.randn(tokens, generator=g, dtype=dtype)
+    ids = torch.randint(vocabulary, (tokens, count), generator=g)
+    return hidden, weight, b if bias else None, ids, torch.randn(tokens, count, generator=g, dtype=dtype)
 
 
 def solved(function, temperature: float, *shape, **how) -> list[Tensor | None]:
     """[values, gradient of the hidden states, of the weight, of the bias]; None where there is none."""
-    hidden, weight, bias, targets, grad = problem(*shape, **how)
-    values = function(hidden, weight, bias, targets, temperature)
+    hidden, weight, bias, ids, grad = problem(*shape, **how)
+    values = function(hidden, weight, bias, ids, temperature)
     values.backward(grad)
     return [values.detach(), hidden.grad, weight.grad, None if bias is None else bias.grad]
 
 
 @property_test
 @given(
-    st.tuples(st.integers(1, 23), st.integers(1, 16), st.integers(1, 50), st.booleans()),
+    st.tuples(
+        st.integers(1, 23), st.integers(1, 16), st.integers(1, 50), st.booleans(), st.sampled_from([1, 2, 5])
+    ),
     st.sampled_from([1.0, 0.7, 2.0]),
     st.integers(1, 60) | st.sampled_from([3 * 50, 7 * 50 + 49, 2**24]),
     st.integers(0, 90) | st.sampled_from([23 * 20, 2**24]),
@@ -61,7 +67,10 @@ def solved(function, temperature: float, *shape, **how) -> list[Tensor | None]:
 def test_selected_logprobs__values_and_gradients_are_the_definitions_in_any_blocks_and_room(
     shape: tuple, temperature: float, block: int, room: int, needs: tuple, precision: tuple
 ):
-    """What needs no gradient gets none: a frozen head, or a frozen transformer under a trained head."""
+    """What needs no gradient gets none: a frozen head, or a frozen transformer under a trained head.
+
+    A token's ids may repeat, as they must where the vocabulary has fewer entries.
+    """
     assume(any(needs[:2]) or (needs[2] and shape[3]))
     dtype, tolerance = precision
     with pytest.MonkeyPatch.context() as patch:
@@ -76,8 +85,8 @@ def test_selected_logprobs__values_and_gradients_are_the_definitions_in_any_bloc
 
 def test_selected_logprobs__is_right_far_out_where_exp_would_overflow():
     hidden = torch.tensor([[1000.0], [-1000.0]], requires_grad=True)
-    values = selected_logprobs(hidden, torch.tensor([[1.0], [0.0]]), None, torch.tensor([1, 1]))
-    assert values.tolist() == [-1000.0, 0.0]
+    values = selected_logprobs(hidden, torch.tensor([[1.0], [0.0]]), None, torch.tensor([[1], [1]]))
+    assert values.tolist() == [[-1000.0], [0.0]]
     values.sum().backward()
     assert hidden.grad is not None
     assert hidden.grad.tolist() == [[-1.0], [0.0]]
@@ -85,9 +94,9 @@ def test_selected_logprobs__is_right_far_out_where_exp_would_overflow():
 
 def test_selected_logprobs__changes_none_of_its_inputs():
     """Autograd may share an incoming gradient between several consumers."""
-    hidden, weight, bias, targets, grad = problem(6, 4, 5, True)
+    hidden, weight, bias, ids, grad = problem(6, 4, 5, True, 2)
     kept = [hidden.detach().clone(), weight.detach().clone(), grad.clone()]
-    selected_logprobs(hidden, weight, bias, targets, 0.7).backward(grad)
+    selected_logprobs(hidden, weight, bias, ids, 0.7).backward(grad)
     torch.testing.assert_close([hidden.detach(), weight.detach(), grad], kept, rtol=0, atol=0)
 
 
@@ -132,16 +141,66 @@ def test_selected_logprobs__blocks_are_kept_while_there_is_room_and_made_again_a
     """What is saved for the backward pass otherwise is the inputs and a few numbers a token."""
     monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", room)
-    hidden, weight, bias, targets, grad = problem(40, 5, 11, True)
+    hidden, weight, bias, ids, grad = problem(40, 5, 11, True)
     saved: list[int] = []
     with Logits(40, 5) as logits:
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-            values = selected_logprobs(hidden, weight, bias, targets)
+            values = selected_logprobs(hidden, weight, bias, ids)
         assert logits.made == blocks
         values.backward(grad)
     assert logits.made[len(blocks) :] == again
     kept = 40 * (sum(blocks) - sum(again))
     assert kept < sum(saved) <= kept + hidden.numel() + weight.numel() + 11 + (2 + len(blocks)) * 40
+
+
+@property_test
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 50), st.booleans(), st.integers(0, 2)),
+    st.sampled_from([1.0, 0.7]),
+    st.integers(1, 99) | st.just(2**24),
+    st.integers(1, 60),
+)
+def test_with_likeliest__are_the_largest_of_the_definitions_in_any_blocks(
+    shape: tuple, temperature: float, block: int, likeliest: int
+):
+    """Behind the ids that are asked for; the whole vocabulary, in order, where more are."""
+    hidden, weight, bias, ids, _ = problem(*shape, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logprobs, "BLOCK_ELEMENTS", block)
+        found, values = with_likeliest(hidden, weight, bias, ids, likeliest, temperature)
+    every = torch.arange(shape[2]).expand(shape[0], -1)
+    order = naive(hidden, weight, bias, every, temperature).sort(descending=True).indices[:, :likeliest]
+    expected = torch.cat([ids, order], -1)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(values, naive(hidden, weight, bias, expected, temperature), rtol=0, atol=1e-10)
+    assert not values.requires_grad
+
+
+@pytest.mark.parametrize("room", [0, 2**24])
+def test_selected_logprobs__of_candidates_no_tensor_has_a_row_for_each_token_and_a_column_for_each_entry(
+    room: int, monkeypatch: pytest.MonkeyPatch
+):
+    """But for what is kept in `room`, whatever is made in both passes is a block, or as large as the inputs."""
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", 40 * 50)
+    monkeypatch.setattr(logprobs, "KEPT_ELEMENTS", room)
+    hidden, weight, bias, ids, grad = problem(40, 5, 1000, True, 7)
+    with Sizes() as sizes:
+        with_likeliest(hidden, weight, bias, ids, 7)
+        selected_logprobs(hidden, weight, bias, ids).backward(grad)
+    assert 40 * 50 <= max(sizes.made) <= 5 * 1000
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the elements of every tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.made += [t.numel() for t in (found if isinstance(found, tuple | list) else [found])]
+        return found
 
 
 # Whole models
@@ -204,10 +263,33 @@ def test_token_logprobs__every_architecture_has_the_gradient_of_its_own_logits(
 
 @pytest.mark.parametrize("name", [*PLAIN, *SCALED])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_token_distributions__are_those_of_every_architectures_own_logits(name: str, temperature: float):
+def test_likeliest_logprobs__are_those_of_every_architectures_own_logits(name: str, temperature: float):
+    """The token itself and all of the vocabulary, or a few; asked for by name they are the same, with a gradient."""
     model = make(name)
-    ours = token_distributions(model, IDS, MASK, temperature)
-    torch.testing.assert_close(ours, own_distributions(model, temperature), rtol=1e-4, atol=1e-4)
+    whole, own = own_distributions(model, temperature), IDS[MASK][:, None]
+    for count in (VOCABULARY, 5):
+        ids, values = likeliest_logprobs(model, IDS, MASK, count, temperature)
+        expected = torch.cat([whole.gather(-1, own), whole.topk(count).values], -1)
+        torch.testing.assert_close(values[MASK], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(values[MASK], whole.gather(-1, ids[MASK]), rtol=1e-4, atol=1e-4)
+        assert torch.equal(ids[MASK][:, :1], own)
+        assert not ids[~MASK].any()
+        assert not values[~MASK].any()
+        again = candidate_logprobs(model, IDS, MASK, ids, temperature)
+        assert again.requires_grad
+        torch.testing.assert_close(again.detach(), values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2 tied", *SCALED])
+def test_candidate_logprobs__have_the_gradient_of_the_models_own_logits(name: str):
+    ours, theirs, draw = make(name), make(name), torch.Generator().manual_seed(3)
+    ids = torch.randint(VOCABULARY, (*MASK.shape, 4), generator=draw)
+    slopes = torch.randn(ids.shape, generator=draw)
+    (candidate_logprobs(ours, IDS, MASK, ids, 0.7) * slopes).sum().backward()
+    (own_distributions(theirs, 0.7).gather(-1, ids[MASK]) * slopes[MASK]).sum().backward()
+    largest = max(float(p.grad.abs().max()) for p in theirs.parameters() if p.grad is not None)
+    for (key, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-4 * largest, msg=key)
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *SCALED])
@@ -294,14 +376,15 @@ def test_token_logprobs__trap_11_logits_are_float32_although_the_transformer_run
     exact = token_logprobs(model, IDS, MASK)[MASK].detach()
     model.base_model.register_forward_hook(lambda *found: states.append(found[-1].last_hidden_state))
     with torch.no_grad(), Placement(bfloat16=True).autocast():
-        ours, whole = token_logprobs(model, IDS, MASK)[MASK], token_distributions(model, IDS, MASK)
+        ours = token_logprobs(model, IDS, MASK)[MASK]
+        ids, whole = (found[MASK] for found in likeliest_logprobs(model, IDS, MASK, VOCABULARY))
     assert torch.equal(*states)
     hidden = states[0][0, pack(IDS, MASK).places]  # [N, D]
     with torch.no_grad():
         logits = logits_of_head(model, hidden.double())  # [N, V]
     expected = logits.log_softmax(-1).gather(-1, IDS[MASK][:, None])[:, 0]
     torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(whole.double(), logits.log_softmax(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.double(), logits.log_softmax(-1).gather(-1, ids), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, exact, atol=1e-4)  # the transformer did run in bfloat16
     assert (ours.bfloat16().float() == ours).float().mean() < 0.2
 

@@ -313,6 +313,35 @@ def test_memory_of__every_model_of_a_run_is_held(shape: Shape, config, models: i
     assert set(found.phases) <= expected | {"prm", "reference"}
 
 
+@pytest.mark.parametrize(("candidates", "kept"), [(32, 33), (10**6, 1 + 96)])
+def test_memory_of__distillation_holds_candidates_and_not_the_vocabulary(
+    shape: Shape, candidates: int, kept: int
+):
+    """Ids in 8 bytes, and five numbers of 4; 2 x 3 responses of at most 40 + 60 tokens, on every rank."""
+    settings = {
+        "algorithm": "distill",
+        "rollout": {"prompts": 2, "responses": 3, "max_response_tokens": 60},
+        "data": {"max_prompt_tokens": 40},
+        "distill": {"candidates": candidates},
+    }
+    for ranks in (1, 4):
+        found = memory_of(build(RLConfig, settings), Machine(ranks), shape, shape)
+        phases = found.phases
+        assert all(
+            phases[name]["candidates"] == 6 * 100 * kept * 28 for name in ("reference", "prm", "policy")
+        )
+        assert "candidates" not in phases["sampling"]
+
+
+def test_memory_of__distillation_with_adapters_has_one_base(shape: Shape):
+    pytest.importorskip("peft")
+    config = build(RLConfig, {"algorithm": "distill", "policy": {"lora": {"rank": 2}}})
+    found = memory_of(config, Machine(), shape, shape)
+    adapters = 2 * shape.adapter(config.policy.lora)
+    assert found.resident["weights"] == 4 * (shape.parameters + adapters)
+    assert found.resident["optimiser"] == 8 * adapters
+
+
 @pytest.mark.parametrize(
     ("on", "weights", "trained"),
     [

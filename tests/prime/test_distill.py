@@ -1,28 +1,48 @@
 """Distillation: a PRM learnt anew from the policy, and a policy that moves towards what its rewards ask for."""
 
 import copy
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from openprime.config import DistillConfig, DistillPolicyConfig, DistillPRMConfig, DistillRLConfig
-from openprime.models.lm import LM
-from openprime.prime import distill
-from openprime.prime.distill import Distill
-from openprime.prime.learner import Learner
+from openprime.config import (
+    DistillConfig,
+    DistillPolicyConfig,
+    DistillPRMConfig,
+    DistillRLConfig,
+    LoRAConfig,
+)
+from openprime.models.hub import load_tokenizer
+from openprime.models.lm import LM, Loader
+from openprime.models.placement import Placement
+from openprime.prime.distill import CLIP_HIGH, CLIP_LOW, Distill
+from openprime.prime.learner import Learner, minibatch_rows
+from openprime.prime.losses import prm_shifted_loss
+from openprime.prime.prm import ImplicitPRM
+from openprime.prime.rewards import with_group_outcome
 from openprime.run.console import Clock
 from openprime.types import Batch
 from support import brute
-from support.tiny_lm import catch_gradients, make_batch, make_model, naive_distributions, weights
+from support.tiny_lm import (
+    VOCABULARY,
+    catch_gradients,
+    make_batch,
+    make_model,
+    naive_distributions,
+    naive_logprobs,
+    weights,
+)
 
-HOW = DistillConfig(prm_epochs=3, low=-1.5, high=0.4, kl_coefficient=0.7)
+HOW = DistillConfig(prm_epochs=3, low=-1.5, high=0.4, kl_coefficient=0.7, candidates=6, outcome_weight=0.0)
 
 
 @pytest.fixture
 def batch() -> Batch:
-    return make_batch(outcomes=[1, 0, 1, 0, 1, 0, 1, 0])
+    return make_batch(outcomes=[1, 0, 1, 0, 1, 0, 0, 0])
 
 
 @pytest.fixture
@@ -35,98 +55,206 @@ def make_policy() -> Learner:
     return Learner(LM(make_model(seed=5)), config, 100)
 
 
-def make_method(lr: float = 0.01, minibatch: int = 8, epochs: int = 1) -> Distill:
-    """Neither its PRM nor its reference is the policy yet."""
+def make_method(lr: float = 0.01, minibatch: int = 8, epochs: int = 1, **how: float) -> Distill:
+    """Its PRM is not the policy yet."""
     config = DistillRLConfig(
         policy=DistillPolicyConfig(minibatch=minibatch, epochs=epochs),
         prm=DistillPRMConfig(lr=lr, minibatch=3, tokens_per_microbatch=20),
-        distill=HOW,
+        distill=HOW.model_copy(update=how),
     )
-    return Distill(config, LM(make_model(seed=1)), LM(make_model(seed=2)), Clock())
+    return Distill(config, LM(make_model(seed=1)), Clock())
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def target_kl(policy: torch.nn.Module, method: Distill, batch: Batch) -> Tensor:
-    """Mean over tokens of KL(policy || ref * exp(clip(log phi/ref) / c) / Z), with autograd, in float64."""
-    pi = torch.cat(naive_distributions(policy, batch))  # [N, V]
+def learn(method: Distill, policy: Learner, batch: Batch, seed: int = 0) -> Batch:
+    """The batch with all that the PRM gives."""
+    batch, known = method.look_up(policy, batch)
+    return method.learn(policy, batch, known, generator(seed))[0]
+
+
+def lumped(table: Tensor, ids: Tensor) -> Tensor:
+    """[N, k + 1] of [N, V]: the candidates and the sum of all others."""
+    others = torch.ones_like(table).bool().scatter(-1, ids, False)
+    rest = table.masked_fill(~others, -torch.inf).logsumexp(-1, keepdim=True).clamp(min=math.log(1e-6))
+    return torch.cat([table.gather(-1, ids), rest], -1)
+
+
+def target_kl(policy: torch.nn.Module, start: torch.nn.Module, method: Distill, batch: Batch) -> Tensor:
+    """Mean over tokens of KL(policy || ref * exp(clip(log phi/ref) / c) / Z), with autograd, in float64.
+
+    Over the reference's likeliest tokens and all others as one outcome.
+    """
+    how, pi = method.config.distill, torch.cat(naive_distributions(policy, batch))  # [N, V]
     with torch.no_grad():
-        models = (copy.deepcopy(lm.model).double() for lm in (method.prm.lm, method.reference))
+        models = (copy.deepcopy(model).double() for model in (method.prm.lm.model, start))
         phi, ref = (torch.cat(naive_distributions(model, batch)) for model in models)
-        target = (ref + (phi - ref).clamp(HOW.low, HOW.high) / HOW.kl_coefficient).log_softmax(-1)
+        ids = ref.topk(min(how.candidates, VOCABULARY)).indices
+        phi, ref = lumped(phi, ids), lumped(ref, ids)
+        target = (ref + (phi - ref).clamp(how.low, how.high) / how.kl_coefficient).log_softmax(-1)
+    pi = lumped(pi, ids)
     return (pi.exp() * (pi - target)).sum(-1).mean()
 
 
 def test_learn__the_prm_starts_from_the_policy_and_learns_the_outcomes(policy: Learner, batch: Batch):
     method, start = make_method(), weights(policy.lm.model)
-    known, metrics = method.learn(policy, batch, generator())
-    assert torch.equal(weights(method.reference.model), start), "the reference is the policy"
+    known = learn(method, policy, batch)
     assert torch.equal(weights(policy.lm.model), start), "the policy has not moved"
-    scores = method.prm.token_rewards(known).sum(-1)
+    with method.as_it_began():
+        assert torch.equal(weights(method.prm.lm.model), start), "the reference is the policy"
+    assert not torch.equal(weights(method.prm.lm.model), start)
+    phi = naive_logprobs(method.prm.lm.model, batch).detach()
+    ref = naive_logprobs(policy.lm.model, batch).detach()
+    torch.testing.assert_close(known.rewards, method.prm.beta * (phi - ref), rtol=1e-3, atol=1e-5)
+    scores = known.rewards.sum(-1)
     assert scores[batch.outcome > 0.5].mean() > scores[batch.outcome < 0.5].mean() + 0.1
-    nats = sorted((-known.ref_logprobs.sum(-1)).tolist())
-    assert method.prm.beta == metrics["prm/beta"] == pytest.approx(min(1.0, max(0.05, 0.5 / nats[3])))
+    nats = sorted((-ref.sum(-1)).tolist())
+    assert method.prm.beta == pytest.approx(min(1.0, max(0.05, 0.5 / ((nats[3] + nats[4]) / 2))), rel=1e-4)
 
 
 def test_learn__begins_every_step_anew(policy: Learner, batch: Batch):
     """What it learnt from another batch before leaves nothing behind, its optimiser's memory included."""
     one, two = make_method(), make_method()
-    one.learn(policy, replace(batch, outcome=1 - batch.outcome), generator(1))
-    for method in (one, two):
-        method.learn(policy, batch, generator())
+    learn(one, policy, replace(batch, outcome=1 - batch.outcome), seed=1)
+    found = [learn(method, policy, batch) for method in (one, two)]
     assert torch.equal(weights(one.prm.lm.model), weights(two.prm.lm.model))
+    assert torch.equal(found[0].targets, found[1].targets)
 
 
-def test_teach__the_policy_approaches_the_tilted_reference(policy: Learner, batch: Batch):
-    method = make_method(lr=0.05, epochs=40)
-    method.learn(policy, batch, generator())
-    before = target_kl(policy.lm.model, method, batch)
-    method.teach(policy, batch, generator())
-    assert before > 0.01
-    assert target_kl(policy.lm.model, method, batch) < before / 4
+def test_train__skill_is_measured_in_the_first_epoch_before_each_update(policy: Learner, batch: Batch):
+    """Against the same updates made by hand, with a forward pass of its own before each."""
+    method = make_method()
+    found, known = method.look_up(policy, batch)
+    _, metrics = method.learn(policy, found, known, generator())
+    twin = Learner(LM(make_model(seed=5)), method.config.prm, 9)
+    found, scores, draw = with_group_outcome(found), [0.0] * len(batch), generator()
+    for rows in minibatch_rows(batch, 3, draw):
+        part, prm = found.select(rows), ImplicitPRM(twin.lm, None, method.prm.beta)
+        for row, score in zip(rows.tolist(), prm.token_rewards(part).sum(-1).tolist(), strict=True):
+            scores[row] = score if twin.updates else 0.0
+        loss = lambda logprobs, micro: prm_shifted_loss(logprobs, micro, method.prm.beta, 3 / 8)  # noqa: E731
+        twin.update(part, loss, len(part))
+    won, pairs = brute.pairwise_accuracy(scores, batch.outcome.tolist(), batch.group.tolist())
+    assert sum(score != 0 for score in scores) == 5
+    assert metrics["prm/pairwise_accuracy"] == pytest.approx(won / pairs)
+    assert not math.isclose(won / pairs, 0.5)
 
 
-def test_teach__first_gradient_is_that_of_the_kl(policy: Learner, batch: Batch):
-    """By autograd through the definition, in float64; the coefficient times KL, mean over the batch's tokens."""
-    method = make_method(lr=0.05)
-    method.learn(policy, batch, generator())
+def test_train__a_prm_that_sees_a_batch_at_once_has_no_skill_to_measure(policy: Learner, batch: Batch):
+    method = make_method()
+    method.config = method.config.model_copy(update={"prm": DistillPRMConfig(lr=0.01)})
+    _, metrics = method.step(policy, batch)
+    assert "prm/loss" in metrics
+    assert "prm/pairwise_accuracy" not in metrics
+
+
+@pytest.mark.parametrize("candidates", [1, 6, VOCABULARY])
+def test_teach__the_policy_approaches_the_tilted_reference(candidates: int, policy: Learner, batch: Batch):
+    method, start = make_method(lr=0.05, epochs=40, candidates=candidates), copy.deepcopy(policy.lm.model)
+    known = learn(method, policy, batch)
+    before = target_kl(policy.lm.model, start, method, batch)
+    method.teach(policy, known, generator())
+    assert before > 0.005
+    assert target_kl(policy.lm.model, start, method, batch) < before / 4
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+@pytest.mark.parametrize("candidates", [1, 6, VOCABULARY, 10 * VOCABULARY])
+def test_teach__first_gradient_is_that_of_the_kl_and_of_the_outcomes(
+    candidates: int, weight: float, policy: Learner, batch: Batch
+):
+    """By autograd through the definitions, in float64; the coefficient times KL, mean over the batch's tokens."""
+    method = make_method(lr=0.05, candidates=candidates, outcome_weight=weight)
+    start = copy.deepcopy(policy.lm.model)
+    known = learn(method, policy, batch)
+    known = replace(known, ref_logprobs=known.ref_logprobs + 0.3 * torch.randn(known.ref_logprobs.shape))
     twin, caught = copy.deepcopy(policy.lm.model).double(), catch_gradients(policy.optimizer)
-    method.teach(policy, batch, generator())
-    (HOW.kl_coefficient * target_kl(twin, method, batch)).backward()
+    method.teach(policy, known, generator())
+    loss = HOW.kl_coefficient * target_kl(twin, start, method, batch)
+    for b, (outcome, mask) in enumerate(zip(batch.outcome.tolist(), batch.response_mask, strict=True)):
+        others = [
+            o for i, o in enumerate(batch.outcome.tolist()) if batch.group[i] == batch.group[b] and i != b
+        ]
+        advantage = outcome - sum(others) / len(others)  # of each of its tokens: PRIME eq. 5, second term
+        for t in mask.nonzero()[:, 0].tolist():
+            own = torch.cat(naive_distributions(twin, batch.select(torch.tensor([b]))))
+            own = own[t - int(mask.nonzero()[0]), batch.token_ids[b, t]]
+            ratio = (own - known.ref_logprobs[b, t]).exp()
+            clipped = ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH)
+            surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+            loss = loss - weight * surrogate / int(batch.response_mask.sum())
+    loss.backward()
     for mine, parameter in zip(caught[0], twin.parameters(), strict=True):
         torch.testing.assert_close(mine.double(), parameter.grad, atol=2e-5, rtol=1e-3)
 
 
-def test_teach__targets_made_again_are_the_kept_ones(batch: Batch, monkeypatch: pytest.MonkeyPatch):
-    results = []
-    for most in (distill.KEPT_ELEMENTS, 0):
-        monkeypatch.setattr(distill, "KEPT_ELEMENTS", most)
-        policy, method = make_policy(), make_method(minibatch=3, epochs=2)
-        method.learn(policy, batch, generator())
-        method.teach(policy, batch, generator())
-        results.append(weights(policy.lm.model))
-    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-3)
-
-
-def test_teach__looks_at_no_outcome(batch: Batch):
+def test_teach__without_outcome_weight_looks_at_no_outcome(batch: Batch):
     results = []
     for outcome in (batch.outcome, 1 - batch.outcome):
         policy, method = make_policy(), make_method(minibatch=4)
-        method.learn(policy, batch, generator())
-        method.teach(policy, replace(batch, outcome=outcome), generator())
+        known = learn(method, policy, batch)
+        method.teach(policy, replace(known, outcome=outcome), generator())
         results.append(weights(policy.lm.model))
     assert torch.equal(*results)
 
 
-def test_distill_step__skill_is_measured_before_the_prm_has_seen_the_batch(policy: Learner, batch: Batch):
-    method = make_method()
-    _, first = method.step(policy, batch)
-    assert "prm/pairwise_accuracy" not in first, "there is no PRM before the first step"
-    scores = method.prm.token_rewards(method.prm.with_reference(batch)).sum(-1).tolist()
-    won, pairs = brute.pairwise_accuracy(scores, batch.outcome.tolist(), batch.group.tolist())
-    done, second = method.step(policy, batch)
-    assert second["prm/pairwise_accuracy"] == pytest.approx(won / pairs)
-    right = done.rewards.sum(-1)[batch.outcome > 0.5]
-    assert second["prm/score_right"] == pytest.approx(right.mean().item(), rel=1e-5)
+def test_distill_step__reads_the_batch_once_for_the_reference_and_once_for_the_targets(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    """Beside the updates: one forward pass of the policy before any, one of the PRM after its own."""
+    policy, method, seen = make_policy(), make_method(), []
+    real = LM._of_whole
+
+    def counted(lm: LM, *args):
+        seen.append(("policy" if lm.model is policy.lm.model else "prm", policy.updates))
+        return real(lm, *args)
+
+    monkeypatch.setattr(LM, "_of_whole", counted)
+    done, metrics = method.step(policy, batch)
+    assert seen == [("policy", 0), ("prm", 0)]
+    assert metrics["prm/score_right"] == pytest.approx(
+        done.rewards.sum(-1)[batch.outcome > 0.5].mean().item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_distill_models__are_the_prm_and_the_policy_that_it_began_from(
+    rank: int, model: Path, tmp_path: Path
+):
+    """Read again they have the rewards of the last step, with an adapter too."""
+    if rank:
+        pytest.importorskip("peft")
+    settings = DistillPolicyConfig(lr=0.01, minibatch=8, lora=LoRAConfig(rank=rank))
+    config = DistillRLConfig(
+        model=str(model), policy=settings, prm=DistillPRMConfig(lr=0.05, minibatch=4), out=str(tmp_path)
+    )
+    models, tokenizer = Loader(Placement()), load_tokenizer(str(model))
+    policy = Learner(models.trained(str(model), "policy", settings), settings, 10)
+    method = Distill.build(config, models, tokenizer, Clock())
+    assert (method.prm.lm.model is policy.lm.model) == bool(rank)
+    batch = make_batch()
+    for _ in range(2):
+        batch, _ = method.step(policy, batch)
+    for name, write in method.models().items():
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    read = ImplicitPRM.from_pretrained(str(tmp_path / "prm"), device="cpu")
+    assert read.beta == method.prm.beta
+    rewards = read.token_rewards(read.with_reference(batch))
+    torch.testing.assert_close(rewards, batch.rewards, rtol=1e-3, atol=1e-4)
+    assert float(rewards.abs().max()) > 0.01
+
+
+def test_distill_restore__is_what_was_saved_and_one_tensor_a_weight(policy: Learner, batch: Batch):
+    method, other = make_method(), make_method()
+    method.step(policy, batch)
+    state = copy.deepcopy(method.state())
+    count = len(list(policy.lm.model.parameters()))
+    assert len(state["tensors"]) == 2 * count, "neither gradients nor an optimiser"
+    other.restore(state)
+    assert (other.steps, other.prm.beta) == (method.steps, method.prm.beta)
+    assert torch.equal(weights(other.prm.lm.model), weights(method.prm.lm.model))
+    for name, weight in method.start.items():
+        assert torch.equal(other.start[name], weight)

@@ -127,22 +127,26 @@ def test_trap_09__prm_losses_are_those_of_the_whole_batch(name: str, tokens: int
 
 
 @pytest.mark.parametrize("tokens", [1, 20, 1000])
-def test_learner_update__losses_of_the_whole_vocabulary_are_those_of_the_whole_batch(
-    tokens: int, batch: Batch
-):
-    targets = [torch.randn(int(n), 40) for n in batch.response_mask.sum(-1)]
+def test_learner_update__losses_of_candidates_are_those_of_the_whole_batch(tokens: int, batch: Batch):
+    """The update's own log-probabilities are those of the first candidate."""
+    shape, mask = (*batch.token_ids.shape, 6), batch.response_mask
+    candidates, targets = torch.randint(40, shape), torch.randn(shape)
 
     def loss(log_policy: Tensor, micro: Batch) -> Tensor:
-        return (log_policy.exp() * (log_policy - torch.cat(micro.targets))).sum()
+        return (log_policy.exp() * (log_policy - micro.targets) * micro.response_mask[..., None]).sum()
 
     twin, learner = make_model(), learner_for(make_model(), tokens_per_microbatch=tokens)
-    batch = replace(batch, targets=targets)
-    check_first_step(
-        learner,
-        twin,
-        loss(torch.cat(naive_distributions(twin, batch)), batch) / 7.0,
-        lambda: learner.update(batch, loss, 7.0, whole_vocabulary=True),
-    )
+    batch = replace(batch, candidates=candidates, targets=targets)
+    whole = torch.cat(naive_distributions(twin, batch)).gather(-1, candidates[mask])
+    naive = torch.zeros(shape).masked_scatter(mask[..., None].expand(shape), whole)
+    done = []
+
+    def step() -> Update:
+        done.append(learner.update(batch, loss, 7.0, candidates=True))
+        return done[0]
+
+    check_first_step(learner, twin, loss(naive, batch) / 7.0, step)
+    torch.testing.assert_close(done[0].logprobs, naive[..., 0].detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

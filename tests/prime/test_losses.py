@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openprime.prime.losses import (
+    SMALLEST_REST,
     distillation_loss,
     importance_weights,
     outcome_loss,
     policy_loss,
+    prior_log_odds,
     prm_ce_loss,
     prm_dpo_loss,
     prm_kto_loss,
@@ -21,15 +24,18 @@ from openprime.prime.losses import (
     prm_loss_count,
     prm_nca_loss,
     prm_prefix_loss,
+    prm_shifted_loss,
     prm_step_loss,
     sft_loss,
     tilted_reference,
     token_weights,
     two_sided_loss,
+    with_rest,
 )
 from openprime.prime.rewards import prefix_values, response_scores, token_rewards, with_group_outcome
 from support import brute
 from support.strategies import Case, cases, property_test
+from support.tiny_lm import make_batch
 
 PRM_LOSSES = ("ce", "dpo", "nca", "kto")
 reductions = st.sampled_from(["token", "sequence"])
@@ -420,6 +426,68 @@ def test_prm_loss__equals_the_loops(
 
 
 # Distillation
+
+
+@property_test
+@given(st.integers(0, 10_000), st.integers(1, 9), st.floats(0.1, 8))
+def test_with_rest__the_kl_of_lumped_distributions_is_a_lower_bound_and_whole_where_nothing_is_left(
+    seed: int, k: int, sharpness: float
+):
+    """Of nine tokens k are told apart; the others are one outcome with their summed probability, the gradient too."""
+    draw = torch.Generator().manual_seed(seed)
+    logits, other = torch.randn(2, 5, 9, generator=draw, dtype=torch.float64).mul(sharpness)
+    ids, q = torch.rand(5, 9, generator=draw).argsort(-1)[:, :k], other.log_softmax(-1)
+    left = torch.ones(5, 9).bool().scatter(-1, ids, False)
+    leaf = logits.clone().requires_grad_()
+    # Two graphs from one leaf.
+    p, again = leaf.log_softmax(-1), leaf.log_softmax(-1)
+    whole, exact = (p.exp() * (p - q)).sum(-1), p.masked_fill(~left, -torch.inf).logsumexp(-1)  # [5]
+    lumped, theirs = with_rest(again.gather(-1, ids)), with_rest(q.gather(-1, ids))
+    found = (lumped.exp() * (lumped - theirs)).sum(-1)
+    assert bool((found <= whole + 1e-5).all())
+    if k == 9:
+        torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-9)
+        mine, others = gradient(found.sum(), leaf), gradient(whole.sum(), leaf)
+        torch.testing.assert_close(mine, others, rtol=1e-9, atol=1e-9)
+        return
+    seen = exact > math.log(2 * SMALLEST_REST)
+    torch.testing.assert_close(lumped[seen, -1], exact[seen], rtol=0, atol=1e-8)
+    assert bool((lumped[..., -1] >= math.log(SMALLEST_REST) - 1e-9).all())
+    mine, others = gradient(lumped[seen, -1].sum(), leaf), gradient(exact[seen].sum(), leaf)
+    torch.testing.assert_close(mine, others, rtol=1e-6, atol=1e-8)
+
+
+def test_with_rest__is_safe_in_float32_where_the_others_sum_to_more_than_one():
+    leaf = torch.tensor([[0.0, -20.0], [math.log(0.5), math.log(0.5) + 1e-6]], requires_grad=True)
+    found = with_rest(leaf)
+    torch.testing.assert_close(found[:, -1], torch.full((2,), math.log(SMALLEST_REST)))
+    assert bool(gradient(found[:, -1].sum(), leaf).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [([1, 0, 0, 0], 0.25), ([1, 1, 1, 0], 0.75), ([0, 0], 0.4), ([1, 1, 1], 0.4), ([0.5, 0.5], 0.5)],
+)
+def test_prior_log_odds__expect_the_groups_mean_or_where_all_are_alike_the_batchs(outcomes, expected: float):
+    group = torch.tensor(outcomes, dtype=torch.float32).mean().expand(len(outcomes))
+    odds = prior_log_odds(group, 0.4)
+    assert odds.tolist() == pytest.approx([math.log(expected / (1 - expected))] * len(outcomes))
+    bounds = [math.log(0.02 / 0.98), math.log(0.98 / 0.02)]
+    assert [float(prior_log_odds(group[:1] * 0, p)) for p in (0.0, 1.0)] == pytest.approx(bounds)
+
+
+def test_prm_shifted_loss__a_mixed_group_pushes_as_much_up_as_down_and_a_sure_error_only_down():
+    """The first gradient of a response, whose score is 0: o less the expected outcome, times beta, at every token."""
+    outcomes, group = [1.0, 0.0, 0.0, 0.0, 0.0], [0, 0, 0, 1, 1]
+    batch = make_batch(group, outcomes)
+    known = torch.zeros(batch.token_ids.shape)
+    batch = with_group_outcome(replace(batch, ref_logprobs=known))
+    leaf = known.clone().requires_grad_()
+    loss = prm_shifted_loss(leaf, batch, 0.5, overall=0.2)
+    by_hand = sum(-math.log(1 / 3 if o else 2 / 3) for o in outcomes[:3]) - 2 * math.log(0.8)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+    expected = torch.tensor([1 / 3, 1 / 3, 1 / 3, 0.2, 0.2]) - batch.outcome
+    torch.testing.assert_close(gradient(loss, leaf), 0.5 * expected[:, None] * batch.response_mask)
 
 
 @property_test

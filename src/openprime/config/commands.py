@@ -45,6 +45,7 @@ from openprime.config.sections import (
     check_engine,
     check_importance,
     check_memory,
+    check_shared_base,
     value_of,
     zero_or,
 )
@@ -207,11 +208,8 @@ class PrimeConfig(RLConfig):
         check_importance(self.policy, self.rollout)
         a.check()
         on_one_base = self.policy.lora.rank and self.prm.lora.rank and self.prm.model in ("", self.model)
-        if on_one_base and self.policy.gradient_checkpointing != self.prm.gradient_checkpointing:
-            raise UserError(
-                "the policy and the PRM share one model in memory: set policy.gradient_checkpointing and "
-                "prm.gradient_checkpointing to the same"
-            )
+        if on_one_base:
+            check_shared_base(self.policy, self.prm)
         if not a.process_weight:
             raise UserError(
                 "advantage.process_weight=0 leaves outcome rewards alone: set algorithm=outcome instead"
@@ -269,6 +267,9 @@ class DistillRLConfig(RLConfig):
             raise UserError("algorithm=distill compares whole distributions: set rollout.temperature=1")
         if self.rollout.max_staleness:
             raise UserError("algorithm=distill learns from its own samples: set rollout.max_staleness=0")
+        check_adapters(self.parallel, self.policy)
+        if self.policy.lora.rank:
+            check_shared_base(self.policy, self.prm)
         return super().check()
 
 

@@ -442,7 +442,7 @@ class AdvantageConfig(OutcomeAdvantageConfig):
         return super().check()
 
 
-class DistillPolicyConfig(OptimizerConfig):
+class DistillPolicyConfig(LoRAOptimizerConfig):
     """The policy's update by distillation."""
 
     lr: Rate = 5e-7
@@ -455,7 +455,7 @@ class DistillPolicyConfig(OptimizerConfig):
     token; the run ends above it. auto: 0.01 in float32, 0.2 in bfloat16. 0: no limit."""
 
 
-class PolicyConfig(DistillPolicyConfig, LoRAOptimizerConfig):
+class PolicyConfig(DistillPolicyConfig):
     """The policy's update."""
 
     clip_low: Annotated[float, Field(ge=1e-6, lt=1)] = 0.2
@@ -471,7 +471,8 @@ class PolicyConfig(DistillPolicyConfig, LoRAOptimizerConfig):
 
 
 class DistillPRMConfig(OptimizerConfig):
-    """The implicit process reward model that distillation learns anew in every step."""
+    """The implicit process reward model that distillation learns anew in every step. It has an adapter where the policy
+    has one (policy.lora)."""
 
     lr: Rate = 1e-6
     clip_grad: Norm = 10.0
@@ -505,7 +506,7 @@ class PRMConfig(DistillPRMConfig, LoRAOptimizerConfig):
 class DistillConfig(Section):
     """How the policy learns from a PRM that is learnt anew in every step."""
 
-    prm_epochs: Annotated[int, Field(gt=0, le=1000)] = 8
+    prm_epochs: Annotated[int, Field(gt=0, le=1000)] = 2
     """Passes of the PRM over the batch's outcomes, in minibatches of prm.minibatch."""
     low: Annotated[float, Field(ge=-1e6, le=0)] = -2.0
     """Lower clip of the per-token log-ratio log(phi/ref), in nats."""
@@ -513,6 +514,12 @@ class DistillConfig(Section):
     """Upper clip of the per-token log-ratio log(phi/ref), in nats. Small: the PRM is to take away, not to invent."""
     kl_coefficient: Scale = 0.5
     """Coefficient of KL(policy || ref); the policy moves towards ref * exp(reward / kl_coefficient)."""
+    candidates: Annotated[int, Field(gt=0, le=2**20)] = 32
+    """How many of a token's likeliest alternatives are told apart; the others are one outcome. Memory grows with it,
+    not with the vocabulary."""
+    outcome_weight: Rate = 0.3
+    """Weight of the clipped policy loss on outcome advantages beside the distillation loss: it leads on where a PRM of
+    one batch says little. 0: none."""
 
 
 class EvalConfig(Section):
@@ -567,4 +574,13 @@ def check_adapters(parallel: ParallelConfig, *sections: LoRAOptimizerConfig) -> 
     if parallel.cpu_offload:
         raise UserError(
             "parallel.cpu_offload is for models that are trained whole: leave it out, or set lora.rank=0"
+        )
+
+
+def check_shared_base(policy: OptimizerConfig, prm: OptimizerConfig) -> None:
+    """Refuse two adapters on one model of which one recomputes and the other does not."""
+    if policy.gradient_checkpointing != prm.gradient_checkpointing:
+        raise UserError(
+            "the policy and the PRM share one model in memory: set policy.gradient_checkpointing and "
+            "prm.gradient_checkpointing to the same"
         )

@@ -1,6 +1,6 @@
 """A language model with its circumstances; the micro-batches in which it takes a batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from openprime.config import LoRAOptimizerConfig, OptimizerConfig, PromptFormat
 from openprime.models.attention import chooses_tokens
 from openprime.models.checks import first_line, plain_logprobs, tolerance, trial_place, trial_rows
 from openprime.models.hub import compute_device, save_model, save_settings
-from openprime.models.logprobs import token_distributions, token_logprobs
+from openprime.models.logprobs import candidate_logprobs, likeliest_logprobs, token_logprobs
 from openprime.models.lora import add_adapter, made_up, merged_model, merged_tensors, using_adapter
 from openprime.models.placement import Placement
 from openprime.models.sharding import load_trained
@@ -54,23 +54,49 @@ class LM:
         with self.place.autocast():
             return token_logprobs(self.model, micro.token_ids, micro.response_mask, self.temperature)
 
-    def distributions(self, micro: Batch) -> Tensor:
-        """Log-probabilities of the whole vocabulary at the N response tokens [N, V], as `forward`."""
+    def forward_candidates(self, micro: Batch) -> Tensor:
+        """Log-probabilities of the candidates of a micro-batch's response tokens [b, t, 1 + k], as `forward`."""
+        assert micro.candidates is not None
+        ids, mask = micro.token_ids, micro.response_mask
         with self.place.autocast():
-            return token_distributions(self.model, micro.token_ids, micro.response_mask, self.temperature)
+            return candidate_logprobs(self.model, ids, mask, micro.candidates, self.temperature)
 
-    @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities of the response tokens [B, T], without gradient.
 
         In micro-batches; each rank computes a part of the same batch, and all get the whole.
         """
-        logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)  # [B, T]
+        return self._of_whole(batch, lambda micro: (self.forward(micro),))[0]
+
+    def candidate_logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the batch's candidates [B, T, 1 + k], as `logprobs`."""
+        return self._of_whole(batch, lambda micro: (self.forward_candidates(micro),))[0]
+
+    def likeliest(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+        """Candidates and their log-probabilities, both [B, T, 1 + k]: each response token, then the likeliest ones.
+
+        k is `count`, or the vocabulary's size where that is less. As `logprobs`, in one forward pass.
+        """
+
+        def forward(micro: Batch) -> tuple[Tensor, Tensor]:
+            ids, mask = micro.token_ids, micro.response_mask
+            with self.place.autocast():
+                return likeliest_logprobs(self.model, ids, mask, count, self.temperature)
+
+        ids, logprobs = self._of_whole(batch, forward)
+        return ids, logprobs
+
+    @torch.no_grad()
+    def _of_whole(self, batch: Batch, forward: Callable[[Batch], tuple[Tensor, ...]]) -> list[Tensor]:
+        """What a forward pass gives of micro-batches, each [b, t, ...], of a batch, [B, T, ...]."""
+        found: list[Tensor] = []
         with self.active():
             for rows in micro_batches(batch.lengths, self.tokens_per_microbatch, batch.group):
-                part = self.forward(batch.select(rows) if len(rows) else batch.shortest())  # [b, t]
-                logprobs[rows, : part.shape[1]] = part[: len(rows)]  # in the batch's order (trap 7)
-        return all_sum(logprobs)
+                parts = forward(batch.select(rows) if len(rows) else batch.shortest())
+                found = found or [part.new_zeros(*batch.token_ids.shape, *part.shape[2:]) for part in parts]
+                for whole, part in zip(found, parts, strict=True):
+                    whole[rows, : part.shape[1]] = part[: len(rows)]  # in the batch's order (trap 7)
+        return [all_sum(whole) for whole in found]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name, weight) as in a model without adapters, its own merged in, one at a time."""

@@ -29,75 +29,98 @@ def token_logprobs(
     multiplies in bfloat16; logits and log-softmax are float32 all the same (trap 11).
     Returns [B, T] float32, differentiable. Of a sharded model every rank must call it.
     """
+    _, values = _response_logprobs(model, token_ids, mask, token_ids[mask][:, None], 0, temperature)
+    return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, values[:, 0])
+
+
+def candidate_logprobs(
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, candidates: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """log p(candidate | tokens before t) of candidates [B, T, c] where `mask` is True, 0 elsewhere, [B, T, c].
+
+    As `token_logprobs`, which has one candidate, the token itself. Memory grows with the candidates and not with the
+    vocabulary.
+    """
+    _, values = _response_logprobs(model, token_ids, mask, candidates[mask], 0, temperature)
+    return _placed(values, mask)
+
+
+@torch.no_grad()
+def likeliest_logprobs(
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, likeliest: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Candidates and their log-probabilities, both [B, T, 1 + k]: token t itself, then the k likeliest, in order.
+
+    k is `likeliest`, or the vocabulary's size where that is less. Arguments as in `token_logprobs`; in one forward
+    pass, without gradient.
+    """
+    own = token_ids[mask][:, None]
+    ids, values = _response_logprobs(model, token_ids, mask, own, likeliest, temperature)
+    return _placed(ids, mask), _placed(values, mask)
+
+
+def _placed(values: Tensor, mask: Tensor) -> Tensor:
+    """[N, c] at the N places of a mask [B, T], 0 elsewhere, [B, T, c]."""
+    whole = values.new_zeros(*mask.shape, values.shape[1])
+    return whole.masked_scatter(mask[..., None].expand_as(whole), values)
+
+
+def _response_logprobs(model: PreTrainedModel, *args: Any) -> tuple[Tensor, Tensor]:
+    """`whole_logprobs` of a model whose weights may be in shares."""
     if isinstance(model, FSDPModule):
         gathered: Any = model
-        return gathered.response_logprobs(token_ids, mask, temperature)
-    return whole_logprobs(model, token_ids, mask, temperature)
+        return gathered.response_logprobs(*args)
+    return whole_logprobs(model, *args)
 
 
-def whole_logprobs(model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """`token_logprobs` of a model whose embeddings, last norm and head are whole."""
-    if packs(model) and mask.any():
-        packing = pack(token_ids, mask)
-        inputs, places = packed_inputs(packing), (0, packing.places)
-        return _logprobs(model, inputs, places, token_ids, mask, temperature)
-    # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
-    values = torch.zeros_like(mask, dtype=torch.float32)
-    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
-    blocks = similar_lengths(ends) or [[0]]  # one row where nothing is asked for: all passes leave a graph
-    if isinstance(model, FSDPModule):  # as many passes on every rank
-        blocks = [list(range(len(ends)))]
-    for block in blocks:
-        rows, width = torch.tensor(block, device=mask.device), max(1, *(ends[row] for row in block))
-        ids, own = token_ids[rows, :width], mask[rows, :width]
-        at, columns = own.nonzero(as_tuple=True)
-        inputs = {"input_ids": ids, "use_cache": False}
-        part = _logprobs(model, inputs, (at, columns - 1), ids, own, temperature)
-        values = values.index_put((rows,), torch.nn.functional.pad(part, (0, mask.shape[1] - width)))
-    return values
+def whole_logprobs(
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, ids: Tensor, likeliest: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Tokens and their log-probabilities at the N places where mask [B, T] is True: ids [N, c] and [N, c].
 
-
-def _logprobs(
-    model: PreTrainedModel, inputs: dict, places: tuple, token_ids: Tensor, mask: Tensor, temperature: float
-) -> Tensor:
-    """[B, T] of one forward pass; `places` are those of the tokens before the True ones of mask [B, T]."""
-    targets = token_ids[mask]  # [M]
-    if has_plain_head(model):
-        hidden = model.base_model(**inputs).last_hidden_state[places]  # [M, D]
-        head: Any = model.get_output_embeddings()
-        narrow = torch.is_autocast_enabled(hidden.device.type)
-        with torch.autocast(hidden.device.type, enabled=False):
-            values = selected_logprobs(hidden.float(), head.weight, head.bias, targets, temperature, narrow)
-    else:
-        with float32_head(model):
-            logits = model.forward(**inputs).logits[places].float() / temperature  # [M, V]
-        values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, values)
-
-
-def token_distributions(
-    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float = 1.0
-) -> Tensor:
-    """log p(. | tokens before t) over the whole vocabulary where `mask` is True, [N, V] float32, differentiable.
-
-    Arguments as in `token_logprobs`. Holds all N rows: for small vocabularies, or few tokens at a time.
+    With `likeliest` the ids get so many columns more, and there is no gradient. For a model whose embeddings, last
+    norm and head are whole.
     """
     if packs(model) and mask.any():
         packing = pack(token_ids, mask)
         inputs, places = packed_inputs(packing), (0, packing.places)
-    else:
-        rows, columns = mask.nonzero(as_tuple=True)
-        inputs, places = {"input_ids": token_ids, "use_cache": False}, (rows, columns - 1)
+        return _head_logprobs(model, inputs, places, ids, likeliest, temperature)
+    # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
+    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
+    blocks = similar_lengths(ends) or [[0]]  # one row where nothing is asked for: all passes leave a graph
+    if isinstance(model, FSDPModule):  # as many passes on every rank
+        blocks = [list(range(len(ends)))]
+    number = (mask.flatten().cumsum(0) - 1).view_as(mask)  # of each place among the N
+    parts = []
+    for block in blocks:
+        rows, width = torch.tensor(block, device=mask.device), max(1, *(ends[row] for row in block))
+        at, columns = mask[rows, :width].nonzero(as_tuple=True)
+        inputs = {"input_ids": token_ids[rows, :width], "use_cache": False}
+        own = number[rows[at], columns]
+        found = _head_logprobs(model, inputs, (at, columns - 1), ids[own], likeliest, temperature)
+        parts.append((own, *found))
+    order, ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    back = order.argsort()
+    return ids[back], values[back]
+
+
+def _head_logprobs(
+    model: PreTrainedModel, inputs: dict, places: tuple, ids: Tensor, likeliest: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`whole_logprobs` of one forward pass; `places` are those of the tokens before."""
     if has_plain_head(model):
         hidden = model.base_model(**inputs).last_hidden_state[places]  # [N, D]
         head: Any = model.get_output_embeddings()
+        narrow = torch.is_autocast_enabled(hidden.device.type)
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = nn.functional.linear(hidden.float(), head.weight, head.bias)  # [N, V]
-    else:
-        with float32_head(model):
-            logits = model(**inputs).logits[places].float()  # [N, V]
-    with torch.autocast(logits.device.type, enabled=False):
-        return (logits / temperature).log_softmax(-1)
+            if likeliest:
+                return with_likeliest(hidden.float(), head.weight, head.bias, ids, likeliest, temperature)
+            return ids, selected_logprobs(hidden.float(), head.weight, head.bias, ids, temperature, narrow)
+    with float32_head(model):
+        logits = model.forward(**inputs).logits[places].float() / temperature  # [N, V]
+    if likeliest:
+        ids = torch.cat([ids, logits.topk(min(likeliest, logits.shape[-1])).indices], -1)
+    return ids, logits.log_softmax(-1).gather(-1, ids)
 
 
 def pack(token_ids: Tensor, mask: Tensor) -> Packing:
@@ -215,20 +238,20 @@ def selected_logprobs(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
+    ids: Tensor,
     temperature: float = 1.0,
     bfloat16: bool = False,
 ) -> Tensor:
-    """log softmax(hidden @ weight.T + bias)[targets] in bounded memory with exact gradients.
+    """log softmax(hidden @ weight.T + bias)[ids] in bounded memory with exact gradients.
 
-    Args: hidden [N, D], weight [V, D], bias [V] or None, targets [N]. With `bfloat16` the backward pass
-    multiplies its float32 gradients of the logits in bfloat16. Returns [N] float32.
+    Args: hidden [N, D], weight [V, D], bias [V] or None, ids [N, c], which may repeat. With `bfloat16` the backward
+    pass multiplies its float32 gradients of the logits in bfloat16. Returns [N, c] float32.
     """
     needed = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (hidden, weight, bias)
     )
     kept = KEPT_ELEMENTS if needed else 0
-    return _SelectedLogprobs.apply(hidden, weight, bias, targets, temperature, bfloat16, kept)  # pyright: ignore
+    return _SelectedLogprobs.apply(hidden, weight, bias, ids, temperature, bfloat16, kept)  # pyright: ignore
 
 
 class _SelectedLogprobs(torch.autograd.Function):
@@ -239,45 +262,44 @@ class _SelectedLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, temperature, bfloat16, room):
+    def forward(ctx, hidden, weight, bias, ids, temperature, bfloat16, room):
         partition = hidden.new_full((hidden.shape[0],), -torch.inf)
-        values = torch.zeros_like(partition)
+        values = hidden.new_zeros(ids.shape)
         kept: list[Tensor] = []  # of each block, while there is room: exp(logits - largest), largest
         for part in _blocks(hidden.shape[0], weight.shape[0]):
             logits = _logits(hidden, weight[part], None if bias is None else bias[part], temperature)
-            rows, columns = _within(part, targets)
-            values[rows] = logits[rows, columns]
-            largest = logits.amax(-1)
-            powers = logits.sub_(largest[:, None]).exp_()
-            partition = torch.logaddexp(partition, largest + powers.sum(-1).log_())
+            rows, columns, entries = _within(part, ids)
+            values[rows, columns] = logits[rows, entries]
+            powers, largest, partition = _add(logits, partition)
             room -= powers.numel()
             if room >= 0:
                 kept += [powers, largest]
-        ctx.save_for_backward(hidden, weight, bias, targets, partition, *kept)
+        ctx.save_for_backward(hidden, weight, bias, ids, partition, *kept)
         ctx.temperature, ctx.bfloat16 = temperature, bfloat16
-        return values - partition
+        return values - partition[:, None]
 
     @staticmethod
     def backward(ctx, *grads):
         (grad,) = grads
-        hidden, weight, bias, targets, partition, *kept = ctx.saved_tensors
+        hidden, weight, bias, ids, partition, *kept = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
         grad_bias = torch.empty_like(bias) if bias is not None and need_bias else None
         dtype = torch.bfloat16 if ctx.bfloat16 else hidden.dtype
         narrow_hidden, scale = hidden.to(dtype), grad / ctx.temperature  # the temperature's 1/T
+        total = scale.sum(-1)  # [N]
         for i, part in enumerate(_blocks(hidden.shape[0], weight.shape[0])):
             # d log p(y) / d logits = onehot(y) - softmax
             if 2 * i < len(kept):
                 powers, largest = kept[2 * i : 2 * i + 2]
-                grad_logits = powers * (-scale * (largest - partition).exp())[:, None]
+                grad_logits = powers * (-total * (largest - partition).exp())[:, None]
             else:
                 own_bias = None if bias is None else bias[part]
                 logits = _logits(hidden, weight[part], own_bias, ctx.temperature)  # [N, v]
-                grad_logits = logits.sub_(partition[:, None]).exp_().mul_(-scale[:, None])
-            rows, columns = _within(part, targets)
-            grad_logits[rows, columns] += scale[rows]
+                grad_logits = logits.sub_(partition[:, None]).exp_().mul_(-total[:, None])
+            rows, columns, entries = _within(part, ids)
+            grad_logits.index_put_((rows, entries), scale[rows, columns], accumulate=True)
             narrow = grad_logits.to(dtype)
             if grad_hidden is not None:
                 grad_hidden += narrow @ weight[part].to(dtype)
@@ -286,6 +308,40 @@ class _SelectedLogprobs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias[part] = grad_logits.sum(0)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+@torch.no_grad()
+def with_likeliest(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, likeliest: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The ids [N, c] and after them the k likeliest of the vocabulary, and log-probabilities, both [N, c + k].
+
+    Arguments as in `selected_logprobs`, and in as little memory. k is `likeliest`, V at most.
+    """
+    partition = hidden.new_full((hidden.shape[0],), -torch.inf)
+    values = hidden.new_zeros(ids.shape)
+    best, where = (
+        hidden.new_empty(len(hidden), 0),
+        ids.new_empty(len(hidden), 0),
+    )  # [N, k], of the blocks so far
+    for part in _blocks(hidden.shape[0], weight.shape[0]):
+        logits = _logits(hidden, weight[part], None if bias is None else bias[part], temperature)
+        rows, columns, entries = _within(part, ids)
+        values[rows, columns] = logits[rows, entries]
+        top = logits.topk(min(likeliest, logits.shape[1]))
+        best = torch.cat([best, top.values], -1)
+        where = torch.cat([where, top.indices + part.start], -1)
+        kept = best.topk(min(likeliest, best.shape[1]))
+        best, where = kept.values, where.gather(-1, kept.indices)
+        _, _, partition = _add(logits, partition)
+    return torch.cat([ids, where], -1), torch.cat([values, best], -1) - partition[:, None]
+
+
+def _add(logits: Tensor, partition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logits - largest) in the logits' memory, the largest, and the log of the partition sum with theirs."""
+    largest = logits.amax(-1)
+    powers = logits.sub_(largest[:, None]).exp_()
+    return powers, largest, torch.logaddexp(partition, largest + powers.sum(-1).log_())
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
@@ -299,7 +355,7 @@ def _blocks(tokens: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + size, vocabulary)) for start in range(0, vocabulary, size)]
 
 
-def _within(part: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens whose target is in a block, and its place there."""
-    rows = ((targets >= part.start) & (targets < part.stop)).nonzero()[:, 0]
-    return rows, targets[rows] - part.start
+def _within(part: slice, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the ids [N, c] are in a block: their rows, their columns, and their entries of the block."""
+    rows, columns = ((ids >= part.start) & (ids < part.stop)).nonzero(as_tuple=True)
+    return rows, columns, ids[rows, columns] - part.start

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from openprime.config import (
     DistillRLConfig,
     LoRAConfig,
+    LoRAOptimizerConfig,
     OfflinePRMConfig,
     OptimizerConfig,
     PrimeConfig,
@@ -29,7 +30,17 @@ from openprime.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
 from openprime.types import UserError
 
 GiB = 2**30
-PARTS = ("weights", "optimiser", "gradients", "copies", "activations", "cache", "logits", "engine")
+PARTS = (
+    "weights",
+    "optimiser",
+    "gradients",
+    "copies",
+    "activations",
+    "cache",
+    "logits",
+    "candidates",
+    "engine",
+)
 """copies: weights gathered from other ranks or cast to bfloat16. engine: vLLM's share of a GPU, or on several ranks
 the transformers engine's whole copy of the policy."""
 
@@ -221,7 +232,16 @@ def parts_of(config: TrainingConfig, shape: Shape, prm: Shape) -> list[Part]:
         return [Part("prm", shape, optimizer), Part("reference", shape, optimizer, False, on_base)]
     policy = Part("policy", shape, config.policy)
     if isinstance(config, DistillRLConfig):
-        return [policy, Part("prm", shape, config.prm), Part("reference", shape, config.prm, False)]
+        # The PRM has an adapter where the policy has one. The reference is the policy; a copy of what is trained
+        # is kept for the export, and with adapters counts nothing.
+        settings = config.prm.model_dump() | {"lora": config.policy.lora}
+        settings.pop("minibatch")
+        on_base, learnt = bool(config.policy.lora.rank), LoRAOptimizerConfig.model_validate(settings)
+        return [
+            policy,
+            Part("prm", shape, learnt, True, on_base),
+            Part("reference", shape, config.policy, False, on_base),
+        ]
     if not isinstance(config, PrimeConfig):
         return [policy]
     on_policy, adapted = policy.lora and config.prm.model in ("", config.model), bool(config.prm.lora.rank)
@@ -253,6 +273,7 @@ def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape
         phases["sampling"] = resident | sampling_bytes(config, machine, shape, bfloat16)
     else:
         longest, rows = config.max_tokens, config.batch / ranks
+    of_batch = {"candidates": candidate_bytes(config, shape)} if isinstance(config, DistillRLConfig) else {}
     for part in models:
         tokens = micro_batch_tokens(part.optimizer, longest, config.device)
         if part.trained:
@@ -261,8 +282,17 @@ def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape
             found = training_bytes(part, tokens, again, own, sharded, bfloat16)
         else:
             found = scoring_bytes(part.shape, tokens, sharded, bfloat16)
-        phases["training" if part.role == "model" else part.role] = resident | found
+        phases["training" if part.role == "model" else part.role] = resident | of_batch | found
     return Budget(phases, resident, host_bytes(config, machine, models))
+
+
+def candidate_bytes(config: DistillRLConfig, shape: Shape) -> float:
+    """Candidates (8 bytes each), targets, and two models' log-probabilities of them, for the whole batch on every rank.
+
+    Where targets are made there are two more of the latter.
+    """
+    places = config.rollout.prompts * config.rollout.responses * longest_of(config)
+    return places * (1 + min(config.distill.candidates, shape.vocabulary)) * (8.0 + 5 * 4)
 
 
 def longest_of(config: RLConfig) -> int:
@@ -435,7 +465,7 @@ def flops_of_row(part: Part, config: TrainingConfig, prompt: float, response: fl
     if isinstance(config, RLConfig) and part.role == "policy":
         passes = config.policy.epochs
     elif isinstance(config, DistillRLConfig):
-        passes, scorings = config.distill.prm_epochs, 2
+        passes, scorings = config.distill.prm_epochs, 1
     elif isinstance(config, PrimeConfig):
         whole = config.prm.minibatch in (0, config.rollout.prompts * config.rollout.responses)
         scorings = {"after": 0 if whole else 1, "before": 2}.get(config.prm.update, 0)

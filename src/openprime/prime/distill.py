@@ -1,14 +1,19 @@
 """The other use of an implicit PRM: learnt anew from the policy in every step, it teaches the policy all it knows.
 
-PRIME takes one PRM update and one policy update from a batch, and rewards sampled tokens alone. Where models and
-responses are small, most of what the labels say is then left unused. Here a step
+PRIME takes one PRM update and one policy update from a batch, and rewards sampled tokens alone. Much of what the labels
+say is then left unused. Here a step
 
-1. makes the PRM and its reference copies of the policy that sampled the batch,
-2. trains the PRM on the batch's outcomes for several epochs (PRIME eq. 4),
-3. moves the policy towards the distribution that the PRM's rewards ask for, at every token and over the whole
-   vocabulary (`distillation_loss`), so that no token's reward depends on which one was sampled.
+1. looks up the policy's log-probabilities of the sampled tokens and of each place's likeliest tokens, the candidates:
+   before its update the policy is the reference, and no other model is asked;
+2. makes the PRM a copy of the policy and trains it on the batch's outcomes (PRIME eq. 4), for a few epochs, with what a
+   prompt explains taken out (`prior_log_odds`);
+3. moves the policy towards the distribution that the PRM's rewards ask for, at every token, over the candidates and the
+   rest of the vocabulary as one outcome (`distillation_loss`), so that no token's reward depends on which one was
+   sampled. A clipped policy loss on outcomes (eq. 6) stands beside it, for batches that teach a PRM little.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,45 +21,58 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
-from openprime.config import DistillRLConfig
-from openprime.models.lm import LM, Loader, micro_batches
-from openprime.models.sharding import load_trained
-from openprime.prime.learner import Learner, minibatches
-from openprime.prime.losses import distillation_loss, prm_loss, tilted_reference
-from openprime.prime.methods import Write, minibatch_generator
-from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, fitting_beta
-from openprime.prime.rewards import mean_scores, pairwise_accuracy, response_scores
+from openprime.config import DistillRLConfig, OutcomeAdvantageConfig
+from openprime.models.lm import LM, Loader
+from openprime.models.lora import trained_parameters
+from openprime.prime.advantages import outcome_returns
+from openprime.prime.learner import Learner, fill, minibatch_rows, minibatches
+from openprime.prime.losses import (
+    distillation_loss,
+    policy_loss,
+    prm_shifted_loss,
+    tilted_reference,
+    with_rest,
+)
+from openprime.prime.methods import Write, minibatch_generator, mismatch
+from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, fitting_beta, median_nats
+from openprime.prime.rewards import (
+    mean_scores,
+    pairwise_accuracy,
+    response_scores,
+    token_rewards,
+    with_group_outcome,
+)
 from openprime.ranks import world
+from openprime.run.checkpoint import SHARDS, load_shards
 from openprime.run.console import Clock
-from openprime.types import Batch, Metrics, UserError
+from openprime.types import Batch, Metrics
 
-KEPT_ELEMENTS = 2**28
-"""The largest batch times vocabulary, 1 GiB, whose targets are kept from epoch to epoch instead of made again."""
+CLIP_LOW, CLIP_HIGH = 0.2, 0.28
+"""Of the policy loss on outcomes, as DAPO has it."""
 
 
 class Distill:
-    """A PRM and its reference, both the policy's size, and the policy that they teach."""
+    """A PRM of the policy's size, where it began in the last step, and the policy that it teaches."""
 
-    def __init__(self, config: DistillRLConfig, model: LM, reference: LM, clock: Clock) -> None:
+    def __init__(self, config: DistillRLConfig, model: LM, clock: Clock) -> None:
+        """`model` becomes the PRM; its trained weights must be those of the policy's, one by one."""
         self.config, self.clock, self.steps = config, clock, 0
-        reference = replace(reference, tokens_per_microbatch=config.prm.tokens_per_microbatch)
-        self.prm = ImplicitPRM(
-            replace(model, tokens_per_microbatch=config.prm.tokens_per_microbatch), reference, PUBLISHED_BETA
-        )
-        self.reference = reference
+        model = replace(model, tokens_per_microbatch=config.prm.tokens_per_microbatch)
+        self.prm = ImplicitPRM(model, None, PUBLISHED_BETA)
+        self.weights = trained_parameters(model.model, model.adapter)
+        self.start = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        """The PRM's weights before it learnt from the last batch: its reference's."""
         self.tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
     def build(
         cls, config: DistillRLConfig, models: Loader, tokenizer: PreTrainedTokenizerBase, clock: Clock
     ) -> Self:
-        """As `Method.build`. Raises UserError under torchrun."""
-        if world() > 1:
-            raise UserError("algorithm=distill is for one process: start it without torchrun")
-        model, reference = (LM(load_trained(config.model, models.place), models.place) for _ in range(2))
-        method = cls(config, model, reference, clock)
+        """As `Method.build`. Where the policy has an adapter the PRM is another one on the same base."""
+        method = cls(config, models.trained(config.model, "prm", config.policy), clock)
         method.tokenizer = tokenizer
         return method
 
@@ -62,93 +80,146 @@ class Distill:
         """The PRM from the policy and the outcomes, then the policy from the PRM."""
         self.steps += 1
         generator = minibatch_generator(self.config.seed, self.steps)
+        with self.clock.phase("reference"):
+            batch, known = self.look_up(policy, batch)
         with self.clock.phase("prm"):
-            metrics = self.skill(batch) if self.steps > 1 else {}
-            batch, learnt = self.learn(policy, batch, generator)
-            batch = replace(batch, rewards=self.prm.token_rewards(batch))
-        assert batch.rewards is not None
+            batch, metrics = self.learn(policy, batch, known, generator)
         with self.clock.phase("policy"):
             taught = self.teach(policy, batch, generator)
-        return batch, metrics | learnt | mean_scores(response_scores(batch.rewards), batch) | taught
+        return batch, metrics | taught
 
-    def skill(self, batch: Batch) -> Metrics:
-        """Pairwise accuracy of the last step's PRM on responses that neither it nor its policy has seen."""
-        rewards = self.prm.token_rewards(self.prm.with_reference(batch))
-        won, pairs = pairwise_accuracy(response_scores(rewards), batch.outcome, batch.group)
-        return {"prm/pairwise_accuracy": float(won / pairs)}
+    def look_up(self, policy: Learner, batch: Batch) -> tuple[Batch, Tensor]:
+        """The batch with its candidates and reference, and log ref of the candidates, [B, T, 1 + k]."""
+        candidates, known = policy.lm.likeliest(batch, self.config.distill.candidates)
+        return replace(batch, candidates=candidates, ref_logprobs=known[..., 0]), known
 
-    def learn(self, policy: Learner, batch: Batch, generator: torch.Generator) -> tuple[Batch, Metrics]:
-        """The PRM from the policy and the batch's outcomes; the batch with its reference's log-probabilities."""
-        for lm in (self.prm.lm, self.reference):
-            lm.model.load_state_dict(policy.lm.model.state_dict())
-        batch = self.prm.with_reference(batch)
+    def learn(
+        self, policy: Learner, batch: Batch, known: Tensor, generator: torch.Generator
+    ) -> tuple[Batch, Metrics]:
+        """The PRM from the policy and the batch's outcomes; the batch with its process rewards and the targets."""
         assert batch.ref_logprobs is not None
-        self.prm.beta = fitting_beta(float((-batch.ref_logprobs.sum(-1)).median()))
-        epochs, size = self.config.distill.prm_epochs, self.config.prm.minibatch or len(batch)
-        updates = epochs * -(-len(batch) // size)
-        learner = Learner(self.prm.lm, self.config.prm, updates)
-        loss = partial(prm_loss, "ce", beta=self.prm.beta)
-        done = [
-            learner.update(part, loss, len(part))
-            for _ in range(epochs)
-            for part in minibatches(batch, size, generator)
-        ]
-        epoch = [update.loss for update in done[-(updates // epochs) :]]
-        return batch, {
-            "prm/loss": sum(epoch) / len(epoch),
+        for weights in (self.weights, self.start):
+            copy_weights(policy.trained.values(), weights.values())
+        self.prm.beta = fitting_beta(median_nats(batch, "sum"))
+        metrics = self.train(with_group_outcome(batch), generator)
+        found, how = self.prm.lm.candidate_logprobs(batch), self.config.distill  # [B, T, 1 + k]
+        rewards = token_rewards(found[..., 0], batch.ref_logprobs, batch.response_mask, self.prm.beta)
+        phi, ref = (with_rest(logprobs[..., 1:]) for logprobs in (found, known))  # [B, T, k + 1]
+        targets = tilted_reference(phi, ref, how.low, how.high, how.kl_coefficient)
+        metrics |= mean_scores(response_scores(rewards), batch)
+        return replace(batch, rewards=rewards, targets=targets), metrics
+
+    def train(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """`prm_epochs` of the PRM on the outcomes. Its skill is that of the first epoch's forward passes.
+
+        Each response is then scored by what the PRM has learnt from other minibatches.
+        """
+        assert batch.ref_logprobs is not None
+        how, beta, epochs = self.config.prm, self.prm.beta, self.config.distill.prm_epochs
+        size, scores = how.minibatch or len(batch), torch.zeros_like(batch.outcome)
+        learner = Learner(self.prm.lm, how, epochs * -(-len(batch) // size))
+        loss = partial(prm_shifted_loss, beta=beta, overall=float(batch.outcome.mean()))
+        done = []
+        for epoch in range(epochs):
+            for i, rows in enumerate(minibatch_rows(batch, size, generator)):
+                part = batch.select(rows)
+                done.append(learner.update(part, loss, len(part)))
+                if epoch == 0 and i > 0:  # before its first update the PRM is its reference: scores of 0
+                    assert part.ref_logprobs is not None
+                    logprobs, known, mask = done[-1].logprobs, part.ref_logprobs, part.response_mask
+                    scores[rows] = response_scores(token_rewards(logprobs, known, mask, beta))
+        last = [update.loss for update in done[-(len(done) // epochs) :]]
+        metrics = {
+            "prm/loss": sum(last) / len(last),
             "prm/grad_norm": max(update.grad_norm for update in done),
-            "prm/lr": self.config.prm.lr,
-            "prm/beta": self.prm.beta,
+            "prm/lr": how.lr,
+            "prm/beta": beta,
         }
+        won, pairs = pairwise_accuracy(scores, batch.outcome, batch.group)
+        return metrics | ({"prm/pairwise_accuracy": float(won / pairs)} if len(last) > 1 else {})
 
     def teach(self, policy: Learner, batch: Batch, generator: torch.Generator) -> Metrics:
-        """The policy from the PRM; no outcome is looked at."""
-        vocabulary = self.reference.model.config.get_text_config().vocab_size
-        if int(batch.response_mask.sum()) * vocabulary <= KEPT_ELEMENTS:
-            batch = replace(batch, targets=self.tilted(batch))
+        """The policy from the PRM, and by `outcome_weight` from outcomes."""
+        how, settings = self.config.distill, self.config.policy
+        reference = batch.ref_logprobs
+        assert reference is not None
+        returns = outcome_returns(batch, OutcomeAdvantageConfig())
+        batch = replace(batch, old_logprobs=reference, advantages=returns)
 
-        def loss(log_policy: Tensor, micro: Batch) -> Tensor:
-            targets = torch.cat(micro.targets or self.tilted(micro))  # [N, V]
-            return distillation_loss(log_policy, targets, self.config.distill.kl_coefficient)
+        def loss(logprobs: Tensor, micro: Batch) -> Tensor:
+            targets, old, advantages = micro.targets, micro.old_logprobs, micro.advantages
+            assert targets is not None
+            assert old is not None
+            assert advantages is not None
+            mask = micro.response_mask
+            total = distillation_loss(with_rest(logprobs[..., 1:][mask]), targets[mask], how.kl_coefficient)
+            if how.outcome_weight:
+                own = logprobs[..., 0]
+                found = policy_loss(own, old, advantages, mask.float(), CLIP_LOW, CLIP_HIGH)
+                total = total + how.outcome_weight * found.loss
+            return total
 
         done = []
-        for _ in range(self.config.policy.epochs):
-            for part in minibatches(batch, self.config.policy.minibatch, generator):
-                done.append(policy.update(part, loss, int(part.response_mask.sum()), whole_vocabulary=True))
+        for _ in range(settings.epochs):
+            for part in minibatches(batch, settings.minibatch, generator):
+                done.append(policy.update(part, loss, int(part.response_mask.sum()), candidates=True))
         return {
             "policy/loss": sum(update.loss for update in done) / len(done),
             "policy/grad_norm": sum(update.grad_norm for update in done) / len(done),
             "policy/lr": done[-1].lr,
-        }
-
-    @torch.no_grad()
-    def tilted(self, batch: Batch) -> list[Tensor]:
-        """The tilted reference of each row's response tokens, B x [T_b, V]."""
-        how = self.config.distill
-        found: dict[int, Tensor] = {}
-        for rows in micro_batches(batch.lengths, self.config.prm.tokens_per_microbatch):
-            micro = batch.select(rows)
-            log_prm, log_ref = self.prm.lm.distributions(micro), self.reference.distributions(micro)  # [N, V]
-            tilted = tilted_reference(log_prm, log_ref, how.low, how.high, how.kl_coefficient)
-            found |= dict(zip(rows.tolist(), tilted.split(micro.response_mask.sum(-1).tolist()), strict=True))
-        return [found[b] for b in range(len(batch))]
+        } | mismatch(reference, batch)
 
     def state(self) -> dict[str, Any]:
-        """State for a checkpoint: the last step's PRM and its reference."""
-        models = {"model": self.prm.lm.model.state_dict(), "reference": self.reference.model.state_dict()}
-        return models | {"beta": self.prm.beta, "steps": self.steps}
+        """State for a checkpoint: the last step's PRM and where it began."""
+        tensors = self._tensors()
+        return {SHARDS if world() > 1 else "tensors": tensors, "beta": self.prm.beta, "steps": self.steps}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`."""
-        self.prm.lm.model.load_state_dict(state["model"])
-        self.reference.model.load_state_dict(state["reference"])
+        """Go on from `state()`, that of another number of ranks too."""
         self.prm.beta, self.steps = state["beta"], state["steps"]
+        if SHARDS in state:
+            load_shards(state[SHARDS], self._tensors())
+            return
+        for name, tensor in self._tensors().items():
+            fill(tensor, state["tensors"][name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {"prm": self.weights, "reference": self.start}
+        return {
+            f"{part}.{name}": weight.detach() for part, own in named.items() for name, weight in own.items()
+        }
 
     def models(self) -> dict[str, Write]:
         """The last step's PRM, and its reference."""
         assert self.tokenizer is not None
         tokenizer, reference = self.tokenizer, str(Path(self.config.out) / "reference")
+
+        def save_reference(folder: Path) -> None:
+            with self.as_it_began():
+                self.prm.lm.save(folder, tokenizer, self.config.data)
+
         return {
-            "reference": lambda folder: self.reference.save(folder, tokenizer, self.config.data),
+            "reference": save_reference,
             "prm": lambda folder: self.prm.save_pretrained(folder, tokenizer, reference),
         }
+
+    @contextmanager
+    def as_it_began(self) -> Iterator[None]:
+        """The PRM's model with its reference's weights."""
+        trained = [weight.detach().clone() for weight in self.weights.values()]
+        copy_weights(self.start.values(), self.weights.values())
+        try:
+            yield
+        finally:
+            copy_weights(trained, self.weights.values())
+
+
+@torch.no_grad()
+def copy_weights(weights: Iterable[Tensor], into: Iterable[Tensor]) -> None:
+    """Copy weights, each of which may be in shares; every rank copies its own."""
+    for source, target in zip(weights, into, strict=True):
+        _own(target).copy_(_own(source))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

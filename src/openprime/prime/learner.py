@@ -17,7 +17,7 @@ from openprime.run.checkpoint import SHARDS, load_shards
 from openprime.types import Batch, NonFiniteError
 
 Loss = Callable[[Tensor, Batch], Tensor]
-"""(log-probabilities [b, t], or [N, V] of the whole vocabulary; micro-batch) -> the SUM of the loss over it."""
+"""(log-probabilities [b, t], or of candidates [b, t, 1 + k]; micro-batch) -> the SUM of the loss over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +60,29 @@ class Learner:
         loss: Loss,
         denominator: float,
         whole_groups: bool = False,
-        whole_vocabulary: bool = False,
+        candidates: bool = False,
     ) -> Update:
         """One optimiser step on the whole batch, in micro-batches, which the ranks share.
 
         The batch is the same on every rank, and so is what is returned; only `loss` sees a rank's own rows.
         `denominator` divides the summed loss once, whatever the micro-batches (trap 9). With `whole_groups` the
-        rows of a group stay in one micro-batch. With `whole_vocabulary` the loss gets the log-probabilities of
-        every token of the vocabulary at the micro-batch's response tokens [N, V], and the update's own are left 0.
-        Raises NonFiniteError before the step.
+        rows of a group stay in one micro-batch. With `candidates` the loss gets the log-probabilities of those of
+        the batch, of which the first is the token itself. Raises NonFiniteError before the step.
         """
-        forward = self.lm.distributions if whole_vocabulary else self.lm.forward
+        forward = self.lm.forward_candidates if candidates else self.lm.forward
         self.optimizer.zero_grad(set_to_none=True)
         logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)  # [B, T]
         total = 0.0
         for rows in micro_batches(batch.lengths, self.lm.tokens_per_microbatch, batch.group, whole_groups):
             micro = batch.select(rows) if len(rows) else batch.shortest()
             with self.lm.active():  # around the backward pass, which may compute again
-                current = forward(micro)  # [b, t] or [N, V]
+                current = forward(micro)  # [b, t] or [b, t, 1 + k]
                 part = loss(current, micro) / denominator if len(rows) else 0.0 * current.sum()
                 (part * world()).backward()  # FSDP takes the mean over ranks: this makes it the sum (trap 2)
             total += float(part.detach())
-            if not whole_vocabulary:
-                # In the batch's order (trap 7).
-                logprobs[rows, : current.shape[1]] = current.detach()[: len(rows)]
+            own = current.detach()[: len(rows)]
+            # In the batch's order (trap 7).
+            logprobs[rows, : own.shape[1]] = own[..., 0] if candidates else own
         for parameter in self.trained.values() if self.lm.adapter and world() > 1 else ():
             assert parameter.grad is not None
             all_sum(parameter.grad).div_(world())  # adapters are not FSDP's: this is its mean
@@ -145,17 +144,26 @@ class Learner:
         for i, name in enumerate(self.trained):
             whole = {"weight": state["model"][name]} | moments.get(i, {})
             for key, tensor in whole.items():
-                target = own[f"{key}.{name}"]
-                if isinstance(target, DTensor):
-                    place = target.device_mesh, target.placements
-                    tensor = distribute_tensor(tensor.to(target.device), *place, src_data_rank=None)
-                target.copy_(tensor)
+                fill(own[f"{key}.{name}"], tensor)
+
+
+def fill(target: Tensor, whole: Tensor) -> None:
+    """Copy a tensor, which every rank has whole, into one that may be in shares."""
+    if isinstance(target, DTensor):
+        place = target.device_mesh, target.placements
+        whole = distribute_tensor(whole.to(target.device), *place, src_data_rank=None)
+    target.copy_(whole)
 
 
 def minibatches(batch: Batch, size: int, generator: torch.Generator) -> list[Batch]:
     """The batch's rows in a random order, in equal parts of about `size`."""
+    return [batch.select(rows) for rows in minibatch_rows(batch, size, generator)]
+
+
+def minibatch_rows(batch: Batch, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The rows of each of `minibatches`."""
     order = torch.randperm(len(batch), generator=generator).to(batch.token_ids.device)
-    return [batch.select(rows) for rows in order.tensor_split(-(-len(batch) // size))]
+    return order.tensor_split(-(-len(batch) // size))
 
 
 def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:

@@ -18,6 +18,10 @@ Reduction = Literal["token", "sequence"]
 LARGEST_LOG_RATIO = 20.0
 SMALLEST_SHARE = 1e-6
 """A group's accuracy is clipped this far from 0 and 1 before its log-odds are taken."""
+PRIOR_SHARE = 0.02
+"""The same of the accuracy that `prior_log_odds` expects."""
+SMALLEST_REST = 1e-6
+"""The least probability of the rest of a vocabulary: below it float32 sums of the others say nothing."""
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -71,10 +75,23 @@ def policy_loss(
     return PolicyLoss(-(weights * torch.minimum(plain, clipped)).sum(), was_clipped, kl)
 
 
+def with_rest(logprobs: Tensor) -> Tensor:
+    """Log-probabilities of k tokens [..., k], and behind them that of all others as one outcome, [..., k + 1].
+
+    log(1 - sum_a p(a)). A KL between two distributions that are lumped so is never above their whole KL (data
+    processing), and is it where the k hold all probability: the rest, which is at least SMALLEST_REST, then is the same
+    in both and has no gradient.
+    """
+    rest = (1 - logprobs.exp().sum(-1, keepdim=True)).clamp(min=SMALLEST_REST)
+    return torch.cat([logprobs, rest.log()], -1)
+
+
 def tilted_reference(
     log_prm: Tensor, log_ref: Tensor, clip_low: float, clip_high: float, kl_coefficient: float
 ) -> Tensor:
-    """kl_coefficient * log ref(a) + clip(log phi(a)/ref(a), clip_low, clip_high) for every token a, [N, V].
+    """kl_coefficient * log ref(a) + clip(log phi(a)/ref(a), clip_low, clip_high) for every outcome a, [..., k + 1].
+
+    Outcomes are tokens and the rest of the vocabulary (`with_rest`).
 
     Over `kl_coefficient` and normalised it is the log of the KL-regularised optimal policy
     pi*(a) proportional to ref(a) exp(r(a) / kl_coefficient), where r is the clipped process reward.
@@ -87,7 +104,7 @@ def distillation_loss(log_policy: Tensor, tilted: Tensor, kl_coefficient: float)
 
     On-policy distillation towards a reward-tilted reference: the same as
     -E_policy[clip(log phi/ref)] + kl_coefficient * KL(policy || ref), with no sampled token in it. log_policy
-    [N, V] of N response tokens; `tilted` from `tilted_reference`. Count: N.
+    [N, k + 1] of N response tokens; `tilted` from `tilted_reference`. Count: N.
     """
     return (log_policy.exp() * (kl_coefficient * log_policy - tilted)).sum()
 
@@ -128,6 +145,30 @@ def two_sided_loss(
         right, wrong = right * (1 - group_outcome), wrong * group_outcome
         values = values + group_outcome.clamp(SMALLEST_SHARE, 1 - SMALLEST_SHARE).logit()
     return -(right * F.logsigmoid(values - margin) + wrong * F.logsigmoid(-values - margin))
+
+
+def prior_log_odds(group_outcome: Tensor, overall: float) -> Tensor:
+    """The log-odds that a response is right before anything of it is read, [B], from its group's mean outcome [B].
+
+    A cross-entropy on scores that are shifted by them teaches a PRM nothing that the prompt explains, only what
+    tells a group's responses apart. But where a group is all right or all wrong, nobody is there to be told apart from:
+    by its own mean such a group would teach nothing, though a sure error is the plainest lesson of all. There the
+    whole batch's mean `overall` is expected instead, and the tokens of a group that is all wrong are worse than that.
+    """
+    mixed = (group_outcome > 0) & (group_outcome < 1)
+    mean = torch.where(mixed, group_outcome, overall)
+    return mean.clamp(PRIOR_SHARE, 1 - PRIOR_SHARE).logit()
+
+
+def prm_shifted_loss(logprobs: Tensor, batch: Batch, beta: float, overall: float) -> Tensor:
+    """Sum over responses of `prm_ce_loss` of s(y) + `prior_log_odds`, from log phi [b, t]. Count: B.
+
+    The batch carries log ref and its groups' mean outcomes; `overall` is that of the whole batch.
+    """
+    assert batch.ref_logprobs is not None
+    assert batch.group_outcome is not None
+    scores = response_scores(token_rewards(logprobs, batch.ref_logprobs, batch.response_mask, beta))  # [b]
+    return prm_ce_loss(scores + prior_log_odds(batch.group_outcome, overall), batch.outcome)
 
 
 def prm_prefix_loss(
