@@ -25,6 +25,7 @@ FLAGS = (
     *("--save-every", "1", "--keep", "9", "--sample-every", "1"),
 )
 """Three steps with the filter on; responses end after 5 to 16 tokens."""
+DISTILL = ("--algorithm", "distill", "--prm.minibatch", "8", "--filter.low", "0", "--filter.high", "1")
 KINDS = {
     "prime": (),
     "pairs": (
@@ -41,7 +42,14 @@ KINDS = {
         *("--policy.lora.rank", "4", "--prm.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),
         *("--policy.gradient-checkpointing", "--prm.gradient-checkpointing"),
     ),
+    "distill": (*DISTILL, "--prm.lr", "1e-3", "--distill.candidates", "8"),
+    "distill, lora": (
+        *(*DISTILL, "--policy.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),
+        *("--policy.tokens-per-microbatch", "60", "--prm.tokens-per-microbatch", "60"),
+    ),
 }
+WITHOUT_ADVANTAGES = ("distill", "distill, lora")
+"""They are not kept of these."""
 SCRIPT = """
 import os, sys
 import torch
@@ -135,7 +143,7 @@ def assert_equal_to_rounding(got: Path, expected: Path) -> None:
 
 def assert_equal_weights(got: Path, expected: Path) -> None:
     """The exported models, within 1e-5; they have learned more than that."""
-    for name in ("model", "prm"):
+    for name in ("model", "prm", "reference"):
         assert (got / name).exists() == (expected / name).exists()
         if (expected / name).exists():
             ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (got, expected))
@@ -165,8 +173,8 @@ def assert_equal_advantages(got: Path, expected: Path, ranks: int) -> None:
 def back_to(step: int, run: Path, out: Path) -> Path:
     """A copy of a run as it was when it had saved a step."""
     shutil.copytree(run, out)
-    for name in ("model", "prm"):
-        shutil.rmtree(out / name)
+    for name in ("model", "prm", "reference"):
+        shutil.rmtree(out / name, ignore_errors=True)
     for path in checkpoints(out / "checkpoints"):
         if int(path.name.removeprefix("step-")) > step:
             shutil.rmtree(path)
@@ -196,7 +204,8 @@ def test_trap_02__any_number_of_ranks_does_what_one_process_does(
 ):
     assert moved(run(1, kind), model) > 1e-4
     assert_equal_to_rounding(run(ranks, kind), run(1, kind))
-    assert_equal_advantages(run(ranks, kind), run(1, kind), ranks)
+    if kind not in WITHOUT_ADVANTAGES:
+        assert_equal_advantages(run(ranks, kind), run(1, kind), ranks)
 
 
 @pytest.mark.slow
@@ -264,13 +273,16 @@ def test_trap_10__a_checkpoint_of_two_ranks_goes_on_at_any_number(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "distill", "distill, lora"])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)])
-def test_ranks__adapters_go_on_at_another_number_of_ranks(
-    model: Path, tmp_path: Path, run: Callable, before: int, after: int
+def test_ranks__adapters_and_distillation_go_on_at_another_number_of_ranks(
+    model: Path, tmp_path: Path, run: Callable, before: int, after: int, kind: str
 ):
-    resumed = back_to(1, run(before, "lora"), tmp_path / "run")
-    on_ranks(after, rl_args(model, resumed, *FLAGS, *KINDS["lora"], "--resume"))
-    assert_equal_to_rounding(resumed, run(1, "lora"))
+    """Also after the last step, where the models that are exported come from the checkpoint."""
+    for step in (1, 3):
+        resumed = back_to(step, run(before, kind), tmp_path / f"run-{step}")
+        on_ranks(after, rl_args(model, resumed, *FLAGS, *KINDS[kind], "--resume"))
+        assert_equal_to_rounding(resumed, run(1, kind))
 
 
 @pytest.mark.slow
