@@ -9,7 +9,7 @@ from openprime.config import ALGORITHMS, DistillConfig, DistillRLConfig, Outcome
 from openprime.config.sections import Rate, Scale
 from openprime.models.lm import LM, Loader
 from openprime.prime.advantages import Centring, centre, skill_gate, with_advantages
-from openprime.prime.distill import Distill, copy_weights
+from openprime.prime.distill import Distill, copy_weights, target_kl
 from openprime.prime.learner import Learner
 from openprime.prime.losses import with_rest
 from openprime.prime.methods import OutcomeOnly, Prime, minibatch_generator, update_policy, with_old_policy
@@ -291,12 +291,15 @@ class Sharpened(Distill):
         low, high = 0.0, 64.0
         for _ in range(40):  # the KL grows with c
             c = (low + high) / 2
-            target = ((1 + c) * ref[mask]).log_softmax(-1)
-            kl = float((ref[mask].exp() * (ref[mask] - target)).sum(-1).mean())
+            kl = target_kl(ref, (1 + c) * ref, mask, 1.0)
             low, high = (c, high) if kl < how.target_kl else (low, c)
         targets = how.kl_coefficient * (1 + low) * ref
         nothing = torch.zeros_like(batch.logprobs)
-        return replace(batch, rewards=nothing, targets=targets), {"policy/sharpening": low}
+        kl = target_kl(ref, targets, mask, how.kl_coefficient)
+        return replace(batch, rewards=nothing, targets=targets), {
+            "policy/target_kl": kl,
+            "policy/sharpening": low,
+        }
 
 
 ALGORITHMS |= {

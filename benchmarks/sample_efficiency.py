@@ -108,6 +108,8 @@ DISTILL: Flags = (
     *(*NO_FILTER, *ONCE, "--policy.minibatch", 32),
     *("--prm.lr", 3e-3, "--prm.minibatch", 32, "--prm.warmup", 0.1, "--distill.prm-epochs", 2),
 )
+LONGER: Flags = ("--prm.lr", 1e-3, "--prm.minibatch", 64, "--distill.prm-epochs", 8)
+"""A PRM that is to be the policy itself learns slowly."""
 GATE: Flags = ("--advantage.skill-gate",)
 PREFIX: Flags = ("--prm.lr", 1e-3, "--prm.warmup", 4, "--prm.loss", "prefix", "--prm.beta", "auto")
 SCALED: Flags = ("--advantage.scaling", "return")
@@ -150,7 +152,7 @@ METHODS = {
         algorithm("distill", *DISTILL, "--distill.outcome-weight", 0), batch=64, per_step=128
     ),
     "distill, the PRM is the policy": Method(
-        algorithm("undistilled", *DISTILL), batch=64, per_step=128, share=0.5
+        algorithm("undistilled", *DISTILL, *LONGER), batch=128, per_step=128, share=0.5
     ),
     "distill, shuffled outcomes": Method(algorithm("shuffled", *DISTILL), batch=64, per_step=128, share=0.5),
     "distill, the sharpened policy, no PRM": Method(

@@ -118,8 +118,9 @@ def test_lora__gradient_checkpointing_changes_no_number(model: Path, tmp_path: P
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
-def test_lora__recomputing_in_one_of_two_on_one_base_is_refused(model: Path, tmp_path: Path, capsys):
-    assert main(rl_args(model, tmp_path / "run", *BOTH, "--prm.gradient-checkpointing")) == 2
+@pytest.mark.parametrize("flags", [BOTH, ("--algorithm", "distill", *BOTH[:2])])
+def test_lora__recomputing_in_one_of_two_on_one_base_is_refused(flags, model: Path, tmp_path: Path, capsys):
+    assert main(rl_args(model, tmp_path / "run", *flags, "--prm.gradient-checkpointing")) == 2
     assert "prm.gradient_checkpointing to the same" in capsys.readouterr().err
 
 

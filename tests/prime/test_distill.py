@@ -155,6 +155,9 @@ def test_teach__the_policy_approaches_the_tilted_reference(candidates: int, poli
     method, start = make_method(lr=0.05, epochs=40, candidates=candidates), copy.deepcopy(policy.lm.model)
     known = learn(method, policy, batch)
     before = target_kl(policy.lm.model, start, method, batch)
+    found, reference = method.look_up(policy, batch)
+    _, metrics = method.learn(policy, found, reference, generator())
+    assert metrics["policy/target_kl"] == pytest.approx(before.item(), rel=1e-3)
     method.teach(policy, known, generator())
     assert before > 0.005
     assert target_kl(policy.lm.model, start, method, batch) < before / 4

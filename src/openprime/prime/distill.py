@@ -107,6 +107,7 @@ class Distill:
         phi, ref = (with_rest(logprobs[..., 1:]) for logprobs in (found, known))  # [B, T, k + 1]
         targets = tilted_reference(phi, ref, how.low, how.high, how.kl_coefficient)
         metrics |= mean_scores(response_scores(rewards), batch)
+        metrics["policy/target_kl"] = target_kl(ref, targets, batch.response_mask, how.kl_coefficient)
         return replace(batch, rewards=rewards, targets=targets), metrics
 
     def train(self, batch: Batch, generator: torch.Generator) -> Metrics:
@@ -212,6 +213,13 @@ class Distill:
             yield
         finally:
             copy_weights(trained, self.weights.values())
+
+
+def target_kl(log_ref: Tensor, targets: Tensor, mask: Tensor, kl_coefficient: float) -> float:
+    """Mean over tokens of KL(ref || target) in nats: how far the policy is to move. [B, T, k + 1], mask [B, T]."""
+    ref, tilted = log_ref[mask], targets[mask]
+    less_constant = distillation_loss(ref, tilted, kl_coefficient) / kl_coefficient
+    return float(less_constant + (tilted / kl_coefficient).logsumexp(-1).sum()) / len(ref)
 
 
 @torch.no_grad()
