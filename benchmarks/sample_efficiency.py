@@ -494,13 +494,16 @@ def curves(entry: dict, measure: str) -> list[dict]:
 
 
 def traces(found: dict[str, list], width: float) -> list[dict]:
-    """A line a seed, in the colour of its method."""
-    drawn = []
-    for (name, lines), colour in zip(found.items(), COLOURS * 3, strict=False):
+    """A line a seed, in the colour of its method; where the colours are used up lines are dashed, then dotted."""
+    drawn, looks = [], list(product(("solid", "dash", "dot"), COLOURS))
+    for (name, lines), (dash, colour) in zip(found.items(), looks, strict=False):
         for i, points in enumerate(line for line in lines if line):
             x, y = zip(*points, strict=True)
-            look = {"mode": "lines", "line": {"color": colour, "width": width}, "showlegend": i == 0}
-            drawn.append({"type": "scatter", "x": x, "y": y, "name": name, "legendgroup": name} | look)
+            look = {"mode": "lines", "line": {"color": colour, "width": width, "dash": dash}}
+            drawn.append(
+                {"type": "scatter", "x": x, "y": y, "name": name, "legendgroup": name, "showlegend": i == 0}
+                | look
+            )
     return drawn
 
 
