@@ -497,7 +497,7 @@ def _read_parquet(path: Path, limit: int) -> list[Row]:
         with parquet.ParquetFile(path) as file:
             table = file.read().slice(0, limit or None)
         return _as_json(table.to_pylist(), str(table.schema.types))
-    except Exception as error:
+    except Exception as error:  # a damaged file: Arrow raises errors of many kinds
         raise UserError(f"{path}: not a readable parquet file: {one_line(error)}") from error
 
 
@@ -523,7 +523,7 @@ def _read_hub(config: DataConfig) -> list[Row]:
         limit = 0 if config.where else config.limit
         rows = data.select(range(min(limit or len(data), len(data)))).to_list()
         return _as_json(rows, str(data.features))
-    except Exception as error:
+    except Exception as error:  # the network, the hub or a file: anything may come
         raise UserError(
             f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "
             f"that can be reached on the hub and has a split {config.split} (data.split) and a subset "

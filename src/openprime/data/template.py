@@ -77,7 +77,7 @@ class Template:
         how: Any = {"tools": tools, "add_generation_prompt": ask, "tokenize": False}
         try:
             return str(self.tokenizer.apply_chat_template(chat, **how))
-        except Exception as error:
+        except Exception as error:  # a template is a program: anything may come
             raise UserError(
                 f"{name}: the tokenizer's chat template refuses this prompt: {one_line(error)}"
             ) from error
