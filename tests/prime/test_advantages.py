@@ -15,6 +15,7 @@ from openprime.prime.advantages import (
     moments,
     returns_to_go,
     skill_gate,
+    split_of_variance,
     whiten,
     with_advantages,
 )
@@ -31,6 +32,22 @@ weights = st.sampled_from([(1.0, 1.0), (0.3, 2.0), (0.0, 1.0), (5.0, 0.0)])
 @pytest.mark.parametrize(("accuracy", "left"), [(0.0, 0.0), (0.5, 0.0), (0.6, 0.2), (0.75, 0.5), (1.0, 1.0)])
 def test_skill_gate__is_shut_at_chance_and_open_at_perfection(accuracy: float, left: float):
     assert skill_gate(accuracy) == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("process", "outcome", "expected"),
+    [
+        ([1, -1, 1, -1], [1, 1, -1, -1], (0.5, 0.5, 0.0)),  # of one size, and nothing to do with each other
+        ([2, 0, 2, 0], [1, -1, 1, -1], (0.5, 0.5, 1.0)),  # the same but for a constant
+        ([1, -1, 1, -1], [3, -3, 3, -3], (0.25, 0.75, 1.0)),
+        ([-1, 1, -1, 1], [3, -3, 3, -3], (-0.5, 1.5, -1.0)),  # against each other: of the sum 2, -1 and 3
+        ([0, 0, 0, 0], [1, -1, 1, -1], (0.0, 1.0, math.nan)),
+    ],
+)
+def test_split_of_variance__by_hand(process: list, outcome: list, expected: tuple):
+    found = split_of_variance(torch.tensor(process).float(), torch.tensor(outcome).float())
+    names = ("process_share", "outcome_share", "correlation")
+    assert [found[f"advantage/{name}"] for name in names] == pytest.approx(expected, nan_ok=True)
 
 
 # Returns to go
@@ -236,7 +253,9 @@ def test_with_advantages__equals_the_loops(
         ("outcome_std", weight[1] * brute.std(outcome)),
     ):
         assert spread[f"advantage/{name}"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    kept = [name for name in batch.__slots__ if name != "advantages"]
+    if weight[0]:
+        case.check(found.returns, process, 1e-4)
+    kept = [name for name in batch.__slots__ if name not in ("advantages", "returns")]
     assert all(getattr(found, name) is getattr(batch, name) for name in kept)
 
 

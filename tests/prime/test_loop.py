@@ -140,8 +140,11 @@ def test_train__samples_carry_a_reward_for_every_token(prime: Path):
     assert {row["step"] for row in rows} == {2, 4}
     assert len(rows) == 2 * 2 * 4  # two groups of four at each
     for row in rows:
-        assert len(row["tokens"]) == len(row["rewards"]) > 0
-        assert any(reward != 0 for reward in row["rewards"])
+        for column in ("rewards", "returns", "advantages", "logprobs"):
+            assert len(row["tokens"]) == len(row[column]) > 0
+            assert any(value != 0 for value in row[column])
+        assert row["reason"] == ("right" if row["outcome"] else row["reason"])
+        assert row["truncated"] == ("<|im_end|>" not in row["tokens"])
         assert row["prompt"].startswith("Start ")
         assert row["answer"].isdigit()
         assert row["outcome"] in (0, 1)

@@ -41,6 +41,7 @@ def with_advantages(
     if process_weight:
         assert isinstance(config, AdvantageConfig)
         process = process_returns(batch, config)
+        batch = replace(batch, returns=process)
     advantages = combine(process, outcome, process_weight, outcome_weight)
     if config.whitens:
         advantages = whiten(advantages, mask, moments(advantages, mask))
@@ -49,6 +50,8 @@ def with_advantages(
         "advantage/outcome_std": outcome_weight * float(outcome[mask].std()),
         "advantage/std": float(advantages[mask].std()),
     }
+    if process_weight:
+        spread |= split_of_variance(process_weight * process[mask], outcome_weight * outcome[mask])
     return replace(batch, advantages=advantages), spread
 
 
@@ -131,6 +134,21 @@ def outcome_rewards(outcome: Tensor, mask: Tensor) -> Tensor:
 def combine(process: Tensor, outcome: Tensor, process_weight: float, outcome_weight: float) -> Tensor:
     """A_t = w_process * G^process_t + w_outcome * G^outcome_t. PRIME eq. 5, [B, T]."""
     return process_weight * process + outcome_weight * outcome
+
+
+def split_of_variance(process: Tensor, outcome: Tensor) -> Metrics:
+    """Shares of two terms, [N] each, in the variance of their sum, and their correlation.
+
+    The share of a term x is cov(x, sum) / var(sum): the two add up to 1, and one is negative where its term works
+    against a larger other one. nan where nothing varies.
+    """
+    both = torch.cov(torch.stack([process, outcome]).double())  # [2, 2]
+    shares, spread = both.sum(1) / both.sum(), both.diagonal().sqrt()
+    return {
+        "advantage/process_share": float(shares[0]),
+        "advantage/outcome_share": float(shares[1]),
+        "advantage/correlation": float(both[0, 1] / spread.prod()),
+    }
 
 
 def skill_gate(accuracy: float) -> float:

@@ -82,16 +82,23 @@ def train(config: RLConfig) -> None:
 
 
 def samples(step: int, groups: list[Group], batch: Batch, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
-    """The first two groups of a batch with the process reward of every token."""
-    assert batch.rewards is not None
+    """The first two groups of a batch, for every token what it was worth: what `openprime report` shows."""
+    columns = {
+        "rewards": batch.rewards,
+        "returns": batch.returns,
+        "advantages": batch.advantages,
+        "logprobs": batch.logprobs,
+    }
+    judged = [(g, r) for g, group in enumerate(groups) for r in group.responses if r.outcome is not None]
     rows = []
-    for b in (batch.group < 2).nonzero()[:, 0].tolist():
-        mask = batch.response_mask[b]  # [T]
-        prompt = groups[int(batch.group[b])].prompt
-        row = {"step": step, "prompt": prompt.messages, "answer": prompt.answer}
-        row["outcome"] = float(batch.outcome[b])
-        row["tokens"] = [tokenizer.decode([token]) for token in batch.token_ids[b][mask].tolist()]
-        row["rewards"] = [round(value, 5) for value in batch.rewards[b][mask].tolist()]
+    for b, (g, response) in enumerate(judged[: int((batch.group < 2).sum())]):
+        mask, prompt = batch.response_mask[b], groups[g].prompt  # [T]
+        row = {"step": step, "group": g, "prompt": prompt.messages, "answer": prompt.answer}
+        row |= {"outcome": response.outcome, "reason": response.reason, "truncated": response.truncated}
+        row["tokens"] = [tokenizer.decode([token]) for token in response.token_ids]
+        for name, values in columns.items():
+            if values is not None:
+                row[name] = [float(f"{value:.5g}") for value in values[b][mask].tolist()]
         rows.append(row)
     return rows
 
