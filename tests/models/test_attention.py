@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from openprime.models.attention import NAME, PACKS, attention, packs
 from support.tiny_zoo import PLAIN, SCALED, make
@@ -38,3 +40,28 @@ def test_attention__heads_that_share_a_key_head_see_what_they_saw_with_keys_of_t
                 scores = scores.masked_fill(~mask[row, 0, 0], -math.inf)
             expected = scores.softmax(-1) @ value[row, head // 3]
             torch.testing.assert_close(found[row, 0, head], expected)
+
+
+def test_attention__no_kernel_that_plans_for_every_shape():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_attention__float32_heads_on_a_gpu_have_keys_of_their_own(
+    device: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    """Tensors without memory, which need no device."""
+    handed = []
+    made = lambda q: q.new_empty(2, 5, 6, 8).transpose(1, 2)  # noqa: E731
+    record = lambda q, k, v, **how: handed.append((k, how)) or made(q)  # noqa: E731
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 3
+    with FakeTensorMode():
+        q, k, v = (torch.empty(2, heads, 5, 8, device=device, dtype=dtype) for heads in (6, 2, 2))
+        found, _ = attention(module, q, k, v, None, scaling=0.3)
+    assert found.shape == (2, 5, 6, 8)
+    ((keys, how),) = handed
+    own = device == "cuda" and dtype == torch.float32
+    assert (keys.shape[1], how.get("enable_gqa", False), how["is_causal"]) == (6 if own else 2, not own, True)

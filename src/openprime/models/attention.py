@@ -4,6 +4,7 @@ Packed tokens have no padding, and rows that begin with the same prompt share it
 works on each token once. Attention sets the rows out again, for a moment, one layer at a time.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -95,8 +96,10 @@ def _packed(
 ) -> Tensor:
     """Causal attention within each row; query [1, H, N, D], and the result [1, N, H, D]."""
     dtype = query.dtype
-    # The bfloat16 kernel of a CPU is slower than the float32 one, four times in the backward pass.
-    wide = torch.float32 if query.device.type == "cpu" else dtype
+    # The bfloat16 kernel of a CPU is slower than the float32 one, four times in the backward pass; within autocast
+    # `sdpa` would be cast to it again.
+    on_cpu = query.device.type == "cpu"
+    wide = torch.float32 if on_cpu else dtype
     flat = [x[0].transpose(0, 1).flatten(1).to(wide) for x in (query, key, value)]  # [N, H * D]
     heads = [x.shape[1] for x in (query, key, value)]
     found = []
@@ -107,7 +110,8 @@ def _packed(
             embedding(rows, x).unflatten(-1, (n, -1)).transpose(1, 2)
             for x, n in zip(flat, heads, strict=True)
         )
-        out = _set_out(module, q, k, v, mask, **kwargs)  # [b, t, H, D]
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            out = _set_out(module, q, k, v, mask, **kwargs)  # [b, t, H, D]
         found.append(out.flatten(2).flatten(0, 1))
     together = found[0] if len(found) == 1 else torch.cat(found)
     return embedding(packing.back, together).unflatten(-1, (heads[0], -1)).to(dtype)[None]
@@ -140,6 +144,12 @@ def _set_out(
     """Attention of rows that are set out: `sdpa`, which leaves soft caps out, or `_capped`; [B, T, H, D]."""
     if (cap := kwargs.get("softcap")) is not None:
         return _capped(query, key, value, mask, cap, kwargs["scaling"])
+    if query.device.type == "cuda" and query.dtype == torch.float32 and query.shape[1] != key.shape[1]:
+        # The one float32 kernel of a GPU that is not quadratic in memory takes no shared heads before torch 2.14.
+        shared = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+        kwargs = {"is_causal": getattr(module, "is_causal", True)} | kwargs
+        module = nn.Module()  # one without groups of heads
     return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
 
 
@@ -161,5 +171,8 @@ def _capped(
     return (weights @ value).transpose(1, 2)
 
 
+# cuDNN's kernel, which a recent GPU would take, builds and keeps a plan for every new shape: tens of milliseconds each,
+# and almost every block of a micro-batch, and every token that is decoded, has a shape of its own.
+torch.backends.cuda.enable_cudnn_sdp(False)
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
