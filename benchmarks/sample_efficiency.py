@@ -105,7 +105,7 @@ PROCESS: Flags = ("--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
 ONCE: Flags = ("--policy.epochs", 1, "--policy.warmup", 4)
 REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
 DISTILL: Flags = (
-    *(*NO_FILTER, *ONCE, "--policy.minibatch", 32),
+    *(*NO_FILTER, "--policy.epochs", 1, "--policy.warmup", 8, "--policy.minibatch", 32),
     *("--prm.lr", 3e-3, "--prm.minibatch", 32, "--prm.warmup", 0.1, "--distill.prm-epochs", 2),
 )
 LONGER: Flags = ("--prm.lr", 1e-3, "--prm.minibatch", 64, "--distill.prm-epochs", 8)

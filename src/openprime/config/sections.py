@@ -510,9 +510,9 @@ class DistillConfig(Section):
     """Passes of the PRM over the batch's outcomes, in minibatches of prm.minibatch."""
     low: Annotated[float, Field(ge=-1e6, le=0)] = -2.0
     """Lower clip of the per-token log-ratio log(phi/ref), in nats."""
-    high: Rate = 0.3
+    high: Rate = 0.6
     """Upper clip of the per-token log-ratio log(phi/ref), in nats. Small: the PRM is to take away, not to invent."""
-    kl_coefficient: Scale = 0.5
+    kl_coefficient: Scale = 1.0
     """Coefficient of KL(policy || ref); the policy moves towards ref * exp(reward / kl_coefficient)."""
     candidates: Annotated[int, Field(gt=0, le=2**20)] = 32
     """How many of a token's likeliest alternatives are told apart; the others are one outcome. Memory grows with it,
