@@ -10,8 +10,13 @@ from openprime.types import UserError
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch):
-    """(is it there) -> as PyTorch sees it."""
-    return lambda there: monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    """(is it there, does it have bfloat16) -> as PyTorch sees it."""
+
+    def there(there: bool, bfloat16: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+
+    return there
 
 
 def test_pick_device__by_name(cuda, monkeypatch: pytest.MonkeyPatch):
@@ -36,6 +41,25 @@ def test_placement_of__settings(cuda):
     assert (
         Placement.of(ScoreConfig(device="cpu")) == Placement() == Placement(torch.device("cpu"), False, False)
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "supported", "dtype", "bfloat16"),
+    [
+        ("cuda", True, "auto", True),
+        ("cuda", False, "auto", False),  # an old card, on which it is slow
+        ("cuda", True, "float32", False),
+        ("cuda", False, "bfloat16", True),
+        ("cpu", True, "auto", False),
+        ("cpu", True, "bfloat16", True),
+    ],
+)
+def test_placement_of__the_default_precision_is_that_of_the_device(
+    cuda, device: str, supported: bool, dtype: str, bfloat16: bool
+):
+    cuda(True, supported)
+    assert ScoreConfig().dtype == "auto"
+    assert Placement.of(ScoreConfig.model_validate({"device": device, "dtype": dtype})).bfloat16 == bfloat16
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

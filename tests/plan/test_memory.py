@@ -73,7 +73,7 @@ def adapted(model: PreTrainedModel, rank: int) -> PreTrainedModel:
 
 def budget(shape: Shape, machine: Machine = Machine(), **settings) -> Budget:  # noqa: B008
     """Of a run of `openprime rl`."""
-    return memory_of(build(RLConfig, settings), machine, shape, shape)
+    return memory_of(build(RLConfig, {"dtype": "float32"} | settings), machine, shape, shape)
 
 
 # Shapes
@@ -371,7 +371,9 @@ def test_memory_of__adapters_on_other_bases_and_of_an_offline_prm(shape: Shape):
     p, a, on = shape.parameters, shape.adapter(LoRAConfig(rank=4)), {"lora": {"rank": 4}}
     other = budget(shape, policy=on, prm=on | {"model": "other"})
     assert other.resident["weights"] == 4 * (2 * p + 2 * a)
-    offline = memory_of(OfflinePRMConfig.model_validate({"optimizer": on}), Machine(), shape, shape)
+    offline = memory_of(
+        OfflinePRMConfig.model_validate({"dtype": "float32", "optimizer": on}), Machine(), shape, shape
+    )
     assert offline.resident == {"weights": 4 * (p + a), "optimiser": 8 * a}
 
 

@@ -62,7 +62,7 @@ def test_open_folder__one_in_use_is_refused(begun: Path):
     ("settings", "key"),
     [
         ({"seed": 1}, "seed: 0 -> 1"),
-        ({"dtype": "bfloat16"}, "dtype: 'float32' -> 'bfloat16'"),
+        ({"dtype": "bfloat16"}, "dtype: 'auto' -> 'bfloat16'"),
         ({"model": "other"}, "model: 'm' -> 'other'"),
         ({"prm": {"beta": 0.1}}, "prm.beta: 0.05 -> 0.1"),
         ({"rollout": {"prompts": 8}}, "rollout.prompts: 256 -> 8"),

@@ -19,7 +19,7 @@ from openprime.data.records import (
 )
 from openprime.data.steps import split_steps
 from openprime.data.template import Messages, Tools
-from openprime.models.placement import pick_device
+from openprime.models.placement import Placement
 from openprime.prime.prm import ImplicitPRM, Score, find_parts
 from openprime.run.folder import check_folder, made_of, open_folder
 from openprime.run.jsonl import fill_jsonl, resume_jsonl
@@ -36,7 +36,7 @@ Item = tuple[str | Messages, Tools, str, list[RecordedResponse]]
 def score(config: ScoreConfig) -> None:
     """Score every response in `config.file`; leaves scores.jsonl in `config.out`, the same rows with their rewards."""
     config.check()
-    path, device, console = Path(config.file), pick_device(config.device), Console()
+    path, place, console = Path(config.file), Placement.of(config), Console()
     rows = read_rows(path)
     if Path(config.out).is_file():
         raise UserError(f"out: {config.out} is a file: name a folder")
@@ -51,9 +51,8 @@ def score(config: ScoreConfig) -> None:
     marks = [{name: row[name] for name in (*PROMPT_FIELDS, "response") if name in row} for row in rows]
     resume_jsonl(out, marks)
     form = suitable(config.prompt, tokenizer)
-    bfloat16 = config.dtype == "bfloat16"
     prm = ImplicitPRM.from_pretrained(
-        config.prm, config.reference, device, config.tokens_per_microbatch, bfloat16
+        config.prm, config.reference, place.device, config.tokens_per_microbatch, place.bfloat16
     )
     open_folder(config, "score", (identity(json.dumps(row, sort_keys=True)) for row in rows), grows=True)
 

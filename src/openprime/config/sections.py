@@ -45,7 +45,7 @@ AT_A_TIME = 2**28
 """Largest number of tokens that are sampled at a time."""
 MADE = 2**20
 """Largest number of rows that an embedded task makes."""
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 Template = Literal["none", "eurus", "eurus-actions"]
 StepSplit = Literal["newline", "blank_line", "numbered", "actions"]
 """Where a step of a response ends: a line, a blank line, before `Step k:`, before an action tag such as [VERIFY]."""
@@ -92,8 +92,9 @@ class DeviceConfig(Section):
 
     seed: Seed = 0
     """Seed of everything random."""
-    dtype: Dtype = "float32"
-    """Precision of matrix products. Weights, optimiser, logits and log-probabilities are float32."""
+    dtype: Dtype = "auto"
+    """Precision of matrix products: float32, bfloat16, or auto (bfloat16 on a GPU that has it, float32 on a CPU).
+    Weights, optimiser, logits and log-probabilities are float32."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, or cuda."""
 
@@ -357,13 +358,18 @@ def check_engine(engine: EngineConfig, temperature: float) -> None:
     if not engine.urls:
         raise UserError("engine.kind=server, but engine.urls is empty: say where the vLLM servers listen")
     for url in engine.urls:
-        try:
-            parts = urlsplit(url)
-            right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            right = False
-        if not right:
-            raise UserError(f"engine.urls: {url!r} is no address such as http://node1:8000")
+        check_url(url, "engine.urls")
+
+
+def check_url(url: str, where: str) -> None:
+    """Refuse what is no address of a server."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        right = False
+    if not right:
+        raise UserError(f"{where}: {url!r} is no address such as http://node1:8000")
 
 
 def check_memory(sequences: int, responses: int, tokens: int, where: str) -> None:

@@ -21,6 +21,7 @@ from openprime.evaluation.accuracy import summarise
 from openprime.evaluation.benchmarks import Benchmark, Tokenizer, read_benchmarks
 from openprime.evaluation.first_error import first_errors, step_rows
 from openprime.models.hub import load_tokenizer
+from openprime.models.placement import Placement
 from openprime.prime.prm import ImplicitPRM
 from openprime.prime.rollouts import derive_seed, sample_and_verify
 from openprime.run.folder import check_folder, made_of, open_folder, read_record, refuse_changes
@@ -120,9 +121,9 @@ class Judge:
         """Load the PRM, if one is named, and the model, if it is asked."""
         self.config, self.prm, self.engine, self.vocabulary = config, None, None, ""
         if config.prm:
-            tokens, bfloat16 = config.tokens_per_microbatch, config.dtype == "bfloat16"
+            tokens, place = config.tokens_per_microbatch, Placement.of(config)
             self.prm = ImplicitPRM.from_pretrained(
-                config.prm, config.reference, config.device, tokens, bfloat16
+                config.prm, config.reference, place.device, tokens, place.bfloat16
             )
         if sampled := [b for b in benchmarks if b.is_sampled]:
             longest = max(len(item.token_ids) + self.longest(b) for b in sampled for item in b.items)

@@ -25,7 +25,9 @@ class Placement:
     def of(cls, config: DeviceConfig) -> "Placement":
         """What a command's settings ask for. Raises UserError for a device that is not there."""
         offload = isinstance(config, RunConfig) and config.parallel.cpu_offload
-        return cls(pick_device(config.device), config.dtype == "bfloat16", offload)
+        device = pick_device(config.device)
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return cls(device, config.dtype == "bfloat16" or (config.dtype == "auto" and fast), offload)
 
     def autocast(self) -> AbstractContextManager:
         """Forward passes within it multiply as `bfloat16` says."""

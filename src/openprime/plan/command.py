@@ -29,6 +29,7 @@ from openprime.plan.memory import (
     Shape,
     TrainingConfig,
     cache_per_token,
+    is_bfloat16,
     longest_of,
     memory_of,
     parts_of,
@@ -165,7 +166,7 @@ def notes(run: TrainingConfig, machine: Machine, shape: Shape) -> list[str]:
     """What fits into vLLM's share of a GPU."""
     if not isinstance(run, RLConfig) or run.engine.kind != "vllm":
         return []
-    engine, longest, bfloat16 = run.engine, longest_of(run), run.dtype == "bfloat16"
+    engine, longest, bfloat16 = run.engine, longest_of(run), is_bfloat16(run)
     weights = (2 if bfloat16 else 4) * shape.parameters / engine.tensor_parallel
     room = engine.gpu_memory * machine.memory - weights - 2 * GiB
     each = longest * cache_per_token(shape, bfloat16, "vllm") / engine.tensor_parallel

@@ -254,7 +254,7 @@ def parts_of(config: TrainingConfig, shape: Shape, prm: Shape) -> list[Part]:
 
 def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape) -> Budget:
     """Bytes on each device, phase by phase, for the longest sequences that the configuration allows."""
-    models, bfloat16, ranks = parts_of(config, shape, prm), config.dtype == "bfloat16", machine.ranks
+    models, bfloat16, ranks = parts_of(config, shape, prm), is_bfloat16(config), machine.ranks
     offload = config.parallel.cpu_offload
     sharded = ranks > 1 or offload
     there = 0 if offload else 1 / ranks
@@ -293,6 +293,11 @@ def candidate_bytes(config: DistillRLConfig, shape: Shape) -> float:
     """
     places = config.rollout.prompts * config.rollout.responses * longest_of(config)
     return places * (1 + min(config.distill.candidates, shape.vocabulary)) * (8.0 + 5 * 4)
+
+
+def is_bfloat16(config: TrainingConfig) -> bool:
+    """Whether blocks multiply in bfloat16; `auto` is planned for a GPU that does."""
+    return config.dtype == "bfloat16" or (config.dtype == "auto" and config.device != "cpu")
 
 
 def longest_of(config: RLConfig) -> int:
