@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from openprime.models.attention import NAME, PACKS, attention, packs
+from openprime.models.logprobs import token_logprobs
 from support.tiny_zoo import PLAIN, SCALED, make
 
 
@@ -65,3 +67,22 @@ def test_attention__float32_heads_on_a_gpu_have_keys_of_their_own(
     ((keys, how),) = handed
     own = device == "cuda" and dtype == torch.float32
     assert (keys.shape[1], how.get("enable_gqa", False), how["is_causal"]) == (6 if own else 2, not own, True)
+
+
+def test_attention__packed_rows_on_a_cpu_are_multiplied_in_float32_within_autocast():
+    """The bfloat16 kernel is several times slower there, and autocast would take it."""
+    seen = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "scaled_dot_product" in str(func):
+                seen.add(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    ids = torch.arange(12).view(2, 6)
+    mask = torch.tensor([[False, False, True, True, True, True]] * 2)
+    model = make("qwen2")
+    token_logprobs(model, ids, mask)  # what is tried once, before
+    with Seen(), torch.autocast("cpu", torch.bfloat16):
+        token_logprobs(model, ids, mask)
+    assert seen == {torch.float32}
