@@ -92,6 +92,22 @@ def test_load_checkpoint__random_generators_go_on(tmp_path: Path, before: int):
 # Which ones there are
 
 
+def test_restore_random_state__of_a_machine_with_other_gpus(monkeypatch: pytest.MonkeyPatch):
+    """Only that of the device in use is kept: all of them would not fit where there are fewer."""
+    own, restored = torch.arange(16, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: own)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", restored.append)
+    state = checkpoint.random_state()
+    checkpoint.restore_random_state(state)
+    (found,) = restored
+    assert torch.equal(found, own)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checkpoint.restore_random_state(state)  # on a CPU it means nothing
+    assert len(restored) == 1
+    assert len(checkpoint.random_state()["cuda"]) == 0
+
+
 def test_checkpoints__are_the_whole_ones_by_number(tmp_path: Path):
     for step in (999_999, 1_000_000, 2, 10):
         save_checkpoint(tmp_path, step, {}, keep=9)

@@ -290,7 +290,8 @@ def random_state() -> dict:
         "python": [version, list(internal), gauss],
         "numpy": [str(name), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Of the device in use alone: another machine may have fewer.
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else [],
     }
 
 
@@ -301,8 +302,8 @@ def restore_random_state(state: dict) -> None:
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if len(state["cuda"]) and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _sync_folder(folder: Path) -> None:
