@@ -1,5 +1,6 @@
 """vLLM in this process against the transformers engine and the models themselves; the real vLLM, on a CPU."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,15 +8,19 @@ import time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from openprime.config import PrimeConfig, VLLMEngineConfig
+from openprime.engines import vllm
 from openprime.engines.make import make_engine
 from openprime.engines.transformers import TransformersEngine
-from openprime.engines.vllm import VLLMEngine, deadline, start_vllm
+from openprime.engines.vllm import VLLMEngine, deadline, exchange_folder, start_vllm
 from openprime.models.placement import Placement
 from openprime.types import EngineError, Group, NonFiniteError, Sampling, UserError
 from support.vllm_models import LENGTHS, TOKENIZER, assert_logprobs, build, ends_of, prompts_of, saved
@@ -203,6 +208,61 @@ class TestRealVLLM:
         engine.load(((n, p.detach() * float("nan")) for n, p in b.named_parameters()), 1)
         with pytest.raises(NonFiniteError):
             engine.generate(prompts_of([5]), Sampling(2, 5), 1)
+
+
+def llm_of(backend: str, dtype: torch.dtype, calls: list[str], broken: bool = False) -> Any:
+    """What VLLMEngine asks of a `vllm.LLM` when it takes weights; it notes the files that it is shown."""
+
+    def rpc(method: str, args: tuple) -> None:
+        (folder,) = args
+        tensors = [load_file(path) for path in sorted(Path(folder).iterdir())]
+        calls.append(f"{method} {folder}")
+        assert {tensor.dtype for file in tensors for tensor in file.values()} == {dtype}
+
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(distributed_executor_backend=backend),
+        model_config=SimpleNamespace(dtype=dtype),
+    )
+    return SimpleNamespace(
+        llm_engine=SimpleNamespace(vllm_config=config), collective_rpc=rpc, reset_prefix_cache=lambda: True
+    )
+
+
+def test_vllm_engine_load__weights_for_other_processes_have_the_runs_precision(tmp_path: Path):
+    calls: list[str] = []
+    model = build(True, 0)
+    llm = llm_of("mp", torch.bfloat16, calls)
+    engine = VLLMEngine(lambda: llm, TOKENIZER, ends_of(model), exchange=tmp_path)
+    engine.load(model.named_parameters(), 3)
+    (call,) = calls
+    assert call.startswith(f"take_weights {tmp_path}")
+    assert engine.version == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_exchange_folder__is_the_runs_own_where_shared_memory_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(vllm, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 * 2**20))
+    assert exchange_folder(32 * 2**20, Path("out")) == tmp_path
+    assert exchange_folder(15 * 2**30, Path("out")) == Path("out")
+    monkeypatch.setattr(vllm, "SHARED_MEMORY", tmp_path / "none")
+    assert exchange_folder(1, Path("out")) == Path("out")
+
+
+def test_vllm_engine_restart__a_gpu_without_room_for_it_is_an_engine_error():
+    """vLLM raises ValueError where the trainer has the memory by now."""
+    starts = [llm_of("uni", torch.float32, [])]
+
+    def start() -> Any:
+        if not starts:
+            raise ValueError("Free memory on device is less than desired GPU memory utilization")
+        return starts.pop()
+
+    engine = VLLMEngine(start, TOKENIZER, frozenset({1}))
+    with pytest.raises(EngineError, match=r"no kernel.*could not be started anew .Free memory.*gpu_memory"):
+        engine._restart(RuntimeError("no kernel"))
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from openprime.config import EvaluateConfig, GenerateConfig, RLConfig
 from openprime.engines.server import ServerEngine
 from openprime.engines.transformers import TransformersEngine
-from openprime.engines.vllm import VLLMEngine, start_vllm
+from openprime.engines.vllm import VLLMEngine, exchange_folder, start_vllm
 from openprime.models.checks import check_length
 from openprime.models.gguf import gguf_file
 from openprime.models.hub import (
@@ -56,10 +56,12 @@ def make_engine(
         return ServerEngine(
             kind, name, tokenizer, ends, vocabulary, sequences, longest, folder, place.bfloat16
         )
+    trained = sum(p.numel() for p in policy.model.parameters()) if policy else 0
     return VLLMEngine(
         lambda: start_vllm(name, place, kind, sequences, longest, sleeps=policy is not None),
         tokenizer,
         ends,
         kind.timeout,
         policy.tensors if policy else None,
+        exchange_folder((2 if place.bfloat16 else 4) * trained, Path(config.out)),
     )

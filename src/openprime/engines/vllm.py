@@ -5,6 +5,7 @@ import faulthandler
 import gc
 import importlib.util
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -17,12 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.config import VLLMEngineConfig
 from openprime.engines.common import prompt_seed, to_response, write_weights
+from openprime.models.checks import first_line
 from openprime.models.placement import Placement
 from openprime.types import EngineError, Group, Prompt, RunError, Sampling, UserError
 
 EXTENSION = "openprime.engines.vllm_worker.Weights"
 """Mixed into vLLM's worker, to take over weights."""
-SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+SHARED_MEMORY = Path("/dev/shm")
 GRACE = 60.0
 """Seconds that Python has to leave a hung call before the process is ended."""
 
@@ -47,6 +49,7 @@ def start_vllm(
     if place.device.type == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs more than a run on a CPU gains
+    threads = torch.get_num_threads()
     import vllm  # pyright: ignore[reportMissingImports]
 
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
@@ -56,7 +59,7 @@ def start_vllm(
             "that needs several GPUs to sample set engine.kind=server"
         )
     make: Any = vllm.LLM  # pyright: ignore[reportAttributeAccessIssue]
-    return make(
+    llm = make(
         model=model,
         skip_tokenizer_init=True,
         dtype="bfloat16" if place.bfloat16 else "float32",
@@ -74,6 +77,21 @@ def start_vllm(
         worker_extension_cls=EXTENSION,
         seed=0,
     )
+    if (
+        place.device.type == "cuda"
+    ):  # vLLM leaves one thread to this process, whose optimiser may be on the CPU
+        torch.set_num_threads(threads)
+    return llm
+
+
+def exchange_folder(size: float, out: Path) -> Path:
+    """Where `size` bytes of weights are left for vLLM's other processes: shared memory where it holds them, else `out`.
+
+    A container's is 64 MB unless it is told otherwise.
+    """
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1.1 * size:
+        return SHARED_MEMORY
+    return out
 
 
 class VLLMEngine:
@@ -86,13 +104,15 @@ class VLLMEngine:
         end_tokens: frozenset[int],
         timeout: float = 600.0,
         weights: Callable[[], Iterable[tuple[str, Tensor]]] | None = None,
+        exchange: Path = SHARED_MEMORY,
     ) -> None:
         """`start` makes an LLM and is called again where it died or hung: no progress for `timeout` seconds.
 
-        `weights` then gives the present ones; None: they are still the first.
+        `weights` then gives the present ones; None: they are still the first. `exchange`: a folder for weights on
+        their way to vLLM's other processes, where it has some.
         """
         self.tokenizer, self.end_tokens, self.timeout = tokenizer, end_tokens, timeout
-        self.start, self.weights = start, weights
+        self.start, self.weights, self.exchange = start, weights, exchange
         self.llm: Any = start()
         self.version, self.asleep, self.calls = 0, False, 0
 
@@ -192,8 +212,9 @@ class VLLMEngine:
 
     def _take(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         if self.llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == "mp":
-            with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as folder:  # its workers are other processes
-                write_weights(named_tensors, Path(folder))
+            dtype = self.llm.llm_engine.vllm_config.model_config.dtype
+            with tempfile.TemporaryDirectory(dir=self.exchange) as folder:  # its workers are other processes
+                write_weights(named_tensors, Path(folder), dtype)
                 self.llm.collective_rpc("take_weights", args=(folder,))
         else:
             self.llm.collective_rpc("take_weights", args=(((n, t.detach()) for n, t in named_tensors),))
@@ -209,7 +230,17 @@ class VLLMEngine:
             self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
         gc.collect()
-        self.llm = self.start()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what the old one leaves is not free before
+        try:
+            self.llm = self.start()
+        except RunError:  # a signal
+            raise
+        except Exception as error:  # not our code: anything may come
+            raise EngineError(
+                f"vLLM failed ({fault}) and could not be started anew ({first_line(error)}): lower engine.gpu_memory, "
+                "for the trainer's optimiser is in the GPU's memory by now, or set engine.kind=transformers"
+            ) from error
         if self.version and self.weights is not None:
             self._take(self.weights())
 
