@@ -79,6 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         # Telemetry and warnings of libraries would bury our own lines.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+            # torch reads it when it is imported. Else activations of many shapes leave holes in a GPU's memory that
+            # vLLM cannot have when it wakes.
+            os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         schema_name, place, _ = COMMANDS[command]
         module, function = place.split(":")
         with ended_at_once():

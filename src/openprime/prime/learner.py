@@ -53,6 +53,8 @@ class Learner:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        if lm.device.type == "cuda":
+            self._tensors()  # moments before an engine takes its share, and in no hole that activations leave
 
     def update(
         self,
