@@ -183,14 +183,16 @@ class Batch:
     candidates: Tensor | None = None  # [B, T, 1 + k] int64: the token itself, then the policy's k likeliest
     targets: Tensor | None = None  # [B, T, k + 1] float32: tilted reference of the k and the rest
     group_outcome: Tensor | None = None  # [B] float32: mean outcome of the row's whole group
-    returns: Tensor | None = None  # [B, T] float32: of process rewards, the first term of PRIME eq. 5, unweighted
+    returns: Tensor | None = (
+        None  # [B, T] float32: of process rewards, the first term of PRIME eq. 5, unweighted
+    )
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
 
-    def select(self, rows: Tensor) -> Batch:
-        """The given rows, cut to the longest of them, in every column."""
-        width = int(self.lengths[rows].max())
+    def select(self, rows: Tensor, width: int = 0) -> Batch:
+        """The given rows, cut to the longest of them, in every column; `width`: its length, where that is known."""
+        width = width or int(self.lengths[rows].max())
 
         def cut(column: Tensor | None) -> Any:
             if column is None:

@@ -179,6 +179,20 @@ def test_cut__is_a_partition_within_the_budget(sizes: list[int], tokens: int, wh
     assert changes == len(set(group_of)) - 1  # a group's rows follow one another
 
 
+@property_test
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=25), st.integers(1, 120), st.booleans(), st.data())
+def test_cut__with_padding_the_budget_holds_the_longest_row_as_often_as_there_are_rows(
+    sizes: list[int], tokens: int, whole: bool, data
+):
+    rows_of = st.lists(st.integers(0, 6), min_size=len(sizes), max_size=len(sizes))
+    group = data.draw(rows_of, "group")
+    parts = cut(torch.tensor(sizes), tokens, torch.tensor(group), whole, padded=True)
+    assert sorted(row for part in parts for row in part.tolist()) == list(range(len(sizes)))
+    for part in (part.tolist() for part in parts):
+        units = {group[row] for row in part} if whole else part
+        assert len(units) == 1 or len(part) * max(sizes[row] for row in part) <= tokens
+
+
 @pytest.mark.parametrize(
     ("lengths", "tokens", "group", "whole", "expected"),
     [

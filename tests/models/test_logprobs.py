@@ -14,6 +14,7 @@ from openprime.models.attention import packs
 from openprime.models.logprobs import (
     candidate_logprobs,
     has_plain_head,
+    lay_out,
     likeliest_logprobs,
     pack,
     selected_logprobs,
@@ -21,6 +22,8 @@ from openprime.models.logprobs import (
     with_likeliest,
 )
 from openprime.models.placement import Placement
+from support import architectures
+from support.host_reads import ReadsWithin
 from support.tiny_zoo import PLAIN, SCALED, VOCABULARY, logits_of_head, make
 
 property_test = settings(max_examples=150, deadline=None, derandomize=True)
@@ -81,6 +84,47 @@ def test_selected_logprobs__values_and_gradients_are_the_definitions_in_any_bloc
             for function in (selected_logprobs, naive)
         )
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("tokens", [1, 128, 300])
+@pytest.mark.parametrize("needs", [ALL, (True, False, False), (False, True, False)])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_selected_logprobs__in_chunks_of_tokens_as_on_a_gpu(
+    tokens: int, needs: tuple, tf32: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Values and gradients are the definition's, whatever the number of chunks."""
+    shape: tuple = (tokens, 8, 40, True, 3)
+    theirs = solved(naive, 0.7, *shape, dtype=torch.float64, needs=needs)
+    monkeypatch.setattr(logprobs, "by_tokens", lambda device: True)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 1)  # of 128 tokens
+    ours = solved(
+        lambda *inputs: selected_logprobs(*inputs, tf32), 0.7, *shape, dtype=torch.float64, needs=needs
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert torch.get_float32_matmul_precision() == "highest"  # within alone
+
+
+def test_with_likeliest__in_chunks_of_tokens_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    hidden, weight, bias, ids, _ = problem(300, 8, 40, True, 2, torch.float64)
+    expected = with_likeliest(hidden, weight, bias, ids, 5, 0.7)
+    monkeypatch.setattr(logprobs, "by_tokens", lambda device: True)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 1)
+    torch.testing.assert_close(with_likeliest(hidden, weight, bias, ids, 5, 0.7), expected)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "opt"])
+def test_token_logprobs__with_a_layout_the_host_reads_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Neither in the forward pass nor in the backward pass, as on a GPU; packed or padded."""
+    model = make(name) if name != "opt" else architectures.make("OPT")
+    monkeypatch.setattr(logprobs, "by_tokens", lambda device: True)
+    token_logprobs(model, IDS, MASK)  # what is found out once is found
+    layout = lay_out(model, IDS, MASK)
+    assert (layout.packing is None) == (name == "opt")
+    with ReadsWithin() as reads:
+        values = token_logprobs(model, IDS, MASK, layout=layout)
+        values.sum().backward()
+    assert not reads.found
+    torch.testing.assert_close(values, token_logprobs(model, IDS, MASK))
 
 
 def test_selected_logprobs__is_right_far_out_where_exp_would_overflow():

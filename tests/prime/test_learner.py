@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from openprime.config import OptimizerConfig
+from openprime.models import logprobs as logprobs_module
 from openprime.models.lm import LM
 from openprime.models.placement import Placement
 from openprime.prime.learner import Learner, Update, learning_rate, minibatches
 from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count, sft_loss, token_weights
 from openprime.prime.rewards import with_group_outcome
 from openprime.types import Batch, NonFiniteError
+from support.host_reads import OnDevice, on_device
 from support.strategies import property_test
 from support.tiny_lm import (
     catch_gradients,
@@ -124,6 +126,26 @@ def test_trap_09__prm_losses_are_those_of_the_whole_batch(name: str, tokens: int
         loss(naive_logprobs(twin, batch), batch) / count,
         lambda: learner.update(batch, loss, count, whole_groups=name in PAIRS),
     )
+
+
+@pytest.mark.parametrize("name", ["sft", "ce", "dpo", "kto", "prefix", "steps"])
+def test_learner_update__the_host_reads_the_batch_no_more_often_for_more_micro_batches(
+    name: str, batch: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    """A GPU that is asked for something in between is idle until it is given work again."""
+    monkeypatch.setattr(logprobs_module, "by_tokens", lambda device: True)
+    zeros = torch.zeros_like(batch.logprobs)
+    batch = replace(batch, ref_logprobs=zeros, labels=zeros)
+    loss = sft if name == "sft" else partial(prm_loss, name, beta=0.3, margin=0.5)
+    count = 40 if name == "sft" else prm_loss_count(name, batch)
+    found = []
+    for tokens in (1000, 20):
+        learner = learner_for(make_model(), tokens_per_microbatch=tokens)
+        learner.update(batch, loss, count, whole_groups=name in PAIRS)  # what is found out once is found
+        OnDevice.found.clear()
+        learner.update(on_device(batch), loss, count, whole_groups=name in PAIRS)
+        found.append(dict(OnDevice.found))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("tokens", [1, 20, 1000])

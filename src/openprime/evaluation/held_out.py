@@ -55,7 +55,7 @@ def measure(
         whole = torch.zeros(len(group), dtype=torch.long)
         loss, number = outcome_loss(name, scores[group], truths[group], whole, z0)
         won, pairs = pairwise_accuracy(scores[group], truths[group], whole)
-        total, count = total + float(loss), count + number
+        total, count = total + float(loss), count + int(number)
         accuracies += [float(won / pairs)] if pairs else []
     if prefix_losses:
         total, count = sum(prefix_losses), len(prefix_losses)

@@ -8,13 +8,21 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from openprime.config import LoRAOptimizerConfig, OptimizerConfig, PromptFormat
-from openprime.models.attention import chooses_tokens
+from openprime.models.attention import chooses_tokens, packs
 from openprime.models.checks import first_line, plain_logprobs, tolerance, trial_place, trial_rows
 from openprime.models.hub import compute_device, save_model, save_settings
-from openprime.models.logprobs import candidate_logprobs, likeliest_logprobs, token_logprobs
+from openprime.models.logprobs import (
+    Layout,
+    candidate_logprobs,
+    lay_out,
+    likeliest_logprobs,
+    sent,
+    token_logprobs,
+)
 from openprime.models.lora import add_adapter, made_up, merged_model, merged_tensors, using_adapter
 from openprime.models.placement import Placement
 from openprime.models.sharding import load_trained
@@ -25,6 +33,15 @@ CPU_TOKENS = 2048
 """Tokens of a micro-batch on a CPU: what larger ones hold leaves its cache, and they are slower."""
 GROUPS_PER_RANK = 4
 """From so many groups a rank on, groups are dealt whole: their rows share the work on their prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """A part of a batch that goes through a model at a time."""
+
+    rows: Tensor  # [b]: of the batch; none where a rank only keeps step with others, and the row below counts nothing
+    batch: Batch
+    layout: Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +66,45 @@ class LM:
         """With this model's adapter on: around forward and backward passes."""
         return using_adapter(self.model, self.adapter)
 
-    def forward(self, micro: Batch) -> Tensor:
+    def micro_batches(self, batch: Batch, whole: bool = False) -> Iterator[MicroBatch]:
+        """This rank's part of a batch in micro-batches; with `whole` groups stay in one.
+
+        What the host has to know of the batch it reads before the first one: a GPU that is asked for something must
+        finish all it was given, while the next micro-batch could be made ready.
+        """
+        padded = isinstance(self.model, FSDPModule) and not packs(self.model)
+        cuts = micro_batches(batch.lengths, self.tokens_per_microbatch, batch.group, whole, padded)
+        ids, mask, lengths = batch.token_ids.cpu(), batch.response_mask.cpu(), batch.lengths.cpu()
+        on_host = torch.cat(cuts).cpu().split([len(rows) for rows in cuts])
+        for rows, own in zip(cuts, on_host, strict=True):
+            chosen = own if len(own) else lengths.argmin()[None]
+            width = int(lengths[chosen].max())
+            layout = lay_out(self.model, ids[chosen, :width], mask[chosen, :width], batch.token_ids.device)
+            micro = batch.select(rows if len(own) else sent(chosen, rows.device), width)
+            yield MicroBatch(rows, micro, layout)
+
+    def forward(self, micro: Batch, layout: Layout | None = None) -> Tensor:
         """Log-probabilities of a micro-batch's response tokens [b, t], differentiable, within `active()`."""
         with self.place.autocast():
-            return token_logprobs(self.model, micro.token_ids, micro.response_mask, self.temperature)
+            return token_logprobs(self.model, micro.token_ids, micro.response_mask, self.temperature, layout)
 
-    def forward_candidates(self, micro: Batch) -> Tensor:
+    def forward_candidates(self, micro: Batch, layout: Layout | None = None) -> Tensor:
         """Log-probabilities of the candidates of a micro-batch's response tokens [b, t, 1 + k], as `forward`."""
         assert micro.candidates is not None
         ids, mask = micro.token_ids, micro.response_mask
         with self.place.autocast():
-            return candidate_logprobs(self.model, ids, mask, micro.candidates, self.temperature)
+            return candidate_logprobs(self.model, ids, mask, micro.candidates, self.temperature, layout)
 
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities of the response tokens [B, T], without gradient.
 
         In micro-batches; each rank computes a part of the same batch, and all get the whole.
         """
-        return self._of_whole(batch, lambda micro: (self.forward(micro),))[0]
+        return self._of_whole(batch, lambda *micro: (self.forward(*micro),))[0]
 
     def candidate_logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities of the batch's candidates [B, T, 1 + k], as `logprobs`."""
-        return self._of_whole(batch, lambda micro: (self.forward_candidates(micro),))[0]
+        return self._of_whole(batch, lambda *micro: (self.forward_candidates(*micro),))[0]
 
     def likeliest(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
         """Candidates and their log-probabilities, both [B, T, 1 + k]: each response token, then the likeliest ones.
@@ -78,24 +112,26 @@ class LM:
         k is `count`, or the vocabulary's size where that is less. As `logprobs`, in one forward pass.
         """
 
-        def forward(micro: Batch) -> tuple[Tensor, Tensor]:
+        def forward(micro: Batch, layout: Layout) -> tuple[Tensor, Tensor]:
             ids, mask = micro.token_ids, micro.response_mask
             with self.place.autocast():
-                return likeliest_logprobs(self.model, ids, mask, count, self.temperature)
+                return likeliest_logprobs(self.model, ids, mask, count, self.temperature, layout)
 
         ids, logprobs = self._of_whole(batch, forward)
         return ids, logprobs
 
     @torch.no_grad()
-    def _of_whole(self, batch: Batch, forward: Callable[[Batch], tuple[Tensor, ...]]) -> list[Tensor]:
+    def _of_whole(self, batch: Batch, forward: Callable[[Batch, Layout], tuple[Tensor, ...]]) -> list[Tensor]:
         """What a forward pass gives of micro-batches, each [b, t, ...], of a batch, [B, T, ...]."""
         found: list[Tensor] = []
         with self.active():
-            for rows in micro_batches(batch.lengths, self.tokens_per_microbatch, batch.group):
-                parts = forward(batch.select(rows) if len(rows) else batch.shortest())
+            for micro in self.micro_batches(batch):
+                parts = forward(micro.batch, micro.layout)
                 found = found or [part.new_zeros(*batch.token_ids.shape, *part.shape[2:]) for part in parts]
                 for whole, part in zip(found, parts, strict=True):
-                    whole[rows, : part.shape[1]] = part[: len(rows)]  # in the batch's order (trap 7)
+                    whole[micro.rows, : part.shape[1]] = part[
+                        : len(micro.rows)
+                    ]  # in the batch's order (trap 7)
         return [all_sum(whole) for whole in found]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -121,7 +157,7 @@ class LM:
             raise UserError(
                 f"this model could not be exported after training: {first_line(error)}"
             ) from error
-        if not self.adapter or world() > 1:
+        if not self.adapter or isinstance(self.model, FSDPModule):
             return
         row = trial_rows(self.model)[-1]
         with self.active():
@@ -212,7 +248,7 @@ class Loader:
 
 
 def micro_batches(
-    lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False
+    lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False, padded: bool = False
 ) -> list[Tensor]:
     """This rank's part of a batch, which is the same on every rank, as `cut` does it; alone all of it.
 
@@ -220,12 +256,15 @@ def micro_batches(
     empty. Groups stay on one rank where they are `whole`, and where there are enough to share them out evenly.
     """
     if world() == 1:
-        return cut(lengths, tokens, group, whole)
+        return cut(lengths, tokens, group, whole, padded)
     many = group is not None and len(group.unique()) >= GROUPS_PER_RANK * world()
     dealt = deal(lengths, group if whole or many else None)
     shares = [torch.tensor(rows, dtype=torch.long, device=lengths.device) for rows in dealt]
     cuts = [
-        [rows[micro] for micro in cut(lengths[rows], tokens, None if group is None else group[rows], whole)]
+        [
+            rows[micro]
+            for micro in cut(lengths[rows], tokens, None if group is None else group[rows], whole, padded)
+        ]
         for rows in shares
     ]
     own, count = cuts[rank()], max(map(len, cuts))
@@ -250,12 +289,15 @@ def deal(lengths: Tensor, together: Tensor | None = None) -> list[list[int]]:
     return [sorted(rows) for rows in shares]
 
 
-def cut(lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False) -> list[Tensor]:
+def cut(
+    lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool = False, padded: bool = False
+) -> list[Tensor]:
     """Rows of micro-batches of at most `tokens` tokens, longest first.
 
     Args: lengths [B]; group [B]: rows with the same number follow one another, so that they share their prompt.
     With `whole` they stay in one micro-batch. What is longer than the budget by itself gets a micro-batch of
-    its own. Every row is in exactly one micro-batch. On a CPU the budget is at most CPU_TOKENS.
+    its own. Every row is in exactly one micro-batch. On a CPU the budget is at most CPU_TOKENS. `padded`: rows of a
+    micro-batch are padded to its longest one, and share no prompts.
     """
     if lengths.device.type == "cpu":
         tokens = min(tokens, CPU_TOKENS)
@@ -267,10 +309,15 @@ def cut(lengths: Tensor, tokens: int, group: Tensor | None = None, whole: bool =
         rows.sort(key=lambda row: -sizes[row])
     ordered = sorted(groups.values(), key=lambda rows: -sizes[rows[0]])
     units = ordered if whole else [[row] for rows in ordered for row in rows]
+    if padded and not whole:
+        units.sort(key=lambda rows: -sizes[rows[0]])
     batches: list[list[int]] = []
     held = 0
     for rows in units:
         size = sum(sizes[row] for row in rows)
+        if padded and batches:  # the longest row of all comes first
+            held = sizes[batches[-1][0]] * len(batches[-1])
+            size = sizes[batches[-1][0]] * len(rows)
         if not batches or held + size > tokens:
             batches.append([])
             held = 0

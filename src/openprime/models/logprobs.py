@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,53 +17,135 @@ BLOCK_ELEMENTS = 2**22
 """Logits held at a time: 16 MiB in float32, which stay in a CPU's cache."""
 KEPT_ELEMENTS = 2**26
 """Logits that the forward pass leaves to the backward pass, 256 MiB in float32; the others are made again."""
+CHUNK_ELEMENTS = 2**27
+"""Logits held at a time on a GPU, 512 MiB in float32: of many tokens and the whole vocabulary."""
 SIMILAR = 0.75
 """Rows are attended together when the shortest is at least this share of the longest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of about one length that go through a model together, padded on the right."""
+
+    rows: Tensor  # [b]
+    width: int
+    at: Tensor  # [n]: of each place that is asked for, its row of the block
+    before: Tensor  # [n]: and the column of the token before it
+    own: Tensor  # [n]: its number among all N
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a block of rows [B, T] goes through a model. Made on the host, for reading it from a GPU means to wait."""
+
+    at: Tensor  # [N]: the places that are asked for, in the flattened rows
+    packing: Packing | None
+    blocks: tuple[Block, ...]
+    """Where there is no packing."""
+    back: Tensor  # [N]: the order of the places among those of the blocks, one after the other
+
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        """(rows, tokens of each) of what attention works on."""
+        found = self.packing.rows if self.packing else ()
+        return [tuple(part.shape) for part in found] or [(len(b.rows), b.width) for b in self.blocks]  # pyright: ignore
+
+
+def lay_out(
+    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, device: torch.device | None = None
+) -> Layout:
+    """The layout, on `device` or their own, of rows token_ids and mask [B, T], which are best on the host."""
+    device = device or token_ids.device
+    at = mask.flatten().nonzero()[:, 0]
+    if packs(model) and len(at):
+        return Layout(sent(at, device), pack(token_ids, mask, device), (), at[:0])
+    # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
+    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
+    together = similar_lengths(ends) or [[0]]  # one row where nothing is asked for: all passes leave a graph
+    if isinstance(model, FSDPModule):  # as many passes on every rank
+        together = [list(range(len(ends)))]
+    number = (mask.flatten().cumsum(0) - 1).view_as(mask)  # of each place among the N
+    blocks, order = [], [at[:0]]
+    for block in together:
+        rows, width = torch.tensor(block, device=mask.device), max(1, *(ends[row] for row in block))
+        own, columns = mask[rows, :width].nonzero(as_tuple=True)
+        order.append(number[rows[own], columns])
+        parts = (sent(x, device) for x in (rows, own, columns - 1, order[-1]))
+        blocks.append(Block(next(parts), width, *parts))
+    return Layout(sent(at, device), None, tuple(blocks), sent(torch.cat(order).argsort(), device))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def token_logprobs(
-    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, temperature: float = 1.0
+    model: PreTrainedModel,
+    token_ids: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    layout: Layout | None = None,
 ) -> Tensor:
     """log p(token t | tokens before t) at temperature `temperature`, in nats, where `mask` is True; 0 elsewhere.
 
     Args: token_ids [B, T], right-padded; mask [B, T], False at position 0. Within autocast the transformer
-    multiplies in bfloat16; logits and log-softmax are float32 all the same (trap 11).
+    multiplies in bfloat16; logits and log-softmax are float32 all the same (trap 11). `layout`: that of these rows,
+    where it has been made.
     Returns [B, T] float32, differentiable. Of a sharded model every rank must call it.
     """
-    _, values = _response_logprobs(model, token_ids, mask, token_ids[mask][:, None], 0, temperature)
-    return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, values[:, 0])
+    layout = layout or lay_out(model, token_ids, mask)
+    own = token_ids.flatten()[layout.at][:, None]
+    _, values = _response_logprobs(model, token_ids, layout, own, 0, temperature)
+    return _placed(values, mask, layout)[..., 0]
 
 
 def candidate_logprobs(
-    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, candidates: Tensor, temperature: float = 1.0
+    model: PreTrainedModel,
+    token_ids: Tensor,
+    mask: Tensor,
+    candidates: Tensor,
+    temperature: float = 1.0,
+    layout: Layout | None = None,
 ) -> Tensor:
     """log p(candidate | tokens before t) of candidates [B, T, c] where `mask` is True, 0 elsewhere, [B, T, c].
 
     As `token_logprobs`, which has one candidate, the token itself. Memory grows with the candidates and not with the
     vocabulary.
     """
-    _, values = _response_logprobs(model, token_ids, mask, candidates[mask], 0, temperature)
-    return _placed(values, mask)
+    layout = layout or lay_out(model, token_ids, mask)
+    _, values = _response_logprobs(
+        model, token_ids, layout, candidates.flatten(0, 1)[layout.at], 0, temperature
+    )
+    return _placed(values, mask, layout)
 
 
 @torch.no_grad()
 def likeliest_logprobs(
-    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, likeliest: int, temperature: float = 1.0
+    model: PreTrainedModel,
+    token_ids: Tensor,
+    mask: Tensor,
+    likeliest: int,
+    temperature: float = 1.0,
+    layout: Layout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Candidates and their log-probabilities, both [B, T, 1 + k]: token t itself, then the k likeliest, in order.
 
     k is `likeliest`, or the vocabulary's size where that is less. Arguments as in `token_logprobs`; in one forward
     pass, without gradient.
     """
-    own = token_ids[mask][:, None]
-    ids, values = _response_logprobs(model, token_ids, mask, own, likeliest, temperature)
-    return _placed(ids, mask), _placed(values, mask)
+    layout = layout or lay_out(model, token_ids, mask)
+    own = token_ids.flatten()[layout.at][:, None]
+    ids, values = _response_logprobs(model, token_ids, layout, own, likeliest, temperature)
+    return _placed(ids, mask, layout), _placed(values, mask, layout)
 
 
-def _placed(values: Tensor, mask: Tensor) -> Tensor:
+def _placed(values: Tensor, mask: Tensor, layout: Layout) -> Tensor:
     """[N, c] at the N places of a mask [B, T], 0 elsewhere, [B, T, c]."""
-    whole = values.new_zeros(*mask.shape, values.shape[1])
-    return whole.masked_scatter(mask[..., None].expand_as(whole), values)
+    whole = values.new_zeros(mask.numel(), values.shape[1])
+    return whole.index_copy(0, layout.at, values).view(*mask.shape, -1)
 
 
 def _response_logprobs(model: PreTrainedModel, *args: Any) -> tuple[Tensor, Tensor]:
@@ -74,34 +157,23 @@ def _response_logprobs(model: PreTrainedModel, *args: Any) -> tuple[Tensor, Tens
 
 
 def whole_logprobs(
-    model: PreTrainedModel, token_ids: Tensor, mask: Tensor, ids: Tensor, likeliest: int, temperature: float
+    model: PreTrainedModel, token_ids: Tensor, layout: Layout, ids: Tensor, likeliest: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Tokens and their log-probabilities at the N places where mask [B, T] is True: ids [N, c] and [N, c].
+    """Tokens and their log-probabilities at the N places of a layout of rows [B, T]: ids [N, c] and [N, c].
 
     With `likeliest` the ids get so many columns more, and there is no gradient. For a model whose embeddings, last
     norm and head are whole.
     """
-    if packs(model) and mask.any():
-        packing = pack(token_ids, mask)
-        inputs, places = packed_inputs(packing), (0, packing.places)
+    if layout.packing is not None:
+        inputs, places = packed_inputs(layout.packing), (0, layout.packing.places)
         return _head_logprobs(model, inputs, places, ids, likeliest, temperature)
-    # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
-    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
-    blocks = similar_lengths(ends) or [[0]]  # one row where nothing is asked for: all passes leave a graph
-    if isinstance(model, FSDPModule):  # as many passes on every rank
-        blocks = [list(range(len(ends)))]
-    number = (mask.flatten().cumsum(0) - 1).view_as(mask)  # of each place among the N
     parts = []
-    for block in blocks:
-        rows, width = torch.tensor(block, device=mask.device), max(1, *(ends[row] for row in block))
-        at, columns = mask[rows, :width].nonzero(as_tuple=True)
-        inputs = {"input_ids": token_ids[rows, :width], "use_cache": False}
-        own = number[rows[at], columns]
-        found = _head_logprobs(model, inputs, (at, columns - 1), ids[own], likeliest, temperature)
-        parts.append((own, *found))
-    order, ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    back = order.argsort()
-    return ids[back], values[back]
+    for block in layout.blocks:
+        inputs = {"input_ids": token_ids[block.rows, : block.width], "use_cache": False}
+        places = (block.at, block.before)
+        parts.append(_head_logprobs(model, inputs, places, ids[block.own], likeliest, temperature))
+    ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    return ids[layout.back], values[layout.back]
 
 
 def _head_logprobs(
@@ -114,7 +186,9 @@ def _head_logprobs(
         narrow = torch.is_autocast_enabled(hidden.device.type)
         with torch.autocast(hidden.device.type, enabled=False):
             if likeliest:
-                return with_likeliest(hidden.float(), head.weight, head.bias, ids, likeliest, temperature)
+                return with_likeliest(
+                    hidden.float(), head.weight, head.bias, ids, likeliest, temperature, narrow
+                )
             return ids, selected_logprobs(hidden.float(), head.weight, head.bias, ids, temperature, narrow)
     with float32_head(model):
         logits = model.forward(**inputs).logits[places].float() / temperature  # [N, V]
@@ -123,8 +197,8 @@ def _head_logprobs(
     return ids, logits.log_softmax(-1).gather(-1, ids)
 
 
-def pack(token_ids: Tensor, mask: Tensor) -> Packing:
-    """Pack all tokens that come before a True of `mask`, token_ids and mask [B, T].
+def pack(token_ids: Tensor, mask: Tensor, device: torch.device | None = None) -> Packing:
+    """Pack all tokens that come before a True of `mask`, token_ids and mask [B, T], on `device` or their own.
 
     What comes before a row's first True is its prompt; equal prompts are packed once. At least one row has a True,
     and none at position 0.
@@ -150,7 +224,7 @@ def pack(token_ids: Tensor, mask: Tensor) -> Packing:
         tokens += row[start:end]
         positions += range(start, end)
         rows.append([*range(first, first + start), *own])
-    device = token_ids.device
+    device = device or token_ids.device
     back, offset, blocks = [0] * len(tokens), 0, []
     for block in similar_lengths([len(row) for row in rows]):
         width = len(rows[block[0]])
@@ -161,11 +235,11 @@ def pack(token_ids: Tensor, mask: Tensor) -> Packing:
             offset += width
     places = [rows[b][t - 1] for b, t in mask.nonzero().tolist()]
     return Packing(
-        token_ids=torch.tensor([tokens], device=device),
-        positions=torch.tensor([positions], device=device),
-        rows=tuple(torch.tensor(block, device=device) for block in blocks),
-        back=torch.tensor(back, device=device),
-        places=torch.tensor(places, dtype=torch.long, device=device),
+        token_ids=sent(torch.tensor([tokens]), device),
+        positions=sent(torch.tensor([positions]), device),
+        rows=tuple(sent(torch.tensor(block), device) for block in blocks),
+        back=sent(torch.tensor(back), device),
+        places=sent(torch.tensor(places, dtype=torch.long), device),
     )
 
 
@@ -224,7 +298,9 @@ def float32_head(model: PreTrainedModel) -> Iterator[None]:
     head: Any = model.get_output_embeddings()
 
     def forward(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        kind = hidden.device.type
+        narrow = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False), tensor_float32(kind == "cuda" and narrow):
             return nn.functional.linear(hidden.float(), head.weight, head.bias)
 
     head.forward = forward
@@ -232,6 +308,22 @@ def float32_head(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del head.forward
+
+
+@contextlib.contextmanager
+def tensor_float32(on: bool = True) -> Iterator[None]:
+    """Within, a GPU multiplies float32 tensors on its tensor cores: factors of 10 bits (TF32), sums in float32.
+
+    bfloat16 has 7 bits. Set here and not for the whole process, where vLLM sets it as it likes.
+    """
+    before = torch.get_float32_matmul_precision()
+    if on:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        if on:
+            torch.set_float32_matmul_precision(before)
 
 
 def selected_logprobs(
@@ -245,8 +337,11 @@ def selected_logprobs(
     """log softmax(hidden @ weight.T + bias)[ids] in bounded memory with exact gradients.
 
     Args: hidden [N, D], weight [V, D], bias [V] or None, ids [N, c], which may repeat. With `bfloat16` the backward
-    pass multiplies its float32 gradients of the logits in bfloat16. Returns [N, c] float32.
+    pass multiplies its float32 gradients of the logits in bfloat16; on a GPU all products then are TF32's.
+    Returns [N, c] float32.
     """
+    if by_tokens(hidden.device):
+        return _SelectedByTokens.apply(hidden, weight, bias, ids, temperature, bfloat16)  # pyright: ignore
     needed = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (hidden, weight, bias)
     )
@@ -310,14 +405,89 @@ class _SelectedLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
+def by_tokens(device: torch.device) -> bool:
+    """Whether the head goes through chunks of tokens rather than of the vocabulary.
+
+    A GPU has no cache to stay in; it wants few large products, and to be asked for nothing in between.
+    """
+    return device.type == "cuda"
+
+
+class _SelectedByTokens(torch.autograd.Function):
+    """`_SelectedLogprobs` for a GPU: nothing is kept but one number a token, and nothing is read by the host.
+
+    Four products in all, of CHUNK_ELEMENTS logits at a time; backward makes them again, for the gradient of the weight
+    needs all of a token's gradients.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, ids, temperature, tf32):
+        values, partition = hidden.new_empty(ids.shape), hidden.new_empty(hidden.shape[0])
+        with tensor_float32(tf32):
+            for part in _chunks(hidden.shape[0], weight.shape[0]):
+                logits = _logits(hidden[part], weight, bias, temperature)  # [n, V]
+                values[part] = logits.gather(-1, ids[part])
+                partition[part] = _add(logits, hidden.new_full(logits.shape[:1], -torch.inf))[2]
+        ctx.save_for_backward(hidden, weight, bias, ids, partition)
+        ctx.temperature, ctx.tf32 = temperature, tf32
+        return values - partition[:, None]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        hidden, weight, bias, ids, partition = ctx.saved_tensors
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
+        scale = grads[0] / ctx.temperature  # [N, c]
+        with tensor_float32(ctx.tf32):
+            for part in _chunks(hidden.shape[0], weight.shape[0]):
+                # d log p(y) / d logits = onehot(y) - softmax
+                logits = _logits(hidden[part], weight, bias, ctx.temperature)  # [n, V]
+                grad = logits.sub_(partition[part, None]).exp_().mul_(-scale[part].sum(-1)[:, None])
+                grad.scatter_add_(-1, ids[part], scale[part])
+                if grad_hidden is not None:
+                    grad_hidden[part] = grad @ weight
+                if grad_weight is not None:
+                    grad_weight.addmm_(grad.t(), hidden[part])
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _chunks(tokens: int, vocabulary: int) -> list[slice]:
+    """Ranges of the tokens, of whole tiles of a tensor core."""
+    size = max(128, CHUNK_ELEMENTS // vocabulary // 128 * 128)
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+
+
 @torch.no_grad()
 def with_likeliest(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, likeliest: int, temperature: float = 1.0
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    likeliest: int,
+    temperature: float = 1.0,
+    tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The ids [N, c] and after them the k likeliest of the vocabulary, and log-probabilities, both [N, c + k].
 
-    Arguments as in `selected_logprobs`, and in as little memory. k is `likeliest`, V at most.
+    Arguments as in `selected_logprobs`, and in as little memory. k is `likeliest`, V at most. `tf32`: how a GPU
+    multiplies.
     """
+    if by_tokens(hidden.device):
+        columns = ids.shape[1] + min(likeliest, weight.shape[0])
+        found, logprobs = ids.new_empty(len(ids), columns), hidden.new_empty(len(ids), columns)
+        with tensor_float32(tf32):
+            for rows in _chunks(hidden.shape[0], weight.shape[0]):
+                logits = _logits(hidden[rows], weight, bias, temperature)  # [n, V]
+                top = logits.topk(min(likeliest, logits.shape[1]))
+                found[rows] = torch.cat([ids[rows], top.indices], -1)
+                values = torch.cat([logits.gather(-1, ids[rows]), top.values], -1)
+                partition = _add(logits, hidden.new_full(logits.shape[:1], -torch.inf))[2]
+                logprobs[rows] = values - partition[:, None]
+        return found, logprobs
     partition = hidden.new_full((hidden.shape[0],), -torch.inf)
     values = hidden.new_zeros(ids.shape)
     best, where = (

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from openprime.config import OptimizerConfig
-from openprime.models.lm import LM, micro_batches
+from openprime.models.lm import LM
 from openprime.models.lora import trained_parameters
 from openprime.ranks import all_sum, world
 from openprime.run.checkpoint import SHARDS, load_shards
@@ -74,21 +75,21 @@ class Learner:
         forward = self.lm.forward_candidates if candidates else self.lm.forward
         self.optimizer.zero_grad(set_to_none=True)
         logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)  # [B, T]
-        total = 0.0
-        for rows in micro_batches(batch.lengths, self.lm.tokens_per_microbatch, batch.group, whole_groups):
-            micro = batch.select(rows) if len(rows) else batch.shortest()
+        total = torch.zeros((), dtype=torch.float64, device=logprobs.device)
+        for micro in self.lm.micro_batches(batch, whole_groups):  # nothing within is read by the host
+            rows = micro.rows
             with self.lm.active():  # around the backward pass, which may compute again
-                current = forward(micro)  # [b, t] or [b, t, 1 + k]
-                part = loss(current, micro) / denominator if len(rows) else 0.0 * current.sum()
+                current = forward(micro.batch, micro.layout)  # [b, t] or [b, t, 1 + k]
+                part = loss(current, micro.batch) / denominator if len(rows) else 0.0 * current.sum()
                 (part * world()).backward()  # FSDP takes the mean over ranks: this makes it the sum (trap 2)
-            total += float(part.detach())
+            total += part.detach()
             own = current.detach()[: len(rows)]
             # In the batch's order (trap 7).
             logprobs[rows, : own.shape[1]] = own[..., 0] if candidates else own
         for parameter in self.trained.values() if self.lm.adapter and world() > 1 else ():
             assert parameter.grad is not None
             all_sum(parameter.grad).div_(world())  # adapters are not FSDP's: this is its mean
-        total = float(all_sum(torch.tensor(total, dtype=torch.float64, device=logprobs.device)))
+        total = float(all_sum(total))
         clipped = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip_grad)
         norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -104,7 +105,7 @@ class Learner:
 
     def state(self) -> dict:
         """Trained weights, optimiser and schedule."""
-        if world() > 1:
+        if isinstance(self.lm.model, FSDPModule):
             return {"updates": self.updates, SHARDS: self._tensors()}
         own = {name: p.detach() for name, p in self.trained.items()}
         return {
@@ -118,7 +119,7 @@ class Learner:
         self.updates = state["updates"]
         if SHARDS in state:
             load_shards(state[SHARDS], self._tensors())
-        elif world() > 1:
+        elif isinstance(self.lm.model, FSDPModule):
             self._take_shares(state)
         else:
             self.lm.model.load_state_dict(state["model"], strict=not self.lm.adapter)

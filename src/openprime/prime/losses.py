@@ -193,8 +193,9 @@ def prm_step_loss(values: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor,
     off the mask, NaN included, has no part in it. Count: the labelled steps, which may be 0.
     """
     mask = mask.bool()
-    values, labels = values[mask], labels[mask].to(values.dtype)
-    return F.binary_cross_entropy_with_logits(values, labels, reduction="sum"), mask.sum()
+    values, labels = (torch.where(mask, x, 0.0).to(values.dtype) for x in (values, labels))
+    found = F.binary_cross_entropy_with_logits(values, labels, reduction="none")
+    return (found * mask).sum(), mask.sum()
 
 
 def prm_dpo_loss(scores: Tensor, outcomes: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,11 +277,10 @@ def scoring_of(name: str) -> Scoring:
 
 def outcome_loss(
     name: str, scores: Tensor, outcomes: Tensor, group: Tensor, reference_point: float = 0.0
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, Tensor | int]:
     """Sum of a loss over responses or pairs, and their number. scores, outcomes, group [B]; whole groups for pairs."""
     if name == "ce":
         return prm_ce_loss(scores, outcomes), len(scores)
     if name == "kto":
         return prm_kto_loss(scores, outcomes, reference_point), len(scores)
-    total, pairs = (prm_dpo_loss if name == "dpo" else prm_nca_loss)(scores, outcomes, group)
-    return total, int(pairs)
+    return (prm_dpo_loss if name == "dpo" else prm_nca_loss)(scores, outcomes, group)

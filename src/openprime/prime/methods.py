@@ -207,7 +207,7 @@ def check_mismatch(lm: LM, batch: Batch, limit: float | Literal["auto"]) -> None
 
 def update_policy(policy: Learner, batch: Batch, config: PolicyConfig, generator: torch.Generator) -> Metrics:
     """Clipped policy updates on minibatches of responses, PRIME eq. 6."""
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(3, dtype=torch.float64, device=batch.logprobs.device)
 
     def loss(logprobs: Tensor, micro: Batch) -> Tensor:
         old, advantages, weights = micro.old_logprobs, micro.advantages, micro.weights  # [b, t]
@@ -217,7 +217,7 @@ def update_policy(policy: Learner, batch: Batch, config: PolicyConfig, generator
         if micro.importance is not None:  # as good as weighting the loss, for these weights are positive
             advantages = advantages * micro.importance
         found = policy_loss(logprobs, old, advantages, weights, config.clip_low, config.clip_high)
-        sums.add_(torch.stack([found.clipped, found.kl, weights.sum()]).double().cpu())
+        sums.add_(torch.stack([found.clipped, found.kl, weights.sum()]))
         return found.loss
 
     updates = []
