@@ -1,6 +1,9 @@
 """The command line: what it says, and the status it leaves with."""
 
 import json
+import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +14,12 @@ from types import SimpleNamespace
 import pytest
 
 from openprime import __version__, cli
+from openprime.config import find_config
 from openprime.run.console import Interrupted
 from openprime.types import RunError, StorageError, UserError
 from support.tiny_runs import end, start, wait_for
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "numpy", "plotly")
 
 
@@ -81,6 +86,73 @@ def test_module_and_program_are_the_same_command():
     done = run(sys.executable, "-m", "openprime", "rll")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "openprime: no command 'rll'; did you mean rl?\n"
+
+
+# Configurations and completion
+
+
+def test_configs__every_file_with_what_it_says_of_itself(capsys: pytest.CaptureFixture):
+    assert cli.main(["configs"]) == 0
+    listed, _, last = capsys.readouterr().out.partition("\n\n")
+    found = dict(line.split(maxsplit=1) for line in listed.splitlines())
+    assert set(found) == {p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml")}
+    assert found["configs/sft/tiny.yaml"].startswith("A model of 0.27 million parameters learns clock")
+    assert found["configs/benchmarks/mbpp.yaml"].startswith(
+        "Basic Python tasks, the sanitized part (Austin et al., "
+    )
+    for name, line in found.items():
+        assert find_config(name).is_file()
+        assert line.split()[0].strip(",:") in (ROOT / name).read_text()
+    assert str(ROOT / "configs") in last
+
+
+ASKED = [
+    (["r"], ["report", "rl"]),
+    (["configs", ""], []),
+    (["rl", "configs/rl/ti"], ["configs/rl/tiny-distill.yaml", "configs/rl/tiny.yaml"]),
+    (["rl", "--filter.l"], ["--filter.low"]),
+    (["rl", "configs/rl/tiny-distill.yaml", "--steps", "3", "--distill.prm"], ["--distill.prm-epochs"]),
+    (["rl", "--distill."], []),  # another algorithm's
+    (["rl", "--engine.kind", "server", "--engine.u"], ["--engine.urls"]),
+    (["rl", "--algorithm", ""], ["distill", "outcome", "prime"]),
+    (["rl", "--prm.lr", ""], []),  # a number: the shell proposes files
+    (["ask", "a model", "a 'question'?", "--template", "eu"], ["eurus", "eurus-actions"]),
+    (["rl", "nowhere.yaml", "--st"], []),
+    (["rll", "--st"], []),
+]
+
+
+def test_completions__are_those_of_the_algorithm_engine_and_file_that_the_line_names():
+    for words, proposed in ASKED:
+        assert cli.completions(words) == proposed, words
+    assert set(cli.completions([""])) == set(cli.COMMANDS)
+    assert {"--benchmark", "--samples"} <= set(cli.completions(["evaluate", "-"]))
+    assert "gsm8k" in cli.completions(["evaluate", "--benchmark", ""])
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_completion__in_a_shell():
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for words, proposed in (ASKED[4], ASKED[9], ASKED[11]):
+        line = shlex.join(["openprime", *words])
+        script = f"""
+eval "$(openprime --completion)"
+COMP_WORDS=({line}) COMP_CWORD={len(words)}
+_openprime
+printf '%s\n' "${{COMPREPLY[@]}}"
+complete -p openprime"""
+        done = subprocess.run(
+            ["bash", "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PATH": path},
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines() == [
+            *(proposed or [""]),
+            "complete -o default -F _openprime openprime",
+        ]
 
 
 # What a user does wrong

@@ -3,14 +3,18 @@
 import ast
 import functools
 import inspect
+import itertools
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
-from openprime.cli import read_arguments
+from openprime import config as everything
+from openprime.cli import COMMANDS, read_arguments
 from openprime.config import (
+    ALGORITHMS,
+    KINDS,
     AdvantageConfig,
     BenchmarkConfig,
     DistillRLConfig,
@@ -27,6 +31,7 @@ from openprime.config import (
     build,
     commands,
     find_config,
+    keys_of,
     read_config,
     sections,
     value_of,
@@ -494,7 +499,19 @@ def test_read_arguments__flags_go_over_the_file(tmp_path: Path):
         ("--policy.no-loss", "unknown key policy.no_loss; did you mean policy.lr?"),
         ("--qqqq", "unknown key qqqq; valid here: "),
         ("--wandb", "Missing value for argument '--wandb'. Expected 1 values."),
-        ("--data.where a", "Error parsing --data.where: Failed to parse key-value pairs!"),
+        ("--data.where a", "the flags: data.where: Input should be a valid dictionary (found 'a')"),
+        (
+            "--data.where {url: 2024}",
+            "the flags: data.where.url: Input should be a valid string (found 2024)",
+        ),
+        ("--data.gym {a", "the flags: data.gym: not valid YAML: while parsing a flow mapping"),
+        ("--data.gym", "the flags: data.gym: Input should be a valid dictionary (found None)"),
+        ("--eval-data.gym {a: .inf}", "the flags: eval_data.gym: Input should be texts and finite numbers"),
+        (
+            "--prm.lora.targets [q, 3]",
+            "the flags: prm.lora.targets.1: Input should be a valid string (found 3)",
+        ),
+        ("--prm.lora.targets [q", "the flags: prm.lora.targets: not valid YAML: while parsing a flow seq"),
         ("--seed 1 2", "Unrecognized options: 2"),
         ("--seed 1 --resume=3", "the flags: resume: Input should be a valid boolean"),
     ],
@@ -508,15 +525,51 @@ def test_read_arguments__a_bad_flag_is_named_in_a_line(flags: str, said: str):
 
 
 def test_read_arguments__lists_tables_and_switches_are_taken(tmp_path: Path):
-    given = "--data.where url 2024 level 5 --policy.lora.targets q_proj v_proj --no-resume --advantage.whiten None"
-    config = read_arguments("RLConfig", "rl", [*FLAGS, *given.split(), "--policy.gradient-checkpointing"])
-    assert config.data.where == {"url": "2024", "level": "5"}
+    path = tmp_path / "rl.yaml"
+    path.write_text("data: {gym: {size: 3, left: 1}}\npolicy: {lora: {targets: [o_proj]}}")
+    given = ["--policy.lora.targets", "q_proj", "v_proj", "--no-resume", "--advantage.whiten", "None"]
+    tables = [
+        "--data.where",
+        '{"url": "2024", level: hard}',
+        "--eval-data.gym={size: [1, 2.5], deep: {a: true}}",
+    ]
+    flags = [*FLAGS, *given, *tables, "--policy.gradient-checkpointing"]
+    config = read_arguments("RLConfig", "rl", [str(path), *flags])
+    assert config.data.where == {"url": "2024", "level": "hard"}
+    assert config.data.gym == {"size": 3, "left": 1}  # the file's
+    assert config.eval_data.gym == {"size": [1, 2.5], "deep": {"a": True}}
     assert config.policy.lora.targets == ("q_proj", "v_proj")
     assert (config.resume, config.advantage.whiten, config.policy.gradient_checkpointing) == (
         False,
         None,
         True,
     )
+    config = read_arguments("RLConfig", "rl", [str(path), *FLAGS, "--data.gym", "{left: 2}"])
+    assert config.data.gym == {"left": 2}  # the whole table is the flag's
+    for targets in (["[q_proj, v_proj]"], ["[q_proj,", "v_proj]"]):  # quoted or not
+        config = read_arguments("RLConfig", "rl", [*FLAGS, "--policy.lora.targets", *targets])
+        assert config.policy.lora.targets == ("q_proj", "v_proj")
+    assert (
+        read_arguments("RLConfig", "rl", [str(path), *FLAGS, "--policy.lora.targets"]).policy.lora.targets
+        == ()
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_read_arguments__every_setting_has_a_flag(command: str, capsys: pytest.CaptureFixture):
+    """Of every command, algorithm and engine; what has none, the library leaves out of the help without a word."""
+    schema_name, *_ = COMMANDS[command]
+    schema = getattr(everything, schema_name)
+    algorithms = ALGORITHMS if schema is RLConfig else ("prime",)
+    engines = KINDS if "engine" in schema.model_fields else ("transformers",)
+    for algorithm, kind in itertools.product(algorithms, engines):
+        tags = {"algorithm": algorithm, "engine.kind": kind}
+        flags = [f"--{tag}={name}" for tag, name in tags.items() if name not in ("prime", "transformers")]
+        with pytest.raises(SystemExit):
+            read_arguments(schema_name, command, [*flags, "--help"])
+        said = capsys.readouterr().out
+        for key in keys_of(schema, tags):
+            assert f"--{key.replace('_', '-')} " in said.replace(",", " "), key
 
 
 # Checks across fields

@@ -47,6 +47,7 @@ COMMANDS = {
         "commands.verify:verify",
         "judge the responses in a file, to try a verifier",
     ),
+    "configs": ("ConfigsConfig", "commands.configs:configs", "the configurations that come with the package"),
     "report": (
         "ReportConfig",
         "commands.report:report",
@@ -54,6 +55,13 @@ COMMANDS = {
     ),
 }
 """name -> (schema in openprime.config, module of openprime and its function, what it does)."""
+
+COMPLETION = r"""
+[ -z "${ZSH_VERSION-}" ] || { autoload -U +X compinit bashcompinit && compinit && bashcompinit; }
+_openprime() { local IFS=$'\n'; COMPREPLY=($(openprime --complete "${COMP_WORDS[@]:1:$COMP_CWORD}" 2>/dev/null)); }
+complete -o default -F _openprime openprime
+"""
+"""For bash and zsh: what follows is asked of the command itself; where it knows nothing, the shell's files."""
 
 LESS = ": lower how much is done at a time (sequences, responses, tokens_per_microbatch)"
 SHARED = ("sft", "rl", "prm")
@@ -68,6 +76,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args[0] == "--version":
         print(f"openprime {importlib.import_module('openprime').__version__}")
+        return 0
+    if args[0] == "--completion":
+        print(COMPLETION.strip())
+        return 0
+    if args[0] == "--complete":
+        print("\n".join(completions(args[1:])))
         return 0
     command, *rest = args
     try:
@@ -135,6 +149,29 @@ def read_arguments(schema_name: str, command: str, args: list[str]) -> Any:
 
     from openprime import config as schemas  # not before: an interrupt meanwhile is one of the command
 
+    args = list(args)
+    default, usage = begin(schema_name, args)
+    schemas.refuse_others(getattr(schemas, schema_name), default, args)
+    of_this_engine: Any = tyro.conf.AvoidSubcommands[type(default)]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            prog, yaml = f"openprime {command} {usage}", yaml_flags()
+            config = tyro.cli(of_this_engine, default=default, args=args, prog=prog, registry=yaml)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        schemas.refuse_flags(default, args)
+        lines = [line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines()[1:-1]]
+        raise UserError(" ".join(lines[: lines.index("")] if "" in lines else lines)) from stop
+    config.check()
+    return config
+
+
+def begin(schema_name: str, args: list[str]) -> tuple[Any, str]:
+    """The configuration before its flags, whose file and other words without a flag are taken off `args`; the usage."""
+    from openprime import config as schemas
+
     schema, tags = getattr(schemas, schema_name), schemas.read_tags(args)
     default = schemas.build(schema, {}, tags)
     own_file = () if "config" in schema.positional else ("",)  # the file of `plan` is another command's
@@ -144,21 +181,68 @@ def read_arguments(schema_name: str, command: str, args: list[str]) -> Any:
                 default = default.model_copy(update={name: args.pop(0)})
             elif not schema.positional or args[0].endswith((".yaml", ".yml")):
                 default = schemas.read_config(schema, schemas.find_config(args.pop(0)), tags)
-    schemas.refuse_others(schema, default, args)
     usage = " ".join(f"[{name.upper() or 'CONFIG.yaml'}]" for name in (*own_file, *schema.positional))
-    of_this_engine: Any = tyro.conf.AvoidSubcommands[type(default)]
-    said = io.StringIO()
+    return default, usage
+
+
+def yaml_flags() -> Any:
+    """tyro's rules for types, and ours: tables are YAML, and so are lists in brackets."""
+    import tyro
+
+    from openprime.config import flag_value
+
+    rules = tyro.constructors.ConstructorRegistry()
+
+    @rules.primitive_rule
+    def of_many(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        kind = info.type_origin
+        if kind not in (dict, tuple):
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="{KEY: VALUE, ...}" if kind is dict else "[STR [STR ...]]",
+            instance_from_str=lambda words: flag_value(words, kind),
+            is_instance=lambda value: isinstance(value, kind),
+            str_from_instance=lambda value: [str(value)] if kind is dict else list(value),
+        )
+
+    return rules
+
+
+def completions(words: list[str]) -> list[str]:
+    """What the last word may become, given those before it: commands, configurations, flags and their choices."""
+    from openprime import config as schemas
+
+    *before, last = words or [""]
+    if not before:
+        return sorted(name for name in COMMANDS if name.startswith(last))
+    command, *given = before
+    if command not in COMMANDS:
+        return []
+    schema_name, *_ = COMMANDS[command]
     try:
-        with contextlib.redirect_stderr(said):
-            config = tyro.cli(of_this_engine, default=default, args=args, prog=f"openprime {command} {usage}")
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        schemas.refuse_flags(default, args)
-        lines = [line.strip("│╭╮╰╯─ ") for line in said.getvalue().splitlines()[1:-1]]
-        raise UserError(" ".join(lines[: lines.index("")] if "" in lines else lines)) from stop
-    config.check()
-    return config
+        default, _ = begin(schema_name, list(given))
+    except UserError:
+        return []
+    found = schemas.types_of(type(default), schemas.tags_of(default.model_dump()))
+    flags = {f"--{key.replace('_', '-')}": kind for key, kind in found.items()}
+    ours = schemas.package_configs()
+    if last.startswith("-"):
+        offered = list(flags)
+    elif given and given[-1] in flags:
+        benchmarks = [path.stem for path in ours.glob("benchmarks/*.yaml")]
+        names = {
+            "--algorithm": [*schemas.ALGORITHMS],
+            "--engine.kind": schemas.KINDS,
+            "--benchmark": benchmarks,
+        }
+        offered = names.get(given[-1]) or schemas.choices(flags[given[-1]])
+    else:
+        files = () if given else ours.glob(f"{command}/*.yaml")
+        offered = [f"configs/{path.relative_to(ours).as_posix()}" for path in files]
+    return sorted(word for word in offered if word.startswith(last))
 
 
 def fail(message: str, status: int) -> int:

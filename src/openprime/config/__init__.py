@@ -7,6 +7,7 @@ from openprime.config.commands import (
     ALGORITHMS,
     AskConfig,
     BenchmarkConfig,
+    ConfigsConfig,
     DemoConfig,
     DistillRLConfig,
     EvaluateConfig,
@@ -25,8 +26,12 @@ from openprime.config.commands import (
     VerifyStageConfig,
 )
 from openprime.config.reading import (
+    KINDS,
     build,
+    choices,
     find_config,
+    flag_value,
+    keys_of,
     merge,
     nearest,
     package_configs,
@@ -36,6 +41,7 @@ from openprime.config.reading import (
     refuse_flags,
     refuse_others,
     tags_of,
+    types_of,
 )
 from openprime.config.sections import (
     AdvantageConfig,

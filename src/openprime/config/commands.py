@@ -532,6 +532,10 @@ class PlanConfig(Section):
     """What is printed."""
 
 
+class ConfigsConfig(Section):
+    """`openprime configs`: the configurations that come with the package."""
+
+
 class DemoConfig(Section):
     """`openprime demo`: a small model learns by PRIME on this machine, in minutes."""
 

@@ -11,7 +11,7 @@ import reprlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -223,9 +223,9 @@ def refuse_flags(config: BaseModel, args: list[str]) -> None:
         default: Any = defaults
         for part in (*parents, name):
             default = default[part]
-        if isinstance(default, tuple | list):
-            value: Any = given
-        elif isinstance(default, dict) or not given:
+        if isinstance(default, dict | tuple | list):
+            value: Any = flag_value(given, type(default), f"the flags: {path}")
+        elif not given:
             continue
         else:
             value = given[-1]
@@ -252,13 +252,35 @@ def has(keys: list[str], path: str) -> bool:
     return any(key == path or key.startswith(f"{path}.") for key in keys)
 
 
-def keys_of(schema: type[BaseModel], tags: Tags, where: str = "", prefix: str = "") -> list[str]:
+def keys_of(schema: type[BaseModel], tags: Tags, where: str = "") -> list[str]:
     """All keys of a schema, with dots, under these TAGS."""
-    keys = []
+    return list(types_of(schema, tags, where))
+
+
+def types_of(schema: type[BaseModel], tags: Tags, where: str = "", prefix: str = "") -> dict[str, Any]:
+    """The type of each key of a schema, with dots, under these TAGS."""
+    types: dict[str, Any] = {}
     for name, field in method(schema, tags, where).model_fields.items():
         classes = [c for c in get_args(field.annotation) or [field.annotation] if isinstance(c, type)]
         sections = [c for c in classes if issubclass(c, BaseModel)]
         if len(sections) > 1:
             sections = [c for c in sections if c.model_fields["kind"].default == tags["engine.kind"]]
-        keys += keys_of(sections[0], tags, where, f"{prefix}{name}.") if sections else [prefix + name]
-    return keys
+        key = prefix + name
+        types |= types_of(sections[0], tags, where, f"{key}.") if sections else {key: field.annotation}
+    return types
+
+
+def choices(kind: Any) -> list[str]:
+    """The words that a value of this type may be, where it is one of several words."""
+    if get_origin(kind) is Literal:
+        return [value for value in get_args(kind) if isinstance(value, str)]
+    return [word for part in get_args(kind) for word in choices(part)]
+
+
+def flag_value(words: list[str], kind: type, where: str = "the flags") -> Any:
+    """What the words after a flag say: a dict is YAML, as in a file, a tuple or list its words, or YAML in brackets.
+
+    Raises UserError for what is not YAML, with `where` it was found.
+    """
+    text = " ".join(words)
+    return parse_yaml(text, where) if kind is dict or text.startswith("[") else words
