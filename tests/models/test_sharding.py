@@ -6,9 +6,66 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
+from openprime.config import OptimizerConfig
+from openprime.models.hub import named_tensors
+from openprime.models.lm import LM
+from openprime.models.placement import Placement
+from openprime.models.sharding import load_trained
 from openprime.models.tiny import build_tokenizer
+from openprime.prime.learner import Learner
+from openprime.prime.losses import sft_loss
+from openprime.run.checkpoint import load_checkpoint, save_checkpoint
 from support import tiny_zoo
+from support.tiny_lm import make_batch, make_model
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_load_trained__one_process_in_shares_makes_the_steps_of_one_that_is_whole(
+    recompute: bool, alone: None, tmp_path: Path
+):
+    """`parallel.shard`: loss, norm and weights to the last bit; and a state that either form restores."""
+    name, batch = str(tmp_path), make_batch()
+    make_model().save_pretrained(name)
+    found = []
+    for place in (Placement(shard=True), Placement()):
+        model = load_trained(name, place)
+        assert isinstance(model, FSDPModule) == place.shard
+        config = OptimizerConfig(lr=0.01, gradient_checkpointing=recompute, tokens_per_microbatch=30)
+        learner = Learner(LM(model, place), config, 5)
+        steps = [learner.update(batch, lambda lp, m: sft_loss(lp, m.response_mask), 40) for _ in range(2)]
+        found.append((learner, steps))
+    (sharded, ours), (whole, theirs) = found
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.loss, one.grad_norm) == (other.loss, other.grad_norm)
+        assert torch.equal(one.logprobs, other.logprobs)
+    for (key, tensor), other in zip(
+        named_tensors(sharded.lm.model), whole.lm.model.parameters(), strict=True
+    ):
+        assert torch.equal(tensor, other), key
+    save_checkpoint(tmp_path / "saved", 1, {"learner": sharded.state()}, keep=1)
+    state = load_checkpoint(tmp_path / "saved" / "step-000001")["learner"]
+    for learner in (sharded, whole):
+        with torch.no_grad():
+            for parameter in learner.lm.model.parameters():
+                parameter.zero_()
+        learner.restore(state)
+    for (key, tensor), other in zip(
+        named_tensors(sharded.lm.model), whole.lm.model.parameters(), strict=True
+    ):
+        assert torch.equal(tensor, other), key
+        assert tensor.abs().sum() > 0
 
 
 @pytest.mark.slow

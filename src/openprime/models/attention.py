@@ -148,7 +148,7 @@ def _set_out(
         # The one float32 kernel of a GPU that is not quadratic in memory takes no shared heads before torch 2.14.
         shared = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
-        kwargs = {"is_causal": getattr(module, "is_causal", True)} | kwargs
+        kwargs.setdefault("is_causal", getattr(module, "is_causal", True))
         module = nn.Module()  # one without groups of heads
     return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
 

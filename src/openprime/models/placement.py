@@ -20,14 +20,18 @@ class Placement:
     """The blocks multiply in bfloat16. Weights, optimiser, logits and log-probabilities are float32 (trap 11)."""
     cpu_offload: bool = False
     """Sharded weights stay in the host's memory; the GPU holds the block at work."""
+    shard: bool = False
+    """A single process keeps its weights as several ranks do."""
 
     @classmethod
     def of(cls, config: DeviceConfig) -> "Placement":
         """What a command's settings ask for. Raises UserError for a device that is not there."""
-        offload = isinstance(config, RunConfig) and config.parallel.cpu_offload
         device = pick_device(config.device)
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return cls(device, config.dtype == "bfloat16" or (config.dtype == "auto" and fast), offload)
+        bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and fast)
+        if not isinstance(config, RunConfig):
+            return cls(device, bfloat16)
+        return cls(device, bfloat16, config.parallel.cpu_offload, config.parallel.shard)
 
     def autocast(self) -> AbstractContextManager:
         """Forward passes within it multiply as `bfloat16` says."""

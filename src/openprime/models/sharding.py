@@ -36,12 +36,12 @@ NAMES = (
 
 
 def load_trained(name: str, place: Placement) -> PreTrainedModel:
-    """A model with float32 weights, from a folder or a hub id: in shares where there are several ranks.
+    """A model with float32 weights, from a folder or a hub id: in shares on several ranks, or with `place.shard`.
 
     Then every rank reads its own share of the weights only, but a GGUF file whole. Raises UserError as `load_model`
     does.
     """
-    if world() == 1:
+    if world() == 1 and not place.shard:
         return load_model(name, place.device)
     if gguf_file(name):
         model = load_model(name, "cpu" if place.cpu_offload else place.device)
@@ -85,13 +85,13 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
 
 
 def shard(model: PreTrainedModel, place: Placement) -> None:
-    """Spread a model's weights over the ranks, in place; a single process keeps it as it is.
+    """Spread a model's weights over the ranks, in place; a single process keeps it as it is, without `place.shard`.
 
     Masters are float32. With bfloat16 the blocks' weights are gathered in bfloat16 for the forward and
     backward pass; embeddings, head and last norm in float32, so that logits are what they are in one
     process (trap 11). Gradients are averaged over ranks in float32.
     """
-    if world() == 1:
+    if world() == 1 and not place.shard:
         return
     mesh = init_device_mesh(place.device.type, (world(),))
     offload = CPUOffloadPolicy() if place.cpu_offload else OffloadPolicy()

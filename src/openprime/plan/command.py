@@ -153,8 +153,8 @@ def changes(run: TrainingConfig, gpus: int) -> list[str]:
     if isinstance(run, RLConfig) and run.engine.kind == "vllm" and run.engine.gpu_memory > 0.3:
         found.append("engine.gpu_memory=0.3")
     ranks = [section.lora.rank for section in sections if hasattr(section, "lora")]
-    if gpus > 1 and not run.parallel.cpu_offload and not any(ranks):
-        found.append("parallel.cpu_offload=true")
+    if not run.parallel.cpu_offload and not any(ranks):
+        found.append("parallel.cpu_offload=true" + ("" if gpus > 1 else " parallel.shard=true"))
     if ranks and not all(ranks):
         of_all("lora.rank", 32)
         if run.parallel.cpu_offload:

@@ -256,7 +256,7 @@ def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape
     """Bytes on each device, phase by phase, for the longest sequences that the configuration allows."""
     models, bfloat16, ranks = parts_of(config, shape, prm), is_bfloat16(config), machine.ranks
     offload = config.parallel.cpu_offload
-    sharded = ranks > 1 or offload
+    sharded = ranks > 1 or offload or config.parallel.shard
     there = 0 if offload else 1 / ranks
     adapters = sum(part.trainable for part in models if part.lora)  # whole on every rank
     resident = {
@@ -265,7 +265,7 @@ def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape
     }
     phases: dict[str, Bytes] = {}
     if isinstance(config, RLConfig):
-        if config.engine.kind == "transformers" and ranks > 1:
+        if config.engine.kind == "transformers" and (ranks > 1 or config.parallel.shard):
             embeddings = 4 * shape.head * (1 if shape.tied else 2)
             resident["engine"] = (2 if bfloat16 else 4) * shape.matrices + embeddings
         longest = longest_of(config)
@@ -402,11 +402,11 @@ def sampling_bytes(config: RLConfig, machine: Machine, shape: Shape, bfloat16: b
     positions = -(-longest_of(config) // GROW_BY) * GROW_BY
     cache = rows * positions * cache_per_token(s, bfloat16, "transformers")
     uniforms = rows * rollout.max_response_tokens * 8
-    offloaded = config.parallel.cpu_offload
+    sharded, offloaded = machine.ranks > 1 or config.parallel.shard, config.parallel.cpu_offload
     return {
         "cache": cache * (1 + 1 / (2 * s.layers)),
         "logits": 3 * 4 * rows * s.vocabulary + uniforms,
-        "copies": 0.0 if machine.ranks > 1 else copied_bytes(s, offloaded, bfloat16, whole=True),
+        "copies": 0.0 if sharded else copied_bytes(s, offloaded, bfloat16, whole=True),
     }
 
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
@@ -45,7 +46,6 @@ from openprime.prime.rewards import (
     token_rewards,
     with_group_outcome,
 )
-from openprime.ranks import world
 from openprime.run.checkpoint import SHARDS, load_shards
 from openprime.run.console import Clock
 from openprime.types import Batch, Metrics
@@ -173,7 +173,8 @@ class Distill:
     def state(self) -> dict[str, Any]:
         """State for a checkpoint: the last step's PRM and where it began."""
         tensors = self._tensors()
-        return {SHARDS if world() > 1 else "tensors": tensors, "beta": self.prm.beta, "steps": self.steps}
+        sharded = isinstance(self.prm.lm.model, FSDPModule)
+        return {SHARDS if sharded else "tensors": tensors, "beta": self.prm.beta, "steps": self.steps}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`, that of another number of ranks too."""

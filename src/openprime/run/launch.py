@@ -51,23 +51,39 @@ def joined(config: RunConfig) -> Iterator[None]:
     A rank that dies or hangs ends all the others within a minute. Ranks that torchrun has started again
     resume.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        if idle := [name for name, value in config.parallel if value]:
-            raise UserError(f"parallel.{idle[0]} has an effect only with several ranks: start with torchrun")
+    alone, parallel = int(os.environ.get("WORLD_SIZE", 1)) == 1, config.parallel
+    if alone and parallel.save_in_background:
+        raise UserError(
+            "parallel.save_in_background has an effect only with several ranks: start with torchrun"
+        )
+    if alone and not parallel.shard:
+        if parallel.cpu_offload:
+            raise UserError(
+                "parallel.cpu_offload has an effect only with several ranks: start with torchrun, or set "
+                "parallel.shard=true"
+            )
         yield
         return
     device = pick_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif config.parallel.cpu_offload:
+    elif parallel.cpu_offload:
         raise UserError(
             "parallel.cpu_offload keeps a GPU's memory free, but the device is a CPU: leave it out"
         )
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if alone:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+        return
     meeting, number, size = next(rendezvous("env://"))
     store: Any = PrefixStore(meet(meeting, number, size), meeting)
     store.set_timeout(LONGEST_WAIT)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        backend,
         store=PrefixStore("work", store),
         rank=number,
         world_size=size,
