@@ -24,8 +24,9 @@ ALLOWED = {
     "prime": METHOD,
     "plan": METHOD,
     "evaluation": METHOD | {"tasks"},
+    "preparation": METHOD | {"evaluation"},
     "commands": METHOD | {"tasks", "evaluation"},
-    "cli": {"", "types", "config", "prime", "commands", "evaluation", "plan"},
+    "cli": {"", "types", "config", "prime", "commands", "evaluation", "plan", "preparation"},
     "__main__": {"cli"},
     "": {"prime"},
 }
@@ -33,7 +34,7 @@ ALLOWED = {
 EXCEPTIONS = {("commands.demo", "cli")}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "plotly", "math_verify", "tensorboard"}
 LAZY = {("data", "tasks"), ("", "prime")} | {
-    ("cli", room) for room in ("commands", "prime", "evaluation", "plan")
+    ("cli", room) for room in ("commands", "prime", "evaluation", "plan", "preparation")
 }
 """Only inside functions."""
 

@@ -34,6 +34,11 @@ COMMANDS = {
         "commands.train_prm:train",
         "train a PRM offline, from outcomes or step labels",
     ),
+    "data": (
+        "PrepareConfig",
+        "preparation.command:prepare",
+        "filter, deduplicate and validate rows to train on; demonstrations for SFT",
+    ),
     "score": (
         "ScoreConfig",
         "commands.score:score",

@@ -17,6 +17,7 @@ from openprime.config.commands import (
     OfflinePRMConfig,
     OutcomeConfig,
     PlanConfig,
+    PrepareConfig,
     PrimeConfig,
     ReportConfig,
     RLConfig,

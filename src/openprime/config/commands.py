@@ -32,6 +32,7 @@ from openprime.config.sections import (
     RolloutConfig,
     Scale,
     ScoringConfig,
+    Seconds,
     Section,
     Seed,
     Several,
@@ -46,6 +47,7 @@ from openprime.config.sections import (
     check_importance,
     check_memory,
     check_shared_base,
+    check_url,
     value_of,
     zero_or,
 )
@@ -349,6 +351,81 @@ class GenerateConfig(FolderConfig):
         check_engine(self.engine, self.temperature)
         check_memory(self.sequences, self.responses, self.max_response_tokens, "generate")
         return super().check()
+
+
+FILTERS = ("figure", "proof", "unparsable", "duplicate", "near_duplicate")
+"""Filters of `openprime data` that may be left out."""
+
+
+class PrepareConfig(FolderConfig):
+    """`openprime data`: rows to train on, without those that nobody can answer or judge, or that are there twice."""
+
+    required = ("out", "data.source")
+    data: DataConfig = DataConfig()
+    more_sources: tuple[str, ...] = ()
+    """Further files or data sets, read as data.source is, each with fields of its own where data names none. What an
+    earlier one has too is a duplicate."""
+    filters: tuple[str, ...] = FILTERS
+    """What is dropped: questions about a figure, proofs, references that the verifier cannot read (unparsable), the
+    same question again, nearly the same one with the same answer (near_duplicate). Rows without a question or a
+    reference are always dropped."""
+    similarity: Annotated[float, Field(ge=0.5, le=0.99)] = 0.8
+    """Share of the three-word pieces of two questions that both have (Jaccard), from which on they are nearly the
+    same."""
+    benchmarks: tuple[str, ...] = ()
+    """Names of benchmarks (configs/benchmarks), YAML files of your own, or files of rows: questions that are one of
+    theirs, or nearly, are dropped whatever their answer."""
+    choices: Literal["drop", "rules", "ask"] = "rules"
+    """Multiple choice. rules: an open question, without the options, whose answer is the right one's text; dropped
+    where it needs its options. ask: the model rewrites those questions too, and may refuse (PRIME, appendix A)."""
+    samples: Annotated[int, Field(ge=0, le=2**10)] = 0
+    """N, responses of the model by which it is seen whether a question can be solved; 0: not checked."""
+    agreement: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Smallest share of the N that must have the reference's answer."""
+    demonstrations: Annotated[int, Field(ge=0, le=2**10)] = 0
+    """Responses of the model to each row that is kept, in the form of the seven actions; the first that is in the form
+    and right goes to demonstrations.jsonl, for `openprime sft`. 0: none."""
+    model: str = ""
+    """Whom to ask: with `endpoint` its name there (empty: the first that it lists), else a directory, GGUF file or hub
+    id."""
+    endpoint: str = ""
+    """Of any OpenAI-compatible server, as http://node1:8000/v1. The key is read from the environment variable
+    OPENAI_API_KEY. Empty: the model is sampled from here, by `engine`."""
+    timeout: Seconds = 600.0
+    """Seconds for one answer of the endpoint; and for which one that is gone is waited for."""
+    temperature: Temperature = 1.0
+    """Sampling temperature."""
+    max_response_tokens: Length = 4096
+    """Longest response, in tokens."""
+    sequences: Several = 64
+    """Responses that are sampled at a time."""
+    engine: EngineConfig = TransformersEngineConfig()
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Processes that filter; 0 is one a core."""
+    verify: VerifyConfig = VerifyConfig()
+
+    @property
+    def asks(self) -> bool:
+        """Whether a model is asked."""
+        return bool(self.samples or self.demonstrations or self.choices == "ask")
+
+    def check(self) -> list[str]:
+        """Cross-field checks."""
+        notes = super().check()
+        if len({self.data.source, *self.more_sources}) <= len(self.more_sources):
+            raise UserError("more_sources: a source is named twice")
+        for name in self.filters:
+            if name not in FILTERS:
+                raise UserError(f"filters: no filter {name!r}; there are: {', '.join(FILTERS)}")
+        if self.asks and not (self.model or self.endpoint):
+            raise UserError(
+                "samples, demonstrations and choices=ask ask a model: name a server's in endpoint, or one in model"
+            )
+        if self.endpoint:
+            check_url(self.endpoint, "endpoint")
+        check_engine(self.engine, self.temperature)
+        check_memory(self.sequences, max(self.samples, self.demonstrations), self.max_response_tokens, "data")
+        return notes
 
 
 class ScoreConfig(FolderConfig, ScoringConfig):

@@ -54,6 +54,8 @@ NO_JSON = re.compile(r"date|time|decimal|binary|duration|interval|map|half|Image
 
 DEEPEST = 100
 """Levels of brackets in a row, more than any data have: what walks through a row must come to an end."""
+ROWS = 1000
+"""Rows that are read at a time of what is not read whole."""
 MOST_FIELDS = 40
 """Names in an error's text."""
 
@@ -231,7 +233,7 @@ def load_rows(config: DataConfig) -> list[Row]:
     elif path.is_file():
         raise UserError(f"data.source: {source} is not one of the kinds that can be read: {', '.join(FILES)}")
     else:
-        rows = _read_hub(config)
+        rows = list(islice(_each_of_hub(config), None if config.where else config.limit or None))
     if not rows:
         raise UserError(f"{source}: no rows")
     for field in config.where:
@@ -248,6 +250,21 @@ def load_rows(config: DataConfig) -> list[Row]:
 def keeps(config: DataConfig, row: Row) -> bool:
     """True for a row that `data.where` keeps."""
     return all(text in str(value_at(row, field)) for field, text in config.where.items())
+
+
+def each_row(config: DataConfig) -> Iterator[Row]:
+    """The rows that `load_rows` returns, one after the other: of JSONL, parquet or the hub few are in memory at a time.
+
+    Raises UserError as that does, but not where there is no row.
+    """
+    path = Path(config.source).expanduser()
+    if path.suffix in FILES and path.is_file():
+        rows = (_each_parquet if path.suffix == ".parquet" else _each_json)(path)
+    elif config.source.startswith(("task:", "gym:")) or path.suffix in FILES or path.is_file():
+        rows = iter(load_rows(config))
+    else:
+        rows = _each_of_hub(config)
+    return islice((row for row in rows if keeps(config, row)), config.limit or None)
 
 
 def as_answer(value: object, verifier: str = "") -> str | None:
@@ -433,6 +450,11 @@ def read_file(path: Path, limit: int) -> list[Row]:
 
 def read_json(path: Path, limit: int) -> list[Row]:
     """The objects of a JSON array, or of a file with one object a line."""
+    return list(islice(_each_json(path), limit or None))
+
+
+def _each_json(path: Path) -> Iterator[Row]:
+    """The same one after the other; of a file with one a line no more than that is in memory."""
     with path.open("rb") as file:
         if path.suffix == ".json" and file.read(100).removeprefix(BOM).lstrip().startswith(b"["):
             file.seek(0)
@@ -440,9 +462,9 @@ def read_json(path: Path, limit: int) -> list[Row]:
             for i, entry in enumerate(entries):
                 if not isinstance(entry, dict):
                     raise UserError(f"{path}: entry {i} is not an object: {entry!r:.80}")
-            return entries[:limit] if limit else entries
+            yield from entries
+            return
         file.seek(0)
-        rows = []
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -452,10 +474,7 @@ def read_json(path: Path, limit: int) -> list[Row]:
                 raise UserError(
                     f"{path}:{number}: expected an object {{...}} on each line, found {row!r:.80}"
                 )
-            rows.append(row)
-            if len(rows) == limit:
-                break
-    return rows
+            yield row
 
 
 def _parse(data: bytes, path: Path, line: int, hint: str = "") -> Any:
@@ -491,12 +510,17 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def _read_parquet(path: Path, limit: int) -> list[Row]:
+    return list(islice(_each_parquet(path), limit or None))
+
+
+def _each_parquet(path: Path) -> Iterator[Row]:
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            table = file.read().slice(0, limit or None)
-        return _as_json(table.to_pylist(), str(table.schema.types))
+            types = str(file.schema_arrow.types)
+            for part in file.iter_batches(ROWS):
+                yield from _as_json(part.to_pylist(), types)
     except Exception as error:  # a damaged file: Arrow raises errors of many kinds
         raise UserError(f"{path}: not a readable parquet file: {one_line(error)}") from error
 
@@ -506,7 +530,7 @@ def _as_json(rows: list[Row], types: str) -> list[Row]:
     return [json.loads(json.dumps(row, default=str)) for row in rows] if NO_JSON.search(types) else rows
 
 
-def _read_hub(config: DataConfig) -> list[Row]:
+def _each_of_hub(config: DataConfig) -> Iterator[Row]:
     import datasets
 
     path = Path(config.source).expanduser()
@@ -520,9 +544,9 @@ def _read_hub(config: DataConfig) -> list[Row]:
     try:
         data = datasets.load_dataset(config.source, config.subset or None, split=config.split)
         assert isinstance(data, datasets.Dataset)
-        limit = 0 if config.where else config.limit
-        rows = data.select(range(min(limit or len(data), len(data)))).to_list()
-        return _as_json(rows, str(data.features))
+        types = str(data.features)
+        for start in range(0, len(data), ROWS):
+            yield from _as_json(data.select(range(start, min(start + ROWS, len(data)))).to_list(), types)
     except Exception as error:  # the network, the hub or a file: anything may come
         raise UserError(
             f"data.source: {config.source} is neither a local file ({', '.join(FILES)}) nor a data set "

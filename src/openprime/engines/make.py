@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from openprime.config import EvaluateConfig, GenerateConfig, RLConfig
+from openprime.config import EvaluateConfig, GenerateConfig, PrepareConfig, RLConfig
 from openprime.engines.server import ServerEngine
 from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, exchange_folder, start_vllm
@@ -24,7 +24,7 @@ from openprime.types import Engine, UserError
 
 
 def make_engine(
-    config: RLConfig | GenerateConfig | EvaluateConfig,
+    config: RLConfig | GenerateConfig | EvaluateConfig | PrepareConfig,
     tokenizer: PreTrainedTokenizerBase,
     sequences: int,
     longest: int,

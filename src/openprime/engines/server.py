@@ -55,6 +55,14 @@ class ServerFault(RuntimeError):
     """A server that cannot be reached, does not answer in time, or answers nonsense."""
 
 
+class RefusedError(EngineError):
+    """A server that refuses a request, and would again."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class WrongAnswerError(ServerFault):
     """A completion that cannot be what was asked for."""
 
@@ -75,6 +83,8 @@ class Server:
 
     url: str
     timeout: float
+    headers: dict[str, str] = field(default_factory=dict)
+    """Sent with every request."""
     tag: str = ""
     """The weights it has, as far as we know; empty: not known, or it is down."""
     running: int = 0
@@ -87,7 +97,7 @@ class Server:
     ) -> Any:
         """One request and its JSON, of at most `most` bytes and whole within `timeout` seconds (else its own).
 
-        Raises ServerFault, and EngineError where the server refuses the request.
+        Raises ServerFault, and RefusedError where the server refuses the request.
         """
         seconds = timeout or self.timeout
         end, parts = time.monotonic() + seconds, urlsplit(self.url)
@@ -101,7 +111,9 @@ class Server:
             self.open.add(sock)
             sock.settimeout(max(end - time.monotonic(), 1e-3))  # 0 would not wait at all
             text = None if body is None else json.dumps(body)
-            connection.request(method, path, text, {"Content-Type": "application/json"})
+            connection.request(
+                method, parts.path + path, text, {"Content-Type": "application/json"} | self.headers
+            )
             response, data = connection.getresponse(), bytearray()
             while (piece := response.read(MANY)) and len(data) <= most:
                 data += piece
@@ -111,10 +123,10 @@ class Server:
             self.open.discard(sock)
             connection.close()
         status, answer = response.status, data.decode("utf-8", "replace")
-        if status == 404:
-            raise EngineError(f"{self.url} has no {path}: start it with `{COMMAND}`")
+        if status == 404 and not path.startswith("/chat"):  # that may be for the model's name
+            raise RefusedError(f"{self.url} has no {path}: start it with `{COMMAND}`", status)
         if 400 <= status < 500 and status not in (408, 425, 429):  # those: not now
-            raise EngineError(_line(f"{self.url}{path} refused: {answer}"))
+            raise RefusedError(_line(f"{self.url}{path} refused: {answer}"), status)
         if status != 200:
             raise ServerFault(_line(f"{self.url}{path}: status {status}: {answer}"))
         if len(data) > most:

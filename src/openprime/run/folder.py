@@ -30,6 +30,9 @@ MAY_CHANGE = {
     "sequences",
     "parallel",
     "engine",
+    "endpoint",
+    "timeout",
+    "workers",
 }
 """Settings that a resumed run may change."""
 PACKAGES = ("torch", "transformers", "datasets", "math-verify")

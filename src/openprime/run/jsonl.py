@@ -37,12 +37,12 @@ def _add(path: Path, rows: Sequence[dict]) -> None:
 
 def read_jsonl(path: Path) -> list[dict]:
     """The rows of a file; it may be growing."""
-    return [row for row, _, _ in _rows(path, unended=True)]
+    return [row for row, *_ in _rows(path, unended=True)]
 
 
 def keep_until(path: Path, step: int) -> None:
     """Drop the records after `step`, and a last line that a kill left half-written."""
-    kept = [end for row, end, _ in _rows(path) if isinstance(row.get("step"), int) and row["step"] <= step]
+    kept = [end for row, _, end, _ in _rows(path) if isinstance(row.get("step"), int) and row["step"] <= step]
     _cut(path, max(kept, default=0))
 
 
@@ -93,7 +93,7 @@ def resume_jsonl(path: Path, marks: Sequence[dict]) -> list[dict | None]:
     """
     rows: list[dict | None] = [None] * len(marks)
     place, whole = 0, 0
-    for row, end, line in _rows(path):
+    for row, _, end, line in _rows(path):
         if not marks[0].keys() <= row.keys():
             _say(path, line)
             continue
@@ -109,8 +109,25 @@ def resume_jsonl(path: Path, marks: Sequence[dict]) -> list[dict | None]:
     return rows
 
 
-def _rows(path: Path, unended: bool = False) -> Iterator[tuple[dict, int, int]]:
-    """(row, where its line ends in bytes, the line's number) of every line that is whole.
+def index_jsonl(path: Path, key: str) -> dict[str, int]:
+    """The value of `key` in each row -> where its line begins, in bytes: for rows that memory should not hold.
+
+    A last line that a kill left half-written is cut off.
+    """
+    places: dict[str, int] = {}
+    whole = 0
+    for row, begin, end, line in _rows(path):
+        whole = end
+        if isinstance(row.get(key), str):
+            places[row[key]] = begin
+        else:
+            _say(path, line)
+    _cut(path, whole)
+    return places
+
+
+def _rows(path: Path, unended: bool = False) -> Iterator[tuple[dict, int, int, int]]:
+    """(row, where its line begins and ends in bytes, the line's number) of every line that is whole.
 
     `unended`: also of a last one without its line feed.
     """
@@ -127,7 +144,7 @@ def _rows(path: Path, unended: bool = False) -> Iterator[tuple[dict, int, int]]:
             if not line.endswith(b"\n") and not (unended and isinstance(row, dict)):
                 return  # a kill has left it half-written, or it is just being written
             if isinstance(row, dict):
-                yield row, end, number
+                yield row, end - len(line), end, number
             elif line.strip():
                 _say(path, number)
 

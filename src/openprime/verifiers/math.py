@@ -18,9 +18,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 from openprime.types import Prompt, Verdict
-from openprime.verifiers.compare import BASED, NAME, Comparison, Costly, read_list
+from openprime.verifiers.compare import BASED, NAME, SIGNS, WORDS, Comparison, Costly, read_list
 from openprime.verifiers.expression import read, value_of
-from openprime.verifiers.normal_form import BASES, NUMERALS, plain, quantity, split, squeeze, tidy
+from openprime.verifiers.normal_form import BASES, NUMERALS, Unit, plain, quantity, split, squeeze, tidy
+from openprime.verifiers.regions import region
 
 LONGEST = 200
 """Characters of an answer that is compared."""
@@ -75,6 +76,10 @@ SHORT_SCIENTIFIC = re.compile(r"-?\d+e-\d")
 GROUPS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 SYMBOL = re.compile(r"\.\d| ?(?:[a-zA-Z{^!]|\\(?!cup|cap|land|lor|ran|\}))")
 
+LETTERS, COMMAND = re.compile("[A-Za-z]{3,}"), re.compile(r"\\[A-Za-z]+")
+MOST_WORDS = 4
+"""In a reference that is a name; a sentence has more."""
+
 Answers = Literal["auto", "boxed", "last_box", "hashes"]
 r"""Place of the answers: `\boxed{...}` or `\fbox{...}`, of which all must be right, or only the last one (`last_box`);
 the line `#### answer`; or whichever of boxes and lines comes last."""
@@ -109,8 +114,8 @@ def verify_math(
     or an empty one: no_verdict.
     """
     answer = (prompt.answer or "").strip()
-    reference = extract_answer(answer) or BOXED.sub("", answer)
-    if not squeeze(tidy(reference)).strip("{}"):
+    reference = reference_of(answer)
+    if not reference:
         return [Verdict(None, "no_verdict")] * len(responses)
     messages = prompt.messages
     question = messages if isinstance(messages, str) else "\n".join(m["content"] for m in messages)
@@ -155,6 +160,34 @@ def canonical_answer(text: str, answers: Answers = "auto") -> str | None:
     ((number, factor), *more), _ = quantity(text)
     value = None if more else value_of(read(number), exact=True)
     return squeeze(number) if value is None else str(value * factor)
+
+
+def reference_of(answer: str) -> str:
+    """The reference in a row's answer: its final answer, or all of it; empty where there is nothing to compare with."""
+    found = extract_answer(answer) or BOXED.sub("", answer.strip())
+    return found if squeeze(tidy(found)).strip("{}") else ""
+
+
+def is_readable(reference: str) -> bool:
+    """Can a response's answer be compared with this reference by more than its letters?
+
+    True for expressions, lists, sets, relations and numbers in a base that are read here or by math-verify, for an
+    option's letter, and for up to MOST_WORDS words. False for what is empty, too long, or prose.
+    """
+    text, _ = _unqualified(_introduced(tidy(reference))[-1])
+    if not squeeze(text).strip("{}") or len(text) > LONGEST:
+        return False
+    try:
+        if option(text)[0] or BASED.fullmatch(squeeze(text)) or region(text):
+            return True
+        parts = [one for side in split(text, SIGNS)[0] for one in read_list(side).elements]
+        if any(len(LETTERS.findall(COMMAND.sub(" ", part))) > MOST_WORDS for part in parts):
+            return False  # read as a product of its letters
+        if all(read(part) or quantity(part, True)[1] != Unit() or WORDS.fullmatch(plain(part)) for part in parts):
+            return True
+        return not (HEAVY.search(text) or LETTERS.search(COMMAND.sub("", text))) and _parse(text) is not None
+    except (Costly, RecursionError):
+        return False
 
 
 def _answers(text: str, answers: Answers) -> list[str]:
@@ -262,7 +295,7 @@ def _without_groups(text: str, may_be_list: bool) -> str:
 
 def _readings(gold: str, guess: str, comparison: Comparison) -> Iterator[tuple[str, str]]:
     """The pairs of which one must be the same: a reference may hold several forms, an option its letter and text."""
-    (letter, gold), (letter2, guess) = _option(gold), _option(guess)
+    (letter, gold), (letter2, guess) = option(gold), option(guess)
     if letter and letter2 and not (gold and guess and letter == letter2):
         if letter == letter2:
             yield letter, letter2
@@ -293,8 +326,8 @@ def _readings(gold: str, guess: str, comparison: Comparison) -> Iterator[tuple[s
                 yield first, guess
 
 
-def _option(text: str) -> tuple[str, str]:
-    """The letter and the text of an option of a multiple choice; one of them may be empty."""
+def option(text: str) -> tuple[str, str]:
+    """The letter and the text of an option of a multiple choice; one of them may be empty. `text` is tidy."""
     match = OPTION.fullmatch(plain(text))
     if match:
         return (match[1] or match[3]).upper(), match[2] or ""

@@ -1,0 +1,1 @@
+"""`openprime data`: rows of any origin to rows that are worth training on."""
