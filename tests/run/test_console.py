@@ -8,8 +8,10 @@ import time
 from concurrent.futures import Future
 
 import pytest
+import torch
 from rich.console import Console
 
+from openprime.models.shape import DONE
 from openprime.run.console import Bar, Clock, Interrupted, Signals, with_step_time
 
 
@@ -79,6 +81,34 @@ def test_clock__adds_up_by_phase_and_begins_anew(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ZeroDivisionError), clock.phase("a"):
         raise ZeroDivisionError
     assert clock.take() == {"time/a": 5.0, "time/b": 2.0}
+    assert clock.take() == {}
+
+
+def test_clock__says_how_fast_models_worked_and_what_memory_a_gpu_gave(monkeypatch: pytest.MonkeyPatch):
+    now = iter([0.0, 2.0, 2.0, 4.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    held = {"max_memory_allocated": 3.0, "memory_allocated": 1.0, "memory_reserved": 4.0}
+    for name, gib in held.items():
+        monkeypatch.setattr(torch.cuda, name, lambda gib=gib: gib * 2**30)
+    called: list[str] = []
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: called.append(name))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    clock = Clock()
+    clock.peak = 40.0
+    for peak in (3.0, 2.0):  # the higher one counts
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda peak=peak: peak * 2**30)
+        with clock.phase("policy"):
+            monkeypatch.setattr(DONE, "flops", DONE.flops + 20e12)
+    assert called == ["reset_peak_memory_stats", "synchronize"] * 2
+    assert clock.take() == {
+        "time/policy": 4.0,
+        "memory/policy_peak": 3.0,
+        "memory/policy_allocated": 1.0,
+        "memory/policy_reserved": 4.0,
+        "speed/policy_tflops": 10.0,
+        "speed/policy_mfu": 0.25,
+    }
     assert clock.take() == {}
 
 

@@ -30,7 +30,7 @@ RL = (
 
 
 TIMES = {"rollout/tokens_per_second", "verify/seconds"}
-"""Metrics that depend on the clock, beside time/."""
+"""Metrics that depend on the clock, beside time/ and speed/."""
 
 PYTHONPATH = {
     "PYTHONPATH": os.pathsep.join(
@@ -68,7 +68,7 @@ def records(path: Path) -> list[dict]:
 def metrics(folder: Path) -> list[dict]:
     """A run's metrics without what depends on the clock."""
     return [
-        {k: v for k, v in row.items() if not k.startswith("time/") and k not in TIMES}
+        {k: v for k, v in row.items() if not k.startswith(("time/", "speed/")) and k not in TIMES}
         for row in records(folder / "metrics.jsonl")
     ]
 

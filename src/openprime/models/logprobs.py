@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from openprime.models.attention import Packing, packs
+from openprime.models.shape import count_pass
 
 BLOCK_ELEMENTS = 2**22
 """Logits held at a time: 16 MiB in float32, which stay in a CPU's cache."""
@@ -43,12 +44,10 @@ class Layout:
     blocks: tuple[Block, ...]
     """Where there is no packing."""
     back: Tensor  # [N]: the order of the places among those of the blocks, one after the other
-
-    @property
-    def rows(self) -> list[tuple[int, int]]:
-        """(rows, tokens of each) of what attention works on."""
-        found = self.packing.rows if self.packing else ()
-        return [tuple(part.shape) for part in found] or [(len(b.rows), b.width) for b in self.blocks]  # pyright: ignore
+    tokens: int
+    """That go through the model, padding left out."""
+    squares: int
+    """Of the rows' lengths, summed: twice the pairs of tokens that attention works on."""
 
 
 def lay_out(
@@ -57,10 +56,12 @@ def lay_out(
     """The layout, on `device` or their own, of rows token_ids and mask [B, T], which are best on the host."""
     device = device or token_ids.device
     at = mask.flatten().nonzero()[:, 0]
-    if packs(model) and len(at):
-        return Layout(sent(at, device), pack(token_ids, mask, device), (), at[:0])
-    # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
     ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
+    squares = sum(max(0, end - 1) ** 2 for end in ends)  # nothing is predicted from the last token
+    if packs(model) and len(at):
+        packing = pack(token_ids, mask, device)
+        return Layout(sent(at, device), packing, (), at[:0], packing.token_ids.shape[1], squares)
+    # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
     together = similar_lengths(ends) or [[0]]  # one row where nothing is asked for: all passes leave a graph
     if isinstance(model, FSDPModule):  # as many passes on every rank
         together = [list(range(len(ends)))]
@@ -72,7 +73,8 @@ def lay_out(
         order.append(number[rows[own], columns])
         parts = (sent(x, device) for x in (rows, own, columns - 1, order[-1]))
         blocks.append(Block(next(parts), width, *parts))
-    return Layout(sent(at, device), None, tuple(blocks), sent(torch.cat(order).argsort(), device))
+    back = sent(torch.cat(order).argsort(), device)
+    return Layout(sent(at, device), None, tuple(blocks), back, sum(max(0, end - 1) for end in ends), squares)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -148,12 +150,15 @@ def _placed(values: Tensor, mask: Tensor, layout: Layout) -> Tensor:
     return whole.index_copy(0, layout.at, values).view(*mask.shape, -1)
 
 
-def _response_logprobs(model: PreTrainedModel, *args: Any) -> tuple[Tensor, Tensor]:
+def _response_logprobs(
+    model: PreTrainedModel, token_ids: Tensor, layout: Layout, *args: Any
+) -> tuple[Tensor, Tensor]:
     """`whole_logprobs` of a model whose weights may be in shares."""
+    count_pass(model, layout.tokens, layout.squares, len(layout.at))
     if isinstance(model, FSDPModule):
         gathered: Any = model
-        return gathered.response_logprobs(*args)
-    return whole_logprobs(model, *args)
+        return gathered.response_logprobs(token_ids, layout, *args)
+    return whole_logprobs(model, token_ids, layout, *args)
 
 
 def whole_logprobs(

@@ -9,8 +9,7 @@ holds it against measured peaks.
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from openprime.config import (
     DistillRLConfig,
@@ -26,7 +25,8 @@ from openprime.engines.transformers import GROW_BY
 from openprime.models.checks import first_line
 from openprime.models.hub import read_architecture
 from openprime.models.lm import CPU_TOKENS
-from openprime.models.logprobs import BLOCK_ELEMENTS, KEPT_ELEMENTS
+from openprime.models.logprobs import BLOCK_ELEMENTS, CHUNK_ELEMENTS, KEPT_ELEMENTS
+from openprime.models.shape import Shape, shape_of
 from openprime.types import UserError
 
 GiB = 2**30
@@ -49,49 +49,6 @@ Bytes = dict[str, float]
 """Part -> bytes on one device."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A decoder with gated feed-forward layers, such as Qwen2 or Llama; others are counted as if they were one."""
-
-    parameters: int
-    """All of them, tied ones once."""
-    linear: tuple[tuple[str, int, int], ...]
-    """(name, inputs, outputs) of every linear layer of the blocks."""
-    matrices: int
-    """Weights of the blocks' matrices."""
-    idle: int
-    """Of these, those of routed experts that a token is not sent to."""
-    largest: int
-    """Weights of the largest matrix."""
-    layers: int
-    width: int
-    heads: int
-    query: int
-    """Width of all query heads together; 0 where nothing is attended to."""
-    key: int
-    """Width of all key heads together, and of all value heads."""
-    mlp: int
-    """Inner width of the feed-forward layers that a token passes in a block."""
-    vocabulary: int
-    tied: bool
-    """The head is the embedding."""
-
-    @property
-    def used(self) -> int:
-        """Weights of the blocks' matrices that a token is multiplied with."""
-        return self.matrices - self.idle
-
-    @property
-    def head(self) -> int:
-        """Weights of the head, and of the embedding."""
-        return self.vocabulary * self.width
-
-    def adapter(self, config: LoRAConfig) -> int:
-        """Parameters of a LoRA adapter: rank (inputs + outputs) for every linear layer that gets one."""
-        chosen = [(i, o) for name, i, o in self.linear if not config.targets or name in config.targets]
-        return config.rank * sum(inputs + outputs for inputs, outputs in chosen)
-
-
 def read_shape(name: str) -> Shape:
     """The shape of a model folder, a config.json or a hub id; its weights are neither needed nor read.
 
@@ -110,55 +67,6 @@ def read_shape(name: str) -> Shape:
         return shape_of(model)
     except Exception as error:  # not our code: anything may come
         raise UserError(f"{name}: no model can be made of its config.json: {first_line(error)}") from error
-
-
-def shape_of(model: PreTrainedModel) -> Shape:
-    """The shape of a model, which may be on the meta device."""
-    config = model.config
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    outside = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    outside |= {id(p) for p in head.parameters()}  # pyright: ignore[reportOptionalMemberAccess]
-    convolved = {id(p) for m in model.modules() if isinstance(m, nn.Conv1d) for p in m.parameters()}
-    inside = [p for p in model.parameters() if p.dim() > 1 and id(p) not in outside]
-    linear = tuple(
-        (path.split(".")[-1], module.in_features, module.out_features)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    )
-    # Not every architecture has these: older ones share no key heads and split the width evenly.
-    width, heads = config.hidden_size, _most(config, "num_attention_heads")
-    head_width = _most(config, "head_dim") or width // max(1, heads)
-    chosen, mlp = _most(config, "num_experts_per_tok", "moe_k"), _most(config, "intermediate_size")
-    routed = [p for p in inside if chosen and p.dim() == 3 and id(p) not in convolved]  # [expert, ...]
-    if routed:
-        mlp = max(mlp, chosen * (_most(config, "moe_intermediate_size") or mlp))
-    return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
-        linear=linear,
-        matrices=sum(p.numel() for p in inside),
-        idle=sum(p.numel() // len(p) * max(0, len(p) - chosen) for p in routed),
-        largest=max(p.numel() for p in inside),
-        layers=config.num_hidden_layers,
-        width=width,
-        heads=heads,
-        query=heads * head_width,
-        key=(_most(config, "num_key_value_heads") or heads) * head_width,
-        mlp=mlp or 4 * width,
-        vocabulary=config.vocab_size,
-        tied=head.weight is embedding.weight,  # pyright: ignore[reportOptionalMemberAccess]
-    )
-
-
-def _most(config: PreTrainedConfig, *names: str) -> int:
-    """The first of these settings that a configuration has, of a layer where it has most; 0 without any."""
-    for name in names:
-        try:
-            value = getattr(config, name, None)
-        except RuntimeError:  # unlike from layer to layer
-            value = [getattr(layer, name) for layer in config.per_layer_config]
-        if value:
-            return max(value) if isinstance(value, list) else value
-    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,9 +187,9 @@ def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape
         if part.trained:
             again = -(-rows * longest // tokens) > 1  # micro-batches, on the longest sequences
             own = 0 if offload else part.trainable / (1 if part.lora else ranks)
-            found = training_bytes(part, tokens, again, own, sharded, bfloat16)
+            found = training_bytes(part, tokens, again, own, sharded, bfloat16, config.device != "cpu")
         else:
-            found = scoring_bytes(part.shape, tokens, sharded, bfloat16)
+            found = scoring_bytes(part.shape, tokens, sharded, bfloat16, config.device != "cpu")
         phases["training" if part.role == "model" else part.role] = resident | of_batch | found
     return Budget(phases, resident, host_bytes(config, machine, models))
 
@@ -327,7 +235,9 @@ def kept_per_block(shape: Shape, bfloat16: bool, adapter: LoRAConfig | None) -> 
     return 4 * norms + 2 * (5 * d + 3 * q + 2 * k + 4 * f + ranks) + small
 
 
-def training_bytes(part: Part, tokens: int, again: bool, own: float, sharded: bool, bfloat16: bool) -> Bytes:
+def training_bytes(
+    part: Part, tokens: int, again: bool, own: float, sharded: bool, bfloat16: bool, gpu: bool
+) -> Bytes:
     """Beside what is resident: forward and backward passes over micro-batches, at the higher of two peaks.
 
     One is where a backward pass begins: all activations are there and the head's gradient has just been made. The
@@ -346,12 +256,16 @@ def training_bytes(part: Part, tokens: int, again: bool, own: float, sharded: bo
         2 * 4 * s.matrices / s.layers if sharded and not lora else 0.0
     )  # whole ones, until they are reduced
     head = 0.0 if lora else 4.0 * s.head
-    logits = 4.0 * min(KEPT_ELEMENTS, tokens * s.vocabulary)
+    if gpu:
+        logits = 4.0 * min(CHUNK_ELEMENTS, tokens * s.vocabulary)
+    else:
+        logits = 4.0 * min(KEPT_ELEMENTS, tokens * s.vocabulary)
+        logits += min(BLOCK_ELEMENTS, tokens * s.vocabulary) * (6 if bfloat16 else 4)
     begin = {
         "gradients": 4 * own if again else 0.0,
         "activations": tokens * (kept + flowing),
         "copies": copied_bytes(s, sharded, bfloat16, whole=not (recompute and lora)) + passing,
-        "logits": logits + min(BLOCK_ELEMENTS, tokens * s.vocabulary) * (6 if bfloat16 else 4) + head,
+        "logits": logits + head,
     }
     end = {
         "gradients": 4 * own + (head if s.tied else 0.0) + (head if again else 0.0),
@@ -361,12 +275,12 @@ def training_bytes(part: Part, tokens: int, again: bool, own: float, sharded: bo
     return max(begin, end, key=lambda parts: sum(parts.values()))
 
 
-def scoring_bytes(shape: Shape, tokens: int, sharded: bool, bfloat16: bool) -> Bytes:
+def scoring_bytes(shape: Shape, tokens: int, sharded: bool, bfloat16: bool, gpu: bool) -> Bytes:
     """Beside what is resident: a forward pass that keeps nothing, within one block."""
     return {
         "copies": copied_bytes(shape, sharded, bfloat16),
         "activations": tokens * ((2 if bfloat16 else 4) * 3 * shape.mlp + 4 * 4 * shape.width),
-        "logits": 4 * min(BLOCK_ELEMENTS, tokens * shape.vocabulary),
+        "logits": 4 * min(CHUNK_ELEMENTS if gpu else BLOCK_ELEMENTS, tokens * shape.vocabulary),
     }
 
 
@@ -399,10 +313,10 @@ def sampling_bytes(config: RLConfig, machine: Machine, shape: Shape, bfloat16: b
     drawn = rollout.prompts / machine.pass_rate * rollout.responses / machine.ranks
     rows = min(rollout.sequences, round(drawn))
     rows = max(1, rows // rollout.responses) * rollout.responses
+    sharded, offloaded = machine.ranks > 1 or config.parallel.shard, config.parallel.cpu_offload
     positions = -(-longest_of(config) // GROW_BY) * GROW_BY
     cache = rows * positions * cache_per_token(s, bfloat16, "transformers")
     uniforms = rows * rollout.max_response_tokens * 8
-    sharded, offloaded = machine.ranks > 1 or config.parallel.shard, config.parallel.cpu_offload
     return {
         "cache": cache * (1 + 1 / (2 * s.layers)),
         "logits": 3 * 4 * rows * s.vocabulary + uniforms,

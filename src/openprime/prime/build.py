@@ -13,6 +13,7 @@ from openprime.models.checks import check_rows
 from openprime.models.hub import load_tokenizer
 from openprime.models.lm import Loader
 from openprime.models.placement import Placement
+from openprime.models.shape import peak_tflops
 from openprime.prime.learner import Learner
 from openprime.prime.methods import Method
 from openprime.prime.rollouts import PromptStream, Rollouts, RolloutsAhead
@@ -57,6 +58,9 @@ def build(
     check_rows(policy.lm.model, tokenizer, asked, where, shorter, response)
     policy.lm.try_save(tokenizer, config.data)
     clock = Clock()
+    clock.peak, known = peak_tflops(place.device)
+    if clock.peak:
+        notes.append(f"speed/*_mfu is the share of {clock.peak:,.0f} TFLOPS, {known}")
     method = method_of.build(config, models, tokenizer, clock)
     notes += models.notes
     longest = max(len(prompt) for (prompt,) in asked) + response

@@ -108,5 +108,9 @@ def headline(metrics: Metrics) -> dict[str, str]:
     shown = {"accuracy": f"{metrics['rollout/accuracy']:.3f}", "passed": f"{metrics['rollout/passed']:.2f}"}
     if "prm/pairwise_accuracy" in metrics:
         shown["prm pairs"] = f"{metrics['prm/pairwise_accuracy']:.3f}"
+    if "speed/policy_mfu" in metrics:
+        shown["mfu"] = f"{metrics['speed/policy_mfu']:.2f}"
+    if peaks := [value for name, value in metrics.items() if name.startswith("memory/") and name.endswith("_peak")]:
+        shown["GiB"] = f"{max(peaks):.1f}"
     shown["tok/s"] = f"{metrics['rollout/tokens_per_second']:,.0f}"
     return shown | {"s/step": f"{metrics['time/step']:.2f}"}

@@ -2,11 +2,13 @@
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from openprime.models.shape import DONE
 from openprime.ranks import gather, world
 from openprime.types import Metrics, RunError
 
@@ -85,24 +88,49 @@ class Signals:
 
 
 class Clock:
-    """Seconds spent in each phase of a step."""
+    """Seconds spent in each phase of a step, what its models worked, and the GPU memory that it took."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.flops: dict[str, float] = {}
+        self.memory: Metrics = {}
+        self.peak = 0.0
+        """The device's, in 10^12 operations a second; 0: not known, and FLOP use is not said."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time of a block towards `name`."""
-        start = time.perf_counter()
+        """Count the time of a block towards `name`; on a GPU until all that it began is done."""
+        cuda, begun, start = torch.cuda.is_initialized(), DONE.flops, time.perf_counter()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
         try:
             yield
         finally:
+            if cuda:
+                torch.cuda.synchronize()
+                self._note_memory(name)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            if threading.current_thread() is threading.main_thread():  # it alone has models that train
+                self.flops[name] = self.flops.get(name, 0.0) + DONE.flops - begun
+
+    def _note_memory(self, name: str) -> None:
+        """In GiB: the most that tensors had in the phase; at its end what they have, and what PyTorch keeps."""
+        peak = max(torch.cuda.max_memory_allocated() / 2**30, self.memory.get(f"memory/{name}_peak", 0.0))
+        self.memory |= {
+            f"memory/{name}_peak": peak,
+            f"memory/{name}_allocated": torch.cuda.memory_allocated() / 2**30,
+            f"memory/{name}_reserved": torch.cuda.memory_reserved() / 2**30,
+        }
 
     def take(self) -> Metrics:
-        """The phases as metrics `time/...`, and start anew."""
-        taken = {f"time/{name}": value for name, value in self.seconds.items()}
-        self.seconds = {}
+        """The phases as metrics `time/`, `memory/` and `speed/...`, those of this rank's device, and start anew."""
+        taken = {f"time/{name}": value for name, value in self.seconds.items()} | self.memory
+        for name, flops in self.flops.items():
+            if flops:
+                tflops = flops / self.seconds[name] / 1e12
+                taken[f"speed/{name}_tflops"] = tflops
+                taken |= {f"speed/{name}_mfu": tflops / self.peak} if self.peak else {}
+        self.seconds, self.flops, self.memory = {}, {}, {}
         return taken
 
 
