@@ -23,7 +23,7 @@ from openprime.models.checks import (
     trial_place,
     trial_rows,
 )
-from openprime.models.logprobs import float32_head, has_plain_head
+from openprime.models.logprobs import float32_head, has_plain_head, tensor_float32
 from openprime.models.lora import has_adapters
 from openprime.models.placement import Placement
 from openprime.types import Group, NonFiniteError, Prompt, RunError, Sampling, UserError
@@ -295,7 +295,8 @@ class TransformersEngine:
         out = self.model.base_model(**inputs, use_cache=True)
         head: Any = self.model.get_output_embeddings()
         hidden = out.last_hidden_state[:, -1].float()
-        with torch.autocast(ids.device.type, enabled=False):
+        tf32 = ids.device.type == "cuda" and self.place.bfloat16  # as in the trainer's log-probabilities
+        with torch.autocast(ids.device.type, enabled=False), tensor_float32(tf32):
             if ids.device.type == "cpu" and self.place.bfloat16 and torch.backends.mkldnn.is_available():
                 # oneDNN's float32 product of a few rows is twice as fast as the other library's, which float32 models
                 # keep: they repeat bit for bit what they sampled before.

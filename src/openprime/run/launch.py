@@ -73,7 +73,8 @@ def joined(config: RunConfig) -> Iterator[None]:
         )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if alone:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store: Any = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
         try:
             yield
         finally:
