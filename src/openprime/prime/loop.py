@@ -36,8 +36,10 @@ from transformers import PreTrainedTokenizerBase
 
 from openprime.config import RLConfig
 from openprime.prime.build import build
-from openprime.prime.methods import check_mismatch
+from openprime.prime.measures import process_metrics
+from openprime.prime.methods import check_mismatch, mismatch_limit
 from openprime.prime.rollouts import accuracy
+from openprime.run.alarms import alarms
 from openprime.run.launch import joined, workers
 from openprime.types import Batch, Group, Metrics
 from openprime.verifiers.pool import Pool
@@ -50,7 +52,8 @@ def train(config: RLConfig) -> None:
         longest = config.eval.max_response_tokens or config.rollout.max_response_tokens
         evaluate = partial(accuracy, engine, pool, held_out, config.eval.samples, longest, config.seed)
         with run, closing(rollouts):
-            fresh = run.begin({"policy": policy, "method": method}, cursor=rollouts)
+            watched = alarms(mismatch_limit(policy.lm, config.policy.mismatch_limit))
+            fresh = run.begin({"policy": policy, "method": method}, cursor=rollouts, alarms=watched)
             begun = run.done
             engine.load(policy.lm.tensors(), run.done)
             if fresh or run.unfinished:
@@ -59,7 +62,8 @@ def train(config: RLConfig) -> None:
             for step in run.steps(config.steps, headline):
                 with run.step(step):
                     # K responses to each prompt, judged; groups with .2 <= mean outcome <= .8
-                    groups = rollouts.collect(step, run.signals.check)
+                    with run.clock.device("rollout"):
+                        groups = rollouts.collect(step, run.signals.check)
                     batch = rollouts.batch(groups).to(policy.lm.device)
                     engine.sleep()
                     if step == begun + 1:
@@ -68,7 +72,8 @@ def train(config: RLConfig) -> None:
                         # Rewards and advantages; phi and pi learn: read on in methods.py.
                         batch, metrics = method.step(policy, batch)
                         engine.load(policy.lm.tensors(), step)
-                    run.log({"reward/outcome": float(batch.outcome.mean())} | rollouts.metrics | metrics)
+                    rewards = {"reward/outcome": float(batch.outcome.mean())} | process_metrics(batch)
+                    run.log(rewards | rollouts.metrics | metrics)
                     if config.sample_every and run.due(config.sample_every):
                         run.sample(samples(step, groups, batch, tokenizer))
                     if run.due(config.eval.every):
@@ -110,7 +115,9 @@ def headline(metrics: Metrics) -> dict[str, str]:
         shown["prm pairs"] = f"{metrics['prm/pairwise_accuracy']:.3f}"
     if "speed/policy_mfu" in metrics:
         shown["mfu"] = f"{metrics['speed/policy_mfu']:.2f}"
-    if peaks := [value for name, value in metrics.items() if name.startswith("memory/") and name.endswith("_peak")]:
+    if peaks := [
+        value for name, value in metrics.items() if name.startswith("memory/") and name.endswith("_peak")
+    ]:
         shown["GiB"] = f"{max(peaks):.1f}"
     shown["tok/s"] = f"{metrics['rollout/tokens_per_second']:,.0f}"
     return shown | {"s/step": f"{metrics['time/step']:.2f}"}

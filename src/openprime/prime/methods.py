@@ -186,15 +186,20 @@ MISMATCH = {False: 0.01, True: 0.2}
 """Nats a token between trainer and sampler, in float32 and with blocks in bfloat16, that rounding does not explain."""
 
 
+def mismatch_limit(lm: LM, limit: float | Literal["auto"]) -> float:
+    """`policy.mismatch_limit` in nats; what auto gives where there is none."""
+    return MISMATCH[lm.place.bfloat16] if limit == "auto" or not limit else limit
+
+
 def check_mismatch(lm: LM, batch: Batch, limit: float | Literal["auto"]) -> None:
     """Raise RunError where the sampler's log-probabilities of a batch are not those of the policy it sampled from.
 
     `limit`: of the mean distance in nats, as `policy.mismatch_limit`. Whatever the cause, all that is learnt from
     such samples is wrong (trap 12).
     """
-    limit = MISMATCH[lm.place.bfloat16] if limit == "auto" else limit
-    if not limit:
+    if limit == 0:
         return
+    limit = mismatch_limit(lm, limit)
     gap = mismatch(lm.logprobs(batch), batch)["policy/mismatch_mean"]
     if gap > limit:
         raise RunError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from openprime.config import FilterConfig, RolloutConfig
 from openprime.data.collate import collate
+from openprime.prime.measures import paid_metrics, repetition
 from openprime.ranks import gather, share, together, world
 from openprime.types import Batch, Engine, Group, Metrics, Prompt, Response, Sampling, UserError, Verdict
 from openprime.verifiers.pool import Pool, with_verdicts
@@ -119,9 +120,12 @@ class Rollouts:
                 "rollout/response_tokens": tokens / max(1, len(responses)),
                 "rollout/truncated": sum(r.truncated for r in responses) / max(1, len(responses)),
                 "rollout/entropy": -sum(sum(r.logprobs) for r in responses) / max(1, tokens),
+                "rollout/repetition": sum(repetition(r.token_ids) for r in responses)
+                / max(1, len(responses)),
             }
             | {f"time/{phase}": value for phase, value in seconds.items()}
             | verify_metrics(responses)
+            | paid_metrics(drawn)
             | self.pool.metrics()
         )
 
@@ -139,6 +143,8 @@ class Rollouts:
             advice = "the data are too hard: start from a better model, take easier prompts, raise rollout.responses"
         else:
             advice = "the data are too easy: take harder prompts"
+        if sum(paid_metrics(drawn).values()) > 0.1:
+            advice = "the verifier pays for empty or constant answers: try it with openprime verify"
         return (
             f"{len(drawn)} prompts were drawn and {len(kept)} of the {self.rollout.prompts} groups wanted passed "
             f"the filter [{self.filter.low}, {self.filter.high}]: {low} groups were below it, {high} above, mean "

@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +14,11 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from openprime.config import RunConfig
 from openprime.ranks import LostRankError, first, on_first, world
+from openprime.run.alarms import Alarm, Watch
 from openprime.run.checkpoint import Background, checkpoints, resume, save_checkpoint
 from openprime.run.console import Bar, Clock, Interrupted, Signals, with_step_time
 from openprime.run.folder import open_folder, settings_of
-from openprime.run.jsonl import append_jsonl, keep_until
+from openprime.run.jsonl import append_jsonl, keep_until, read_jsonl
 from openprime.run.lock import release
 from openprime.types import Metrics, NonFiniteError, RunError, UserError
 
@@ -37,10 +38,10 @@ class Part(Protocol):
 class Run:
     """A run's folder and its steps.
 
-    The folder holds config.yaml, versions.json, data.json, metrics.jsonl, samples.jsonl, tensorboard, checkpoints, and
-    what is exported. A step is timed, logged, shown and saved when it is due; where it fails, the error is named, with
-    the way back, and what is whole is saved; a signal ends the run after the step. Of several ranks the first one
-    speaks and writes.
+    The folder holds config.yaml, versions.json, data.json, metrics.jsonl, alarms.jsonl, samples.jsonl, tensorboard,
+    checkpoints, and what is exported. A step is timed, logged, shown and saved when it is due; where it fails, the
+    error is named, with the way back, and what is whole is saved; a signal ends the run after the step. Of several
+    ranks the first one speaks and writes.
 
         with Run(config, "sft") as run:
             run.begin({"learner": learner})
@@ -84,6 +85,7 @@ class Run:
         self._every = 1
         self._open = ExitStack()
         self._background: Background | None = None
+        self._watch: Watch | None = None
         self._writer: SummaryWriter | None = None
         self._wandb: Any = None
 
@@ -98,10 +100,13 @@ class Run:
             self._wandb.finish()
         release()
 
-    def begin(self, trained: dict[str, Part], cursor: Part | None = None) -> bool:
+    def begin(
+        self, trained: dict[str, Part], cursor: Part | None = None, alarms: Sequence[Alarm] = ()
+    ) -> bool:
         """From now on signals are noted, and checkpoints keep these parts; goes on from the last one, if resumed.
 
-        `cursor` is the place in the data. Returns True where the run begins anew.
+        `cursor` is the place in the data; `alarms` look at the metrics of every step. Returns True where the run
+        begins anew.
         """
         self._open.enter_context(self.signals)
         self._open.enter_context(self.signals.interruptible())  # up to the first step
@@ -110,8 +115,12 @@ class Run:
         if self.config.resume:
             found = resume(self.folder / "checkpoints", self._settings, self._restore, self.note)
         if first():
-            keep_until(self.folder / "metrics.jsonl", self.done - bool(self.unfinished) if found else -1)
+            recorded = self.done - bool(self.unfinished) if found else -1
+            for name in ("metrics.jsonl", "alarms.jsonl"):
+                keep_until(self.folder / name, recorded)
             keep_until(self.folder / "samples.jsonl", self.done if found else -1)
+            if alarms:
+                self._watch = Watch(alarms, read_jsonl(self.folder / "metrics.jsonl"))
         if found:
             self.note(f"resumed at step {self.done} from {found}", "")
         return found is None
@@ -267,7 +276,10 @@ class Run:
         self._saved = step
 
     def _write(self, metrics: Metrics) -> None:
-        """Append to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases; what is not finite is left out."""
+        """Append to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases; what is not finite is left out.
+
+        What alarms see in it is said, and appended to alarms.jsonl.
+        """
         measured = {name.removeprefix("eval/"): v for name, v in metrics.items() if name.startswith("eval/")}
         if measured:
             said = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
@@ -275,6 +287,13 @@ class Run:
         if not first():
             return
         step, metrics = self.step_number, {name: float(v) for name, v in metrics.items() if math.isfinite(v)}
+        if self._watch is not None and step:
+            rings, events = self._watch.look(step, metrics)
+            metrics |= rings
+            for event in events:
+                append_jsonl(self.folder / "alarms.jsonl", event)
+                said = f"step {step}: {event['alarm']}: {event['says']}. What to do: {event['do']}"
+                self.note(said, "alarm: ")
         append_jsonl(self.folder / "metrics.jsonl", {"step": step, **metrics})
         if self._writer is None:
             self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.done + 1)
