@@ -100,21 +100,24 @@ class Clock:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time of a block towards `name`; on a GPU until all that it began is done."""
-        cuda, begun, start = torch.cuda.is_initialized(), DONE.flops, time.perf_counter()
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
+        begun, start = DONE.flops, time.perf_counter()
         try:
-            yield
+            with self.device(name):
+                yield
         finally:
-            if cuda:
-                torch.cuda.synchronize()
-                self._note_memory(name)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             if threading.current_thread() is threading.main_thread():  # it alone has models that train
                 self.flops[name] = self.flops.get(name, 0.0) + DONE.flops - begun
 
-    def _note_memory(self, name: str) -> None:
-        """In GiB: the most that tensors had in the phase; at its end what they have, and what PyTorch keeps."""
+    @contextmanager
+    def device(self, name: str) -> Iterator[None]:
+        """Note the GPU memory of a block, in GiB: at most, and at its end what tensors have and what PyTorch keeps."""
+        if not torch.cuda.is_initialized():
+            yield
+            return
+        torch.cuda.reset_peak_memory_stats()
+        yield
+        torch.cuda.synchronize()
         peak = max(torch.cuda.max_memory_allocated() / 2**30, self.memory.get(f"memory/{name}_peak", 0.0))
         self.memory |= {
             f"memory/{name}_peak": peak,

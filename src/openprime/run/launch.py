@@ -66,7 +66,7 @@ def joined(config: RunConfig) -> Iterator[None]:
         return
     device = pick_device(config.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     elif parallel.cpu_offload:
         raise UserError(
             "parallel.cpu_offload keeps a GPU's memory free, but the device is a CPU: leave it out"
