@@ -63,7 +63,6 @@ def train(config: RLConfig) -> None:
                 with run.step(step):
                     # K responses to each prompt, judged; groups with .2 <= mean outcome <= .8
                     with run.clock.device("rollout"):
-                        with run.clock.device("rollout"):
                         groups = rollouts.collect(step, run.signals.check)
                     batch = rollouts.batch(groups).to(policy.lm.device)
                     engine.sleep()
