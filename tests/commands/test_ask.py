@@ -23,6 +23,7 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openprime.cli import main
+from openprime.commands import answers
 from openprime.commands import ask as module
 from openprime.data.chat import SYSTEM
 from openprime.data.steps import token_texts
@@ -34,7 +35,7 @@ from openprime.models.tiny import build_model, build_tokenizer
 from openprime.prime.prm import ImplicitPRM, Score
 from openprime.types import Group, Prompt, Response, Sampling
 from support.page_html import Page
-from support.tiny_prm import save_prm
+from support.tiny_prm import greedy_tokens, save_prm, token_rewards
 from support.tiny_runs import PYTHONPATH
 
 QUESTIONS = ("Start four\n+seven = ?\n*three = ?", "Start nine\n+one = ?\n+two = ?", "What?")
@@ -281,9 +282,76 @@ def test_pieces_of__character_of_several_tokens_has_the_sum_of_their_rewards(tmp
     assert sum(piece.reward for piece in cut) == pytest.approx(score.reward)
 
 
-def test_stream__answer_does_not_steer_the_terminal(capsys: pytest.CaptureFixture):
-    module.Stream(build_tokenizer(["a b"] * 5, 280)).on_finalized_text("a\x1b[2J\r\x07\tb\n")
+def test_write__answer_does_not_steer_the_terminal(capsys: pytest.CaptureFixture):
+    module.write("a\x1b[2J\r\x07\tb\n")
     assert capsys.readouterr().out == "a␛[2J␍␇\tb\n"
+
+
+def test_stream__every_character_is_said_when_its_last_token_comes():
+    """Also where no space ever comes, and characters of several tokens."""
+    tokenizer = build_tokenizer(["a b"] * 5, 280)
+    ids = tokenizer("ababababaa😀aé\n\nx y")["input_ids"]
+    said: list[str] = []
+    stream = module.Stream(tokenizer, said.append)
+    stream.put(torch.tensor([[1, 2, 3]]))  # the prompt
+    for end, token in enumerate(ids, 1):
+        stream.put(torch.tensor([token]))
+        so_far = tokenizer.decode(ids[:end])
+        assert "".join(said) == so_far.rstrip("\ufffd")
+        assert stream.whole == (not so_far.endswith("\ufffd"))
+    stream.end()
+    assert "".join(said) == stream.text == "ababababaa😀aé\n\nx y"
+
+
+def test_stream__bytes_that_are_no_character_do_not_hold_back_the_rest():
+    tokenizer = build_tokenizer(["a b"] * 5, 280)
+    begin = tokenizer("😀")["input_ids"][0]  # of four bytes
+    said: list[str] = []
+    stream = module.Stream(tokenizer, said.append)
+    stream.put(torch.tensor([[1]]))
+    for _ in range(12):
+        stream.put(torch.tensor([begin]))
+    assert 8 <= len("".join(said)) <= 12
+    stream.put(torch.tensor(tokenizer("a")["input_ids"]))
+    stream.end()
+    assert "".join(said) == "\ufffd" * 12 + "a"
+
+
+# Beside each other
+
+
+def test_ask__two_prms_judge_one_answer(
+    model: Path, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = tmp_path / "page.html"
+    flags = ["--prm", str(prm), "--beside.prm", str(prm), "--beside.reference", str(prm), "--page", str(out)]
+    assert ask(model, QUESTIONS[0], *flags) == 0
+    said = capsys.readouterr().out
+    response, score = scored(prm, model, QUESTIONS[0])
+    assert said.startswith(response.text + "\n\n")
+    assert f"\n{prm}: reward {score.reward:+.4f}, " in said
+    assert f"\n{prm}: reward +0.0000, probability of being right 0.500\n" in said
+    assert said.count("tokens/s") == 1
+    assert Page(out.read_text(encoding="utf-8")).text.count("probability of being right") == 2
+
+
+def test_ask__two_models_answer_one_question(
+    model: Path, prm: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    assert ask(model, QUESTIONS[0], "--beside.model", str(prm), "--prm", str(prm)) == 0
+    said = capsys.readouterr().out
+    first, second = said.split(f"{prm}:\n")
+    for part, name in ((first.removeprefix(f"{model}:\n"), model), (second, prm)):
+        tokenizer = load_tokenizer(str(name))
+        ids = rendered(model, ("user", QUESTIONS[0]))
+        if name == prm:  # not trained here: asked as published
+            ids = rendered(prm, ("user", QUESTIONS[0] + MATH))
+        tokens = greedy_tokens(name, ids, LIMIT)
+        assert part.startswith(str(tokenizer.decode(tokens, skip_special_tokens=True)) + "\n\n")
+        rewards = token_rewards(prm, model, ids, tokens)
+        assert float(re.findall(r"^reward (\S+),", part, re.MULTILINE)[0]) == pytest.approx(
+            sum(rewards), abs=1e-3
+        )
 
 
 # The page
@@ -420,6 +488,8 @@ def test_session__in_a_terminal(model: Path, prm: Path):
 
     try:
         said = wait_for("> ")
+        assert " loading /" in said  # the model
+        assert " loading the PRM /" in said
         assert "an empty line leaves" in said
         assert "\x1b[?2004h" in said  # asks the terminal to mark what is pasted
         os.write(ours, b"\x1b[200~" + QUESTIONS[0].encode() + b"\x1b[201~\r")
@@ -441,7 +511,7 @@ def test_session__in_a_terminal(model: Path, prm: Path):
 def test_ask__what_does_not_fit_is_refused_before_anything_long(
     model: Path, prm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(module, "load_model", lambda *args: pytest.fail("loads a model"))
+    monkeypatch.setattr(answers, "load_model", lambda *args: pytest.fail("loads a model"))
     other = tmp_path / "other"
     scorer = ImplicitPRM.from_pretrained(str(prm), device="cpu")
     scorer.save_pretrained(other, build_tokenizer(["quite another text"] * 5, 300), str(other))
@@ -452,6 +522,12 @@ def test_ask__what_does_not_fit_is_refused_before_anything_long(
         ([str(model), "q", "--prm", str(other)], f"the vocabulary of {other}"),
         ([str(model), "q", "--prm", str(prm), "--reference", str(other)], f"the vocabulary of {prm}"),
         ([str(model), "q", "--reference", str(model)], "give --prm as well"),
+        ([str(model), "q", "--beside.reference", str(model)], "give --beside.prm as well"),
+        ([str(model), "q", "--beside.prm", str(prm)], "give --prm or --beside.model as well"),
+        ([str(model), "q", "--beside.model", str(nowhere)], f"{nowhere}: no tokenizer"),
+        ([str(model), "q", "--prm", str(prm), "--beside.prm", str(other)], f"the vocabulary of {other}"),
+        ([str(model), "q", "--serve"], "leave the question and --page out"),
+        ([str(model), "--serve", "--page", "p.html"], "leave the question and --page out"),
         ([str(model), "q", "--page", str(tmp_path)], f"page: {tmp_path} is a folder: name a file"),
         ([str(model), "q", "--device", "toaster"], "device=toaster"),
         ([], "model is not set"),

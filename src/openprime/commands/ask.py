@@ -2,28 +2,21 @@
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, cast
 
-import torch
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
-from openprime.config import AskConfig, PromptFormat
-from openprime.data.chat import encode_prompts, suitable
-from openprime.data.steps import token_texts
+from openprime.commands.answers import Answerers, Piece, Stream, pieces_of
+from openprime.commands.ask_page import serve
+from openprime.config import AskConfig
 from openprime.evaluation import page
-from openprime.models.checks import check_rows, positions
-from openprime.models.hub import end_tokens, load_model, load_tokenizer, read_format, same_vocabulary
-from openprime.models.logprobs import float32_head
 from openprime.models.placement import Placement
-from openprime.prime.prm import ImplicitPRM, Score, find_parts
+from openprime.prime.prm import Score
 from openprime.types import UserError
 
 INK, FAINT = "#0f172a", "#64748b"
@@ -40,62 +33,63 @@ def ask(config: AskConfig) -> None:
     """Answer `config.question`, or one question after the other, and show the rewards of the answers."""
     config.check()
     place, console = Placement.of(config), Console(highlight=False, markup=False)
+    waiting = Console(stderr=True, highlight=False, markup=False)  # nothing where no terminal is
     out = Path(config.page) if config.page else None
     if out and out.is_dir():
         raise UserError(f"page: {out} is a folder: name a file, such as {out / 'answer.html'}")
-    tokenizer = load_tokenizer(config.model)
-    if config.prm:
-        _, theirs = find_parts(config.prm, config.reference)
-        same_vocabulary(theirs, config.prm, tokenizer, config.model)
-    known = read_format(config.model) if config.template == "auto" else PromptFormat(template=config.template)
-    form = suitable(known or PromptFormat(template="eurus"), tokenizer)
-    model = load_model(config.model, place.device).eval()
-    prm = None
-    if config.prm:
-        device, bfloat16 = place.device, place.bfloat16
-        prm = ImplicitPRM.from_pretrained(config.prm, config.reference, device, bfloat16=bfloat16)
-    ends = end_tokens(model, tokenizer)
-    drawn = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0}
-    model.generation_config = settings = GenerationConfig(  # whatever the model's own is
-        eos_token_id=sorted(ends),
-        pad_token_id=0,
-        **(drawn if config.temperature else {"do_sample": False}),
-    )
-    parts = [f"<p>The rewards are those of <code>{escape(config.prm)}</code>.</p>" if prm else ""]
+    answerers = Answerers(config)
+    with waiting.status("") as status:
+        answerers.load(place, lambda text: status.update(Text(text)))
+    if config.serve:
+        serve(answerers)
+        return
+    several, two_prms = len(answerers.models) > 1, len({pane[1:] for pane in answerers.panes}) > 1
+    prms = list(dict.fromkeys(pane.prm for pane in answerers.panes if pane.prm))
+    named = " and ".join(f"<code>{escape(prm)}</code>" for prm in prms)
+    parts = [f"<p>The rewards are those of {named}.</p>" if prms else ""]
     for number, question in enumerate(questions(config.question)):
-        (prompt_ids,) = encode_prompts([question], ["question"], form, tokenizer, [config.kind])
-        check_rows(model, tokenizer, [(prompt_ids,)], "question", "ask a shorter one", responses=1)
-        room = (positions(model)[0] or 2**31) - len(prompt_ids)
-        settings.max_new_tokens = min(config.max_response_tokens, room)
-        torch.manual_seed(config.seed + number)
-        begun, stream = time.perf_counter(), Stream(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        asked = torch.tensor([prompt_ids], device=model.device)
-        try:
-            with place.autocast(), float32_head(model):
-                cast(Any, model).generate(asked, attention_mask=torch.ones_like(asked), streamer=stream)
-        except KeyboardInterrupt:
-            if config.question:
-                raise
-            stream.end()
-        seconds = time.perf_counter() - begun
-        ids = stream.token_ids
-        if not ids:
-            continue
-        texts = token_texts(tokenizer, ids)
-        score, pieces = None, []
-        if prm:
-            (score,) = prm.score_tokens([prompt_ids], [ids], [texts])  # the very tokens (trap 13)
-            pieces = pieces_of(score, ids, tokenizer)
-            show(score, pieces, console)
-        ended = "" if ids[-1] in ends else ", stopped"
-        if ended and len(ids) == settings.max_new_tokens:
-            ended = ", cut at " + ("the model's positions" if len(ids) == room else "--max-response-tokens")
-        console.print(f"{len(ids)} tokens, {len(ids) / seconds:,.0f} tokens/s{ended}", style="dim")
-        if out:
-            parts += on_page(question, "".join(texts), score, pieces)
-            page.write(out, f"Asked: {config.model}", parts)
+        cards = len(parts)
+        for answerer, places in answerers.by_model():
+            prompt_ids = answerer.encode(question)
+            if several:
+                console.print(f"{answerer.name}:", style="bold")
+            status = waiting.status(Text(f"reading the question, {len(prompt_ids)} tokens"))
+
+            def say(text: str, status: Status = status) -> None:
+                status.stop()
+                write(text)
+
+            stream = Stream(answerer.tokenizer, say)
+            try:
+                with status:
+                    answerer.answer(prompt_ids, config.seed + number, stream)
+            except KeyboardInterrupt:
+                if config.question:
+                    raise
+                stream.end()
+            rate, ids = stream.rate, stream.token_ids
+            print()
+            if not ids:
+                continue
+            for i in places:
+                with waiting.status(Text(f"scoring {len(ids)} tokens by {answerers.panes[i].prm}")):
+                    score = answerers.score(i, prompt_ids, ids)
+                pieces = pieces_of(score, ids, answerer.tokenizer) if score else []
+                if score:
+                    show(score, pieces, console, answerers.panes[i].prm if two_prms else "")
+                if out:
+                    title = f"{answerer.name}, {answerers.panes[i].prm}" if several or two_prms else ""
+                    parts += on_page(question, stream.text, score, pieces, title)
+            console.print(f"{rate}{answerer.ending(prompt_ids, ids)}", style="dim")
+        if out and len(parts) > cards:
+            page.write(out, f"Asked: {' and '.join(answerers.models)}", parts)
     if out and len(parts) > 1:
         console.print(f"written: {out}", soft_wrap=True)
+
+
+def write(text: str) -> None:
+    """Write a part of an answer into the terminal."""
+    print(text.translate(CONTROLS), end="", flush=True)
 
 
 def questions(first: str) -> Iterator[str]:
@@ -116,51 +110,14 @@ def questions(first: str) -> Iterator[str]:
         print()
 
 
-class Stream(TextStreamer):
-    """Prints the answer as it is generated, and keeps its tokens."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.token_ids: list[int] = []
-
-    def put(self, value: Tensor) -> None:
-        """Take the prompt, then token by token."""
-        if not self.next_tokens_are_prompt:
-            self.token_ids += value.tolist()
-        super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print what will not change any more."""
-        print(text.translate(CONTROLS), end="\n" if stream_end else "", flush=True)
-
-
 # Rewards
 
 
-class Piece(NamedTuple):
-    """A stretch of the answer in one colour: a token, or the tokens that make one character; a special token's name."""
-
-    text: str
-    reward: float
-    step: int
-
-
-def pieces_of(score: Score, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """The pieces of an answer; joined, special tokens apart, they are the answer."""
-    pieces, pending = list[Piece](), 0.0
-    for token, text, reward, step in zip(
-        token_ids, score.tokens, score.token_rewards, score.step_of_token, strict=True
-    ):
-        pending += reward
-        if text or token in tokenizer.all_special_ids:
-            pieces.append(Piece(text or str(tokenizer.decode([token])), pending, step))
-            pending = 0.0
-    return pieces
-
-
-def show(score: Score, pieces: Sequence[Piece], console: Console) -> None:
-    """The rewards of an answer in the terminal: in colours, or in numbers where there are none."""
-    total = f"reward {score.reward:+.4f}, probability of being right {score.probability:.3f}"
+def show(score: Score, pieces: Sequence[Piece], console: Console, prm: str = "") -> None:
+    """The rewards of an answer in the terminal: in colours, or in numbers where there are none. `prm`: of two."""
+    total = (
+        f"{prm and prm + ': '}reward {score.reward:+.4f}, probability of being right {score.probability:.3f}"
+    )
     print()
     if console.no_color or console.color_system is None:
         for step, reward in zip(score.steps, score.step_rewards, strict=True):
@@ -194,9 +151,13 @@ def colour(share: float, few: bool) -> str:
     return f"{INK} on {page.colour(share)}"
 
 
-def on_page(question: str, text: str, score: Score | None, pieces: Sequence[Piece]) -> list[str]:
-    """A question, its answer, and the rewards of its tokens and steps."""
+def on_page(
+    question: str, text: str, score: Score | None, pieces: Sequence[Piece], title: str = ""
+) -> list[str]:
+    """A question, its answer, and the rewards of its tokens and steps; `title` says whose of several."""
     asked = page.card("question", escape(question))
+    if title:
+        asked = page.card("asked of", escape(title)) + asked
     if score is None:
         return [page.pair(asked, page.card("answer", escape(text)))]
     tokens, rewards, _ = zip(*pieces, strict=True)

@@ -507,6 +507,13 @@ class EvaluateConfig(FolderConfig, ScoringConfig):
         return notes
 
 
+class BesideConfig(ScoringConfig):
+    """A second model or a second PRM, shown beside the first."""
+
+    model: str = ""
+    """A model that answers too. Empty: the same answer, with the rewards of `beside.prm`."""
+
+
 class AskConfig(DeviceConfig, ScoringConfig):
     """`openprime ask MODEL "QUESTION"`: an answer, and with a PRM the reward of every token of it."""
 
@@ -524,14 +531,26 @@ class AskConfig(DeviceConfig, ScoringConfig):
     """Write the answers as a page too, such as answer.html."""
     temperature: TemperatureOr0 = 0.0
     """Sampling temperature; 0 is greedy decoding."""
-    max_response_tokens: Length = 3072
-    """Longest answer, in tokens."""
+    max_response_tokens: Length = 512
+    """Longest answer, in tokens: what a small model on a CPU writes in half a minute."""
+    beside: BesideConfig = BesideConfig()
+    serve: bool = False
+    """Ask in a browser: a page on this machine alone, on which the answer and its rewards are seen as they come."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8018
+    """serve: where the page is; 0 is any free one."""
 
     def check(self) -> list[str]:
         """Cross-field checks."""
         notes = super().check()
-        if self.reference and not self.prm:
-            raise UserError("reference is the PRM's, but no PRM is named: give --prm as well")
+        for scoring, prefix in ((self, ""), (self.beside, "beside.")):
+            if scoring.reference and not scoring.prm:
+                raise UserError(
+                    f"{prefix}reference is the PRM's, but no PRM is named: give --{prefix}prm as well"
+                )
+        if self.beside.prm and not (self.prm or self.beside.model):
+            raise UserError("beside.prm has nothing to stand beside: give --prm or --beside.model as well")
+        if self.serve and (self.question or self.page):
+            raise UserError("serve is a page that questions are typed on: leave the question and --page out")
         return notes
 
 

@@ -60,13 +60,16 @@ def write(path: Path, title: str, parts: Iterable[str]) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def policy(scripts: Iterable[str]) -> str:
-    """A content security policy: these scripts run, whatever else the page holds, and nothing is fetched."""
+def policy(scripts: Iterable[str], live: bool = False) -> str:
+    """A content security policy: these scripts run, whatever else the page holds, and nothing is fetched.
+
+    `live`: but from the page's own server.
+    """
     sums = [b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{checksum}'" for checksum in sums) or "'none'"
     rules = (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
-    )
+    ) + ("; connect-src 'self'" if live else "")
     return f"<meta http-equiv=Content-Security-Policy content=\"{rules}; form-action 'none'\">"
 
 
