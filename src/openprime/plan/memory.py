@@ -219,7 +219,7 @@ def micro_batch_tokens(optimizer: OptimizerConfig, longest: int, device: str = "
     return max(1, (min(budget, CPU_TOKENS) if device == "cpu" else budget) // longest) * longest
 
 
-def kept_per_block(shape: Shape, bfloat16: bool, adapter: LoRAConfig | None) -> float:
+def kept_per_block(shape: Shape, bfloat16: bool, adapter: LoRAConfig | None, gpu: bool) -> float:
     """Bytes a token and block that the forward pass keeps for the backward pass.
 
     Inputs of both norms and of every linear layer, queries, keys, values, attention's output and its partition,
@@ -231,8 +231,9 @@ def kept_per_block(shape: Shape, bfloat16: bool, adapter: LoRAConfig | None) -> 
     ranks = 7 * adapter.rank if adapter else 0
     if not bfloat16:
         return 4 * (norms + 2 * d + 3 * q + 2 * k + 4 * f + ranks) + small
-    # Each of q, k, v, gate and up casts its input anew.
-    return 4 * norms + 2 * (5 * d + 3 * q + 2 * k + 4 * f + ranks) + small
+    # Each of q, k, v, gate and up casts its input anew. A CPU attends in float32.
+    attention = 2 * (2 * q + 2 * k) if gpu else 4 * (2 * q + 2 * k)
+    return 4 * norms + attention + 2 * (5 * d + q + 4 * f + ranks) + small
 
 
 def training_bytes(
@@ -246,7 +247,7 @@ def training_bytes(
     parameters.
     """
     s, lora, recompute = part.shape, part.lora, part.optimizer.gradient_checkpointing
-    block = kept_per_block(s, bfloat16, lora)
+    block = kept_per_block(s, bfloat16, lora, gpu)
     kept = s.layers * (4 * s.width if recompute else block) + (block if recompute else 0)
     kept += 4 * s.width * (2 if lora else 4)  # last state, its norm's, the one for the head, its gradient
     flowing = (
