@@ -588,7 +588,8 @@ def test_read_arguments__every_setting_has_a_flag(command: str, capsys: pytest.C
         (commands.ScoreConfig, ("file", "prm", "out")),
         (commands.AskConfig, ("model",)),
         (commands.VerifyStageConfig, ("file", "out")),
-        (commands.ReportConfig, ("runs", "out")),
+        (commands.ReportConfig, ("runs",)),
+        (commands.WatchConfig, ("runs",)),
         (commands.PlanConfig, ("config",)),
     ],
 )

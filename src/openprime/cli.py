@@ -58,6 +58,7 @@ COMMANDS = {
         "commands.report:report",
         "one page with curves, tables and coloured token rewards",
     ),
+    "watch": ("WatchConfig", "commands.watch:watch", "the same page of runs in progress, live in a browser"),
 }
 """name -> (schema in openprime.config, module of openprime and its function, what it does)."""
 
@@ -182,7 +183,11 @@ def begin(schema_name: str, args: list[str]) -> tuple[Any, str]:
     own_file = () if "config" in schema.positional else ("",)  # the file of `plan` is another command's
     for name in (*own_file, *schema.positional):  # first the YAML file
         if args and not args[0].startswith("-"):
-            if name:
+            if name and isinstance(getattr(default, name), tuple):  # all up to the first flag
+                count = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
+                default = default.model_copy(update={name: tuple(args[:count])})
+                del args[:count]
+            elif name:
                 default = default.model_copy(update={name: args.pop(0)})
             elif not schema.positional or args[0].endswith((".yaml", ".yml")):
                 default = schemas.read_config(schema, schemas.find_config(args.pop(0)), tags)

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from openprime.cli import main
 from openprime.evaluation import page
@@ -94,6 +95,16 @@ def records(folder: Path, host: str) -> list[str]:
     rows += [dict.fromkeys(rows[0], text) for text in evil]  # in the place of numbers
     rows += [{"step": text, "rollout/rollouts": text, "rollout/entropy": 1.0} for text in evil]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (run / "config.yaml").write_text(yaml.safe_dump({"seed": 0, **dict.fromkeys(evil, "".join(evil))}))
+    alarm = [dict.fromkeys(("step", "alarm", "value", "says", "do"), text) for text in evil]
+    (run / "alarms.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alarm), encoding="utf-8")
+    sampled = {"step": 1, "outcome": 1.0, "rewards": [0.5, -0.25]}
+    samples = [
+        sampled
+        | {"prompt": [{"role": text, "content": text}], "answer": text, "reason": text, "tokens": [text, ""]}
+        for text in evil
+    ]
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples), encoding="utf-8")
     curve = {n: [0.5, 0.4, 0.6] for n in ("1", "2")}
     benchmarks = {}
     for i, text in enumerate(evil):
@@ -136,33 +147,26 @@ def test_write__every_text_of_the_records_is_text(report: Path, host: Host):
     made = Page(report.read_text(encoding="utf-8"))
     for text in EVIL:
         assert text.replace("HOST", host.url) in made.text
-    known = {
-        "html",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "h1",
-        "h2",
-        "p",
-        "table",
-        "tr",
-        "th",
-        "td",
-        "br",
-        "span",
-        "div",
-    }
-    assert {tag for tag, _ in made.tags} == known | {"pre", "script"}
-    assert len(made.scripts) == 2
+    known = "html meta title style body main h1 h2 p nav a section table tr th td br span div pre script"
+    known += " button details summary label select option input ol"
+    assert {tag for tag, _ in made.tags} == set(known.split())
+    assert len(made.scripts) == 4  # plotly, the figures, the inspector, and its data
     names = {name for _, attributes in made.tags for name in attributes}
-    assert names == {"lang", "charset", "http-equiv", "content", "class", "style", "title", "data-figure"}
+    known = "lang charset http-equiv content name class style title data-figure data-name data-run id href type role"
+    known += " aria-label aria-labelledby aria-pressed scope tabindex value autocomplete"
+    assert names == set(known.split())
+    places = {attributes["id"] for _, attributes in made.tags if "id" in attributes}
+    links = [attributes["href"] or "" for _, attributes in made.tags if "href" in attributes]
+    assert {link[0] for link in links} == {"#"}
+    assert {link[1:] for link in links} <= places
 
 
-def test_write__the_policy_names_the_two_scripts_and_nothing_else(report: Path):
+def test_write__the_policy_names_our_scripts_and_nothing_else(report: Path):
     made = Page(report.read_text(encoding="utf-8"))
+    data, *scripts = made.scripts
+    assert set(json.loads(data)) == {"runs", "left_out"}
     (rules,) = [a["content"] for tag, a in made.tags if tag == "meta" and "http-equiv" in a]
-    sums = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in made.scripts]
+    sums = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{checksum}'" for checksum in sums)
     assert rules == (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
@@ -183,6 +187,7 @@ def test_write__in_a_browser_nothing_of_the_records_runs_and_the_figures_are_dra
     document = seen(report)
     assert "<title>RAN" not in document
     assert f"<h1>{html.escape(EVIL[0], quote=False)}" in document
+    assert document.count("data-key=") == len(EVIL)  # the groups of the inspector
     figures = document.count('data-figure="{')
     assert figures >= 5 + len(EVIL)
     assert document.count('class="main-svg"') >= 2 * figures

@@ -25,6 +25,7 @@ from openprime.config.commands import (
     ScoreConfig,
     SFTConfig,
     VerifyStageConfig,
+    WatchConfig,
 )
 from openprime.config.reading import (
     KINDS,

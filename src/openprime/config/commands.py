@@ -572,17 +572,29 @@ class VerifyStageConfig(Section):
 
 
 class ReportConfig(Section):
-    """`openprime report`: one page about training runs and an evaluation."""
+    """`openprime report RUN [RUN ...]`: one page about training runs and an evaluation."""
 
-    required = ("runs", "out")
+    positional = ("runs",)
+    required = ("runs",)
     runs: tuple[str, ...] = ()
-    """Folders of runs, drawn beside each other."""
+    """Folders of runs, drawn beside each other; those of one configuration and several seeds as one line."""
     evaluation: str = ""
     """Folder of `openprime evaluate`; empty: without."""
-    out: str = ""
-    """The page to write, such as report.html."""
+    out: str = "report.html"
+    """The page to write."""
     title: str = "PRIME"
     """The page's title."""
+
+
+class WatchConfig(Section):
+    """`openprime watch RUN [RUN ...]`: the page of `openprime report`, live in a browser on this machine."""
+
+    positional = ("runs",)
+    required = ("runs",)
+    runs: tuple[str, ...] = ()
+    """Folders of runs, in progress or finished."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8017
+    """Where it is served, on loopback alone; 0 is any free one."""
 
 
 class PlanConfig(Section):

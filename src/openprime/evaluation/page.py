@@ -1,15 +1,16 @@
-"""Pages: functions that return HTML, for `report`, `evaluate` and `ask`. A page holds all that it needs.
+"""Pages: functions that return HTML, for `report`, `watch`, `evaluate` and `ask`. A page holds all that it needs.
 
 Texts are escaped here, those in figures too: what a model, a prompt or a folder's name holds is shown and never run.
-Should one slip through, the policy of the page lets nothing run but its own two scripts, and nothing be fetched.
+Should one slip through, the policy of the page lets nothing run but its own scripts, and nothing be fetched.
 `results` is what results.json holds.
 """
 
 import hashlib
 import json
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape, unescape
 from itertools import cycle
 from math import copysign
 from operator import sub
@@ -24,7 +25,8 @@ Rows = dict[str, dict[str, str]]
 Series = dict[str, list[tuple[Any, Any]]]
 """A name -> points (x, y), or (x, (y, low, high))."""
 
-COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#475569")
+COLOURS = ("#2563eb", "#ea580c", "#059669", "#a855f7", "#dc2626", "#64748b")
+"""Told apart from each other, from white and from the dark page."""
 ACCURACY = (
     "95 % bootstrap intervals over items. cut: responses that reached the token limit. Below the number of items, "
     "where there are any: items that could not be judged."
@@ -35,29 +37,38 @@ FIRST_ERROR = (
     "step is blamed."
 )
 """What the columns of the tables of an evaluation mean."""
-DRAW = """
-for (const place of document.querySelectorAll("[data-figure]")) {
-  const figure = JSON.parse(place.dataset.figure);
-  Plotly.newPlot(place, figure.data, figure.layout, {displayModeBar: false, responsive: true});
-}
-"""
-"""Draws the figures, which are data."""
 
 
 def write(path: Path, title: str, parts: Iterable[str]) -> None:
-    """Write one file with everything inside: the style and, where there are figures, plotly."""
+    """Write one file with everything inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(document(title, parts), encoding="utf-8", newline="\n")
+
+
+def document(title: str, parts: Iterable[str], version: str = "") -> str:
+    """A whole page: its parts, the style, and the scripts that they need, plotly among them where there are figures.
+
+    `version`: of what `openprime watch` serves, which asks its server for a newer one.
+    """
     body = "\n".join(part for part in (f"<h1>{escape(title)}</h1>", *parts) if part)
-    scripts: list[str] = []
-    if "data-figure" in body:
+    wanted = {"page.js": "data-figure" in body, "inspector.js": "id=inspector" in body, "watch.js": version}
+    scripts = [_own(name) for name, needed in wanted.items() if needed or version]
+    if scripts:
         from plotly.offline import get_plotlyjs
 
-        scripts = [get_plotlyjs(), DRAW]
-    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    head = f"<meta charset=utf-8>{policy(scripts)}<title>{escape(title)}</title><style>{style}</style>"
+        scripts = [get_plotlyjs(), *scripts]
+    head = f"<meta charset=utf-8>{policy(scripts, bool(version))}<title>{escape(title)}</title>"
+    head += f'<meta name=viewport content="width=device-width, initial-scale=1"><style>{_own("report.css")}</style>'
     end = "".join(f"<script>{script}</script>" for script in scripts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = f"<!doctype html><html lang=en>{head}<body>{body}{end}</body></html>\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    attribute = f' data-version="{escape(version)}"' if version else ""
+    text = f"<body{attribute}><main>{body}</main>{end}</body></html>\n"
+    return f"<!doctype html><html lang=en>{head}{text}".encode(
+        "utf-8", "replace"
+    ).decode()  # half a character
+
+
+def _own(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def policy(scripts: Iterable[str], live: bool = False) -> str:
@@ -73,6 +84,30 @@ def policy(scripts: Iterable[str], live: bool = False) -> str:
     return f"<meta http-equiv=Content-Security-Policy content=\"{rules}; form-action 'none'\">"
 
 
+def data(name: str, value: Any) -> str:
+    """Data for a script of the page, which finds them by their name."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for odd in "<>&\u2028\u2029":
+        text = text.replace(odd, f"\\u{ord(odd):04x}")
+    return f"<script type=application/json id={name}>{text}</script>"
+
+
+def section(title: str, *parts: str) -> str:
+    """A part of a page under a heading, to which `contents` leads."""
+    kept = "".join(part for part in parts if part)
+    return f"<section id={_place(title)}><h2>{escape(title)}</h2>{kept}</section>" if kept else ""
+
+
+def contents(titles: Iterable[str]) -> str:
+    """Links to sections."""
+    links = "".join(f'<a href="#{_place(title)}">{escape(title)}</a>' for title in titles)
+    return f"<nav aria-label=Sections>{links}</nav>"
+
+
+def _place(title: str) -> str:
+    return "-".join(re.findall(r"\w+", title.lower()))
+
+
 # Tables
 
 
@@ -85,10 +120,21 @@ def grid(first: str, rows: Rows) -> list[list[str]]:
 def table(first: str, rows: Rows) -> str:
     """A table."""
     head, *lines = grid(first, rows)
-    cells = [
-        f"<td>{escape(name)}" + "".join(f"<td>{_cell(text)}" for text in texts) for name, *texts in lines
-    ]
-    return f"<table><tr><th>{'<th>'.join(map(escape, head))}<tr>{'<tr>'.join(cells)}</table>"
+    return _table("numbers", map(escape, head), ([escape(n), *map(_cell, cells)] for n, *cells in lines))
+
+
+def texts(headings: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A table of texts, to be read rather than compared."""
+    return _table("texts", map(escape, headings), (map(escape, line) for line in lines))
+
+
+def _table(kind: str, head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A table of HTML, which scrolls where it is wider than the page."""
+    made = []
+    for name, *cells in lines:
+        made.append(f"<tr><th scope=row>{name}" + "".join(f"<td>{cell}" for cell in cells))
+    top = "".join(f"<th scope=col>{heading}" for heading in head)
+    return f"<div class=scroll tabindex=0><table class={kind}><tr>{top}{''.join(made)}</table></div>"
 
 
 def _cell(text: str) -> str:
@@ -134,13 +180,16 @@ def _label(value: Any) -> Any:
 
 
 def figure(traces: list[dict[str, Any]], title: str, x: str, y: str, height: int = 300, **layout: Any) -> str:
-    """A figure of plotly traces, as data: `write` adds what draws it."""
+    """A figure of plotly traces, as data: `document` adds what draws it, in the page's colours.
+
+    For those who do not see it: its title, axes, and where each of its lines begins and ends.
+    """
     from plotly.graph_objects import Figure
 
     made = Figure(traces)
     made.update_layout(
-        title={"text": title, "font": {"size": 15}},
-        template="plotly_white",
+        title={"text": _label(title), "font": {"size": 15}},
+        template="none",
         height=height,
         margin={"l": 60, "r": 20, "t": 45, "b": 45},
         xaxis_title=x,
@@ -149,8 +198,18 @@ def figure(traces: list[dict[str, Any]], title: str, x: str, y: str, height: int
         font={"family": "system-ui, sans-serif", "size": 12},
         **layout,
     )
-    data = json.dumps(json.loads(str(made.to_json())))
-    return f'<div style="height:{height}px" data-figure="{escape(data)}"></div>'
+    data = json.dumps(json.loads(str(made.to_json())), separators=(",", ":"))
+    known = [trace for trace in traces if trace.get("hoverinfo") != "skip"]
+    said = f"{title}. {y} over {x}. " + "; ".join(f"{trace['name']}: {_ends(trace)}" for trace in known)
+    return (
+        f'<div class=figure style="height:{height}px" role=img aria-label="{escape(unescape(said))}" '
+        f'data-name="{escape(title)}" data-figure="{escape(data)}"></div>'
+    )
+
+
+def _ends(trace: dict[str, Any]) -> str:
+    values = [value for value in trace["y"] if isinstance(value, int | float)] or list(trace["x"])
+    return f"{values[0]:.3g} to {values[-1]:.3g}" if len(values) > 1 else f"{values[0]:.3g}"
 
 
 # Responses and their rewards
@@ -174,8 +233,18 @@ def full_colour(rewards: Iterable[float]) -> float:
 
 def colour(share: float) -> str:
     """White (0) to three quarters of blue (1 and more) or of red (-1 and less): dark text stays readable."""
-    full, strength = (37, 99, 235) if share > 0 else (220, 38, 38), 0.75 * min(1.0, abs(share))
+    full, strength = _mix(share)
     return "#" + "".join(f"{round(255 + (channel - 255) * strength):02x}" for channel in full)
+
+
+def tint(share: float) -> str:
+    """The same over the page, light or dark."""
+    (red, green, blue), strength = _mix(share)
+    return f"rgba({red},{green},{blue},{strength:.3f})"
+
+
+def _mix(share: float) -> tuple[tuple[int, int, int], float]:
+    return (37, 99, 235) if share > 0 else (220, 38, 38), 0.75 * min(1.0, abs(share))
 
 
 def response_card(
@@ -191,7 +260,7 @@ def response_card(
         text = escape(token).replace("\n", "<span class=end>⏎</span>\n")
         if not token and t == len(tokens):
             text = "<span class=end>∎</span>"
-        style = f"background:{colour(reward / largest)}"
+        style = f"background:{tint(reward / largest)}"
         spans.append(f'<span class="tok{slip}" style="{style}" title="{reward:+.4f}">{text}</span>')
         line += token.count("\n")
     return card(f"{verdict}, score {sum(rewards):+.3f}", "".join(spans))
@@ -212,7 +281,7 @@ def step_bars(steps: list[str], rewards: list[float]) -> str:
     for step, reward in zip(steps, rewards, strict=True):
         width = 50 * abs(reward) / longest
         left = 50 - width * (reward <= 0)
-        style = f"margin-left:{left:.1f}%;width:{width:.1f}%;background:{colour(copysign(1, reward))}"
+        style = f"margin-left:{left:.1f}%;width:{width:.1f}%;background:{tint(copysign(1, reward))}"
         bar = f'<div style="{style}"></div>'
         lines.append(f"<tr><td>{reward:+.4f}<td class=axis>{bar}<td>{escape(step.strip())}")
     return f"<table class=steps>{''.join(lines)}</table>"
