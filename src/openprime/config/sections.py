@@ -543,8 +543,8 @@ class ParallelConfig(Section):
     """How several ranks share a run that torchrun starts."""
 
     shard: bool = False
-    """Keep models as several ranks do in a single process too: so that cpu_offload fits a model on one GPU, or to try on
-    one GPU what several will do."""
+    """Keep models as several ranks do in a single process too: so that cpu_offload fits a model on one GPU, or to try
+    on one GPU what several will do."""
     cpu_offload: bool = False
     """Keep weights, gradients and optimiser in the host's memory; the GPU holds the block at work. Much slower."""
     save_in_background: bool = False
