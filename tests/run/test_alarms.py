@@ -63,7 +63,7 @@ CASES = {
     # Five steps at .65, five at .1: more than the .5 of a standard deviation.
     "process-without-outcome": (steps(10, reward_process=late(0.65, 0.1)), 0.55, "0.1 -> 0.65"),
     "reward-for-length": (steps(5, reward_length_correlation=0.45), 0.45, "+0.45"),
-    "reward-for-repetition": (steps(3, reward_repetition_correlation=0.7), 0.7, "+0.70"),
+    "reward-for-repetition": (steps(5, reward_repetition_correlation=0.7), 0.7, "+0.70"),
     # 5 * 100 pairs at .6 and 5 * 300 at .45: .4875, where the mean of the steps would be .525.
     "prm-at-chance": (
         steps(10, prm_pairwise_accuracy=late(0.45, 0.6), reward_pairs=late(300, 100)),
@@ -93,6 +93,7 @@ SILENT = {
     ),
     "process returns fall": steps(10, reward_process=late(-1, 0.1)),
     "a single step of a long correlation": steps(5, reward_length_correlation=late(0.9, 0.2, 4)),
+    "few steps with a correlation": steps(9, reward_length_correlation=lambda i: 0.9 if i % 2 else None),
     "repetition is punished": steps(5, reward_repetition_correlation=-0.9),
     "the PRM is new": steps(9, prm_pairwise_accuracy=0.5),
     "few pairs": steps(10, prm_pairwise_accuracy=0.4, reward_pairs=40),

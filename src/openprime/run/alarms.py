@@ -108,7 +108,7 @@ def process_without_outcome(history: History) -> Seen | None:
 
 def reward_for_length(history: History) -> Seen | None:
     """The PRM pays for length, or for brevity."""
-    found = mean(history[-WINDOW:], "reward/length_correlation")
+    found = mean(history[-WINDOW:], "reward/length_correlation", WINDOW)
     if found is None or abs(found) <= 0.4:
         return None
     return Seen(found, f"rank correlation of process return with length {found:+.2f}")
@@ -116,7 +116,7 @@ def reward_for_length(history: History) -> Seen | None:
 
 def reward_for_repetition(history: History) -> Seen | None:
     """The PRM pays for repetition; that it punishes it is as it should be."""
-    found = mean(history[-WINDOW:], "reward/repetition_correlation")
+    found = mean(history[-WINDOW:], "reward/repetition_correlation", WINDOW)
     if found is None or found <= 0.4:
         return None
     return Seen(found, f"rank correlation of process return with repetition {found:+.2f}")
