@@ -82,6 +82,7 @@ def test_demo__runs_whole_and_says_what_came_out(tmp_path: Path, capsys: pytest.
         assert run["curve"][0][0] == 0
         assert len(run["curve"]) > 5
     assert len({run["start"] for run in summary["runs"].values()}) == 1
+    assert not list(out.glob("*/alarms.jsonl"))
     assert "Held-out greedy accuracy," in " ".join(said.split())
     page = (out / "report.html").read_text(encoding="utf-8")
     assert all(word in page for word in ("prime", "distill", "outcome-only", "Best of N"))

@@ -27,6 +27,7 @@ def test_tiny_run_is_the_recorded_one(tmp_path: Path):
         flags = ["--filter.low", "0", "--filter.high", "1", *(word.strip("'") for word in words.split())]
         command = ["rl", f"configs/rl/{file}.yaml", "--out", str(tmp_path / name), "--model", model]
         assert main([*command, *flags]) == 0
+        assert not (tmp_path / name / "alarms.jsonl").exists()
     rows = []
     for stage in ("sft", "rl", "distill"):
         lines = (tmp_path / stage / "metrics.jsonl").read_text().splitlines()

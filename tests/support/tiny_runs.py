@@ -84,8 +84,9 @@ def assert_same_run(got: Path, expected: Path, *models: str) -> None:
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for row, other in zip(ours, theirs, strict=True):
         assert list(map(repr, row.items())) == list(map(repr, other.items()))  # nan equals nan
-    if (expected / "samples.jsonl").exists():
-        assert (got / "samples.jsonl").read_text() == (expected / "samples.jsonl").read_text()
+    for name in ("samples.jsonl", "alarms.jsonl"):
+        if (expected / name).exists():
+            assert (got / name).read_text() == (expected / name).read_text()
     for name in models:
         assert weights(got / name) == weights(expected / name), f"{name}/ differs"
 

@@ -144,7 +144,7 @@ class Rollouts:
         else:
             advice = "the data are too easy: take harder prompts"
         if sum(paid_metrics(drawn).values()) > 0.1:
-            advice = "the verifier pays for empty or constant answers: try it with openprime verify"
+            advice += ", unless the verifier pays for empty or constant answers: try it with openprime verify"
         return (
             f"{len(drawn)} prompts were drawn and {len(kept)} of the {self.rollout.prompts} groups wanted passed "
             f"the filter [{self.filter.low}, {self.filter.high}]: {low} groups were below it, {high} above, mean "
