@@ -1,13 +1,18 @@
 """Tiny models are fastest on one thread; several test processes would fight over the cores."""
 
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support import tiny_runs
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(
@@ -28,3 +33,15 @@ def _forget_user_modules():
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small SFT model of the tests that run commands."""
     return tiny_runs.sft_model(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright."""
+    if not CHROMIUM:
+        pytest.skip("no Chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()

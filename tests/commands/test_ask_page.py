@@ -3,7 +3,6 @@
 import http.client
 import json
 import re
-import shutil
 import signal
 import threading
 import time
@@ -25,7 +24,6 @@ from openprime.types import UserError
 from support.tiny_prm import greedy_tokens, save_prm, token_rewards
 from support.tiny_runs import start
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUESTION = "Start four\n+seven = ?\n*three = ?"
 LIMIT = 40
 Events = list[dict[str, Any]]
@@ -239,17 +237,6 @@ def test_serving__a_port_that_is_taken_is_named(server: ThreadingHTTPServer, ans
 
 
 EVIL = "<script>document.title='RAN'</script><img src=x onerror=\"document.title='RAN'\"> &amp; 1 < 2\n</pre>#### 3"
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    if not CHROMIUM:
-        pytest.skip("no Chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def test_page__in_a_browser(

@@ -5,7 +5,7 @@ const Inspector = (() => {
   const ADD_UP = new Set(["rewards", "logprobs"]); // a return and an advantage are sums to go already: steps have their mean
   const at = id => document.getElementById(id);
   const filters = ["run", "step", "outcome", "order", "colour", "search"];
-  let groups = [], shown = [], current = "", chosen = new Set(), tip = null;
+  let groups = [], shown = [], current = "", chosen = new Set(), tip = null, pointed = null;
 
   function make(tag, attributes = {}, ...inner) {
     const node = document.createElement(tag);
@@ -185,7 +185,13 @@ const Inspector = (() => {
     hide();
     tip = make("div", {class: "tip", role: "tooltip"}, make("b", {}, name(r.tokens[t])), ...about(r, t).map(text => make("div", {}, text)));
     document.body.append(tip);
-    const box = (span.getClientRects()[0] || span.getBoundingClientRect()), own = tip.getBoundingClientRect();
+    pointed = span;
+    place();
+  }
+
+  function place() { // the numbers at their token
+    if (!tip) return;
+    const box = pointed.getClientRects()[0] || pointed.getBoundingClientRect(), own = tip.getBoundingClientRect();
     tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - own.width - 4))}px`;
     tip.style.top = `${box.top > own.height + 8 ? box.top - own.height - 6 : box.bottom + 6}px`;
   }
@@ -217,7 +223,7 @@ const Inspector = (() => {
     group.addEventListener("mouseleave", hide);
     group.addEventListener("focusin", event => { const span = token(event); if (span) show(span); });
     group.addEventListener("focusout", hide);
-    document.addEventListener("scroll", hide, true);
+    document.addEventListener("scroll", place, true); // a focus scrolls too
     document.addEventListener("keydown", event => {
       if (event.key === "Escape") hide();
       const span = token(event);
