@@ -159,7 +159,7 @@ def main() -> None:
         print(
             f"{kind:<16}{kinds[kind]:>9,}  " + ", ".join(f"{name} {n:,}" for name, n in counts.most_common())
         )
-    print(f"seconds {report['seconds']}, peak MiB {report['peak_mib']}")
+    print(", ".join(f"{name} {report[name]}" for name in ("seconds", "cpu_seconds", "peak_mib")))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from openprime.config import DataConfig
 from openprime.data.chat import Turn
 from openprime.data.readers import (
     as_answer,
+    each_row,
     load_rows,
     read_demonstrations,
     read_prompts,
@@ -703,3 +704,29 @@ def test_read_prompts__every_row_has_an_id_of_its_own(source, tokenizer):
     found = read_prompts(config, tokenizer)
     assert [prompt.id for prompt in found.prompts] == [f"data.jsonl:{i}" for i in range(1000)]
     assert [prompt.answer for prompt in found.prompts] == [str(i) for i in range(1000)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "task"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"limit": 7}, {"where": {"n": "1"}}, {"where": {"n": "1"}, "limit": 5}]
+)
+def test_each_row__gives_the_rows_of_load_rows(tmp_path, kind, settings):
+    rows = [{"n": str(i), "question": f"q{i}", "parts": [{"a": i}, {"a": None}]} for i in range(2500)]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif kind != "task":
+        path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)) + "\n")
+    else:
+        path, settings = "task:clock", {"limit": 9}
+    config = DataConfig(source=str(path), **settings)
+    assert list(each_row(config)) == load_rows(config)
+
+
+def test_each_row__names_the_line_that_cannot_be_read_when_it_comes_to_it(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "one"}\n[]\n')
+    rows = each_row(DataConfig(source=str(path)))
+    assert next(rows) == {"question": "one"}
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: expected an object"):
+        next(rows)

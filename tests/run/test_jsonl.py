@@ -10,7 +10,7 @@ from rich.console import Console
 
 from openprime.run import jsonl
 from openprime.run.console import Interrupted
-from openprime.run.jsonl import append_jsonl, fill_jsonl, keep_until, read_jsonl, resume_jsonl
+from openprime.run.jsonl import append_jsonl, fill_jsonl, index_jsonl, keep_until, read_jsonl, resume_jsonl
 from openprime.types import StorageError, UserError
 
 CHUNKS = [(0, 4), (4, 8), (8, 10)]
@@ -209,3 +209,11 @@ def test_read_jsonl__a_file_that_is_being_written_is_read_as_far_as_it_goes(tmp_
     path.write_bytes(b'{"step": 1}\n{"step": 2')
     assert read_jsonl(path) == [{"step": 1}]
     assert read_jsonl(tmp_path / "nowhere.jsonl") == []
+
+
+def test_index_jsonl__where_each_line_begins_and_the_half_one_cut_off(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"id": "ä"}\nbroken\n{"id": "b"}\n{"no": 1}\n{"id": "c"'.encode())
+    assert index_jsonl(path, "id") == {"ä": 0, "b": 20}
+    assert path.read_bytes().endswith(b'{"no": 1}\n')
+    assert index_jsonl(tmp_path / "gone.jsonl", "id") == {}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from openprime.types import Prompt
 from openprime.verifiers import math
-from openprime.verifiers.math import canonical_answer, extract_answer, verify_math
+from openprime.verifiers.math import canonical_answer, extract_answer, is_readable, reference_of, verify_math
 from support.benchmark_files import needs_files, rows_of
 
 
@@ -515,3 +515,65 @@ def test_verify_math__every_gold_answer_is_right_and_a_changed_one_wrong(name, f
 def test_verify_math__every_published_solution_of_math_500_is_right():
     for row in rows_of("math-500.jsonl"):
         assert reason(row["expected_answer"], row["solution"], row["problem"]) == "right", row["id"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "5",
+            "-3/4",
+            r"\frac{1}{2}",
+            "1,234",
+            "5 cm",
+            r"30^\circ",
+            "4210_{5}",
+            "10:30",
+            "A",
+            "(B)",
+            "Tuesday",
+        ),
+        *(
+            "no such integers exist",
+            r"\{1, 2\}",
+            r"(-\infty, 3] \cup [5, 7)",
+            "x = 5, y = 6",
+            "5x - 7y + 4 = 0",
+        ),
+        *(r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "n!", r"\cot x", "steps\n#### 72", r"so \boxed{\sqrt{2}}"),
+    ],
+)
+def test_is_readable__what_answers_can_be_compared_with(answer):
+    assert is_readable(reference_of(answer))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(
+            "",
+            " ",
+            r"\boxed{}",
+            r"\frac{1}{",
+            r"2\sqrt{3",
+            "}{",
+            "x^2+",
+            "https://example.org/a.png",
+            "7" * 300,
+        ),
+        "it holds for all of them because every second one was sold twice",
+        r"\text{Yes, it is possible for all n greater than 3}",
+    ],
+)
+def test_is_readable__not_what_is_empty_broken_long_or_prose(answer):
+    assert not is_readable(reference_of(answer))
+
+
+@needs_files
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("math-500", "expected_answer"), ("aime-2022-2024", "answer"), ("amc-2022-2023", "answer")],
+)
+def test_is_readable__every_reference_of_the_benchmarks(name, field):
+    references = [reference_of(str(row[field])) for row in rows_of(f"{name}.jsonl")]
+    assert [reference for reference in references if not is_readable(reference)] == []

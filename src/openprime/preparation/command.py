@@ -171,7 +171,10 @@ def _show(
     console: Console,
 ) -> None:
     """Write report.json and print it."""
-    peak = {"this": resource.RUSAGE_SELF, "a_worker": resource.RUSAGE_CHILDREN}
+    used = {
+        "this": resource.getrusage(resource.RUSAGE_SELF),
+        "workers": resource.getrusage(resource.RUSAGE_CHILDREN),
+    }
     found = {
         "rows": report.rows,
         "kept": report.kept,
@@ -184,7 +187,8 @@ def _show(
         },
         **({"demonstrations": demonstrations} if demonstrations is not None else {}),
         "seconds": seconds,
-        "peak_mib": {who: round(resource.getrusage(of).ru_maxrss / 1024) for who, of in peak.items()},
+        "cpu_seconds": {who: round(each.ru_utime + each.ru_stime, 1) for who, each in used.items()},
+        "peak_mib": {who: round(each.ru_maxrss / 1024) for who, each in used.items()},
     }
     try:
         (folder / "report.json").write_text(

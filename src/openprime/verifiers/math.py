@@ -183,7 +183,9 @@ def is_readable(reference: str) -> bool:
         parts = [one for side in split(text, SIGNS)[0] for one in read_list(side).elements]
         if any(len(LETTERS.findall(COMMAND.sub(" ", part))) > MOST_WORDS for part in parts):
             return False  # read as a product of its letters
-        if all(read(part) or quantity(part, True)[1] != Unit() or WORDS.fullmatch(plain(part)) for part in parts):
+        if all(
+            read(part) or quantity(part, True)[1] != Unit() or WORDS.fullmatch(plain(part)) for part in parts
+        ):
             return True
         return not (HEAVY.search(text) or LETTERS.search(COMMAND.sub("", text))) and _parse(text) is not None
     except (Costly, RecursionError):
