@@ -9,6 +9,7 @@ import pytest
 
 from openprime.cli import main
 from support.page_html import Page
+from support.sampled_runs import sampled_run
 from support.tiny_runs import rl
 
 EVIL = "<script>alert('prompt')</script><img src=http://example.org/x.png onerror=alert(1)>"
@@ -68,7 +69,7 @@ def fake_evaluation(folder: Path, prompt: str = EVIL, text: str = "+two four\n##
 def page(tmp_path: Path, *args: str) -> Page:
     """The page of some runs."""
     out = tmp_path / "made" / "page.html"
-    assert main(["report", "--out", str(out), *args]) == 0
+    assert main(["report", *args, "--out", str(out)]) == 0
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]  # one file and nothing beside it
     return Page(out.read_text(encoding="utf-8"))
 
@@ -243,3 +244,61 @@ def test_report__folder_of_the_wrong_kind_is_named(
     assert err.startswith(f"openprime: {folder}: not a")
     assert missing in err
     assert not (tmp_path / "page.html").exists()
+
+
+def test_report__seeds_are_one_line_with_a_band_and_differences_are_listed(tmp_path: Path):
+    made = page(
+        tmp_path,
+        *(str(sampled_run(tmp_path / f"prime-seed{seed}", seed=seed)) for seed in range(3)),
+        str(sampled_run(tmp_path / "outcome", algorithm="outcome")),
+    )
+    assert drawn(made, "Accuracy of rollouts") == ["prime (3 seeds)", "outcome"]
+    assert figure(made, "Accuracy of rollouts").count('"fill":"toself"') == 1
+    assert "algorithm-outcome" in made.text  # a row of the table of settings
+    assert "No samples" not in made.text
+
+
+def test_report__alarms_say_what_to_do(tmp_path: Path):
+    run = sampled_run(tmp_path / "r")
+    assert "None has fired." not in page(tmp_path, str(run)).text  # nobody has looked
+    alarm = {
+        "step": 3,
+        "alarm": "filter-starving",
+        "value": 0.125,
+        "says": "12% <pass>",
+        "do": "take easier prompts",
+    }
+    (run / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
+    made = page(tmp_path, str(run))
+    for text in ("filter-starving", "0.125", "12% <pass>", "take easier prompts"):
+        assert text in made.text
+    (run / "alarms.jsonl").unlink()
+    (run / "metrics.jsonl").write_text('{"step": 1, "alarm/filter-starving": 0.0}\n')
+    assert "None has fired." in page(tmp_path, str(run)).text
+
+
+def test_report__phases_keep_their_colour(tmp_path: Path):
+    """Where one of them has no such number too."""
+    run = sampled_run(tmp_path / "r")
+    row = {"step": 4, "time/rollout": 1.0, "time/prm": 2.0, "speed/prm_tflops": 0.5, "time/step": 3.0}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    made = page(tmp_path, str(run))
+    colours = [re.findall(r'"color":"(#......)"', figure(made, title)) for title in ("Seconds", "Model FLOP")]
+    assert (len(colours[0]), len(colours[1])) == (2, 1)
+    assert colours[0][1] == colours[1][0]
+
+
+def test_report__two_hundred_responses_stay_below_ten_megabytes(tmp_path: Path):
+    """Of 800 tokens each: what does not fit is left out, and said."""
+    run = sampled_run(tmp_path / "r", steps=1)
+    rows = (run / "samples.jsonl").read_text().splitlines()
+    longer = json.loads(rows[0])
+    for key in ("tokens", "rewards", "returns", "advantages", "logprobs"):
+        longer[key] = longer[key] * 200
+    (run / "samples.jsonl").write_text(
+        "".join(json.dumps(longer | {"step": step}) + "\n" for step in range(50) for _ in range(8))
+    )
+    out = tmp_path / "made.html"
+    assert main(["report", str(run), "--out", str(out)]) == 0
+    assert out.stat().st_size < 10e6
+    assert "groups are left out, evenly" in out.read_text(encoding="utf-8")
