@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from openprime.types import Batch
 from support.strategies import Case, cases, property_test
 
-BLOCKS = ("labels", "ref_logprobs", "rewards", "old_logprobs", "importance", "advantages", "weights")
+BLOCKS = (
+    "labels",
+    "ref_logprobs",
+    "rewards",
+    "returns",
+    "old_logprobs",
+    "importance",
+    "advantages",
+    "weights",
+)
 CANDIDATES = ("candidates", "targets")
 OPTIONAL = (*BLOCKS, *CANDIDATES, "group_outcome")
 

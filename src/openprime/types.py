@@ -183,9 +183,7 @@ class Batch:
     candidates: Tensor | None = None  # [B, T, 1 + k] int64: the token itself, then the policy's k likeliest
     targets: Tensor | None = None  # [B, T, k + 1] float32: tilted reference of the k and the rest
     group_outcome: Tensor | None = None  # [B] float32: mean outcome of the row's whole group
-    returns: Tensor | None = (
-        None  # [B, T] float32: of process rewards, the first term of PRIME eq. 5, unweighted
-    )
+    returns: Tensor | None = None  # [B, T] float32: of process rewards, PRIME eq. 5 without its weight
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]

@@ -353,7 +353,7 @@ def test_benchmark__votes_are_counted_where_there_are_answers(hub: Path):
 
 def test_benchmark__is_in_the_table_and_on_the_page(hub: Path):
     page = (hub / "results.html").read_text()
-    assert all(f"<tr><td>{name}<td>" in page for name in HUB)
+    assert all(f"<tr><th scope=row>{name}<td>" in page for name in HUB)
 
 
 def test_benchmark__outcomes_may_be_shares_of_passed_cases(tmp_path: Path):

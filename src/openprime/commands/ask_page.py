@@ -76,6 +76,7 @@ class Desk:
         """Set: the present answer is to end."""
         self.closed = False
         self._turn, self._number = threading.Lock(), 0
+        self._answering: threading.Thread | None = None
 
     def ask(self, question: str, send: Send) -> None:
         """Answer a question; `send` gets events and raises ConnectionError when nobody listens any more."""
@@ -92,6 +93,8 @@ class Desk:
         """End the present answer, and wait for it: a process that ends meanwhile would abort within the model."""
         self.closed = True
         self._turn.acquire(timeout=60)
+        if self._answering is not None:
+            self._answering.join(timeout=60)
 
     @contextmanager
     def _own_turn(self, send: Send) -> Iterator[None]:
@@ -99,6 +102,7 @@ class Desk:
             send(panes=[*range(len(self.answerers.panes))], state="waits for another question's answer")
         try:
             self.stop.clear()
+            self._answering = threading.current_thread()
             yield
         finally:
             self._turn.release()
@@ -176,10 +180,14 @@ def handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
             size = self.headers.get("Content-Length", "")
             # A form of another site cannot send this type, nor a script of it without asking first.
             plain = self.headers.get("Content-Type") != "application/json"
-            if self.refused() or plain or not size.isdecimal() or int(size) > LONGEST:
+            if not size.isdecimal():
+                return None
+            # Read even if it is refused: who is still sending would see a broken connection instead of the answer.
+            body = self.rfile.read(min(int(size), 2 * LONGEST))
+            if self.refused() or plain or int(size) > LONGEST:
                 return None
             try:
-                sent = json.loads(self.rfile.read(int(size)))
+                sent = json.loads(body)
             except ValueError:
                 return None
             return sent if isinstance(sent, dict) else None
