@@ -261,7 +261,8 @@ def test_page__in_a_browser(
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(f"http://127.0.0.1:{server.server_port}/")
-    page.keyboard.type(EVIL.split("\n")[0])  # the question has the focus
+    page.wait_for_selector("#question:focus")
+    page.keyboard.type(EVIL.split("\n")[0])
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("?")
     page.keyboard.press("Enter")
