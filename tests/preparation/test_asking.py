@@ -1,6 +1,6 @@
 """Endpoints that are slow to come, refuse, or give fewer responses than were asked for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,20 +13,6 @@ from support.fake_endpoint import Endpoint
 
 CHATS = [[{"role": "user", "content": f"question {i}"}] for i in range(12)]
 Served = Callable[..., Endpoint]
-
-
-@pytest.fixture
-def served() -> Iterator[Served]:
-    """Starts endpoints, and stops them."""
-    started: list[Endpoint] = []
-
-    def start(reply, **options) -> Endpoint:
-        started.append(Endpoint(reply, **options))
-        return started[-1]
-
-    yield start
-    for endpoint in started:
-        endpoint.stop()
 
 
 def asker(endpoint: Endpoint, folder: Path, **settings) -> Asker:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ import pytest
 from openprime.cli import main
 from openprime.data.chat import SYSTEM
 from openprime.preparation.checking import REWRITE, SOLVE
-from support.fake_endpoint import Endpoint
 from support.tiny_runs import PYTHONPATH, records
 
 LONG = (
@@ -63,20 +61,6 @@ FORM = "[ASSESS]\n\n# It is asked for a sum.\n\nNext action: [OUTPUT]\n\n[OUTPUT
 def write(path: Path, rows: list[dict]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
-
-
-@pytest.fixture
-def served() -> Iterator[Callable[..., Endpoint]]:
-    """Starts endpoints, and stops them."""
-    started: list[Endpoint] = []
-
-    def start(reply, **options) -> Endpoint:
-        started.append(Endpoint(reply, **options))
-        return started[-1]
-
-    yield start
-    for endpoint in started:
-        endpoint.stop()
 
 
 def said(body: dict) -> str:
