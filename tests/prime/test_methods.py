@@ -14,6 +14,7 @@ from openprime.prime.learner import Learner
 from openprime.prime.methods import (
     OutcomeOnly,
     Prime,
+    gradient_cosine,
     minibatch_generator,
     update_policy,
     with_old_policy,
@@ -174,6 +175,45 @@ def test_update_policy__importance_weighs_the_advantages():
     assert torch.equal(*results)
 
 
+def flat_gradient(model, batch: Batch, advantages: torch.Tensor) -> torch.Tensor:
+    """Of the sum of A log pi over response tokens, all parameters in a row; PyTorch's own."""
+    model.zero_grad()
+    (naive_logprobs(model, batch) * advantages)[batch.response_mask].sum().backward()
+    return torch.cat([p.grad.flatten().double() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("minibatch", [3, 8])
+@pytest.mark.parametrize("tokens", [20, 16384])
+def test_gradient_cosine__is_that_of_two_gradients_side_by_side(minibatch: int, tokens: int):
+    """Of the terms of eq. 5 on the first rows; weights and moments of the policy stay what they were."""
+    how, config = AdvantageConfig(), PolicyConfig(minibatch=minibatch, tokens_per_microbatch=tokens)
+    batch, model = sampled(5)
+    rewards = torch.randn(batch.token_ids.shape, generator=torch.Generator().manual_seed(6))
+    batch, _ = with_advantages(replace(batch, rewards=rewards * batch.response_mask), how, 3.0, 0.5)
+    outcome = (batch.advantages - 3.0 * batch.returns) / 0.5  # of eq. 5
+    rows = torch.arange(minibatch)
+    process, outcome = (
+        flat_gradient(copy.deepcopy(model), part, part.advantages)
+        for part in (replace(batch, advantages=term).select(rows) for term in (batch.returns, outcome))
+    )
+    expected = torch.nn.functional.cosine_similarity(process, outcome, dim=0)
+    learner = Learner(LM(model), config, 1)
+    before = copy.deepcopy(learner.state())
+    metrics = gradient_cosine(learner, batch, how, (3.0, 0.5), config)
+    assert metrics == {"policy/gradient_cosine": pytest.approx(float(expected), abs=1e-4)}
+    assert 0.01 < abs(float(expected)) < 0.99
+    torch.testing.assert_close(learner.state(), before, rtol=0, atol=0)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_gradient_cosine__is_not_a_number_where_a_term_is_nothing():
+    how, config = AdvantageConfig(), PolicyConfig()
+    batch, model = sampled(5)
+    batch = replace(batch, returns=torch.zeros_like(batch.logprobs))
+    metrics = gradient_cosine(Learner(LM(model), config, 1), batch, how, (1.0, 1.0), config)
+    assert math.isnan(metrics["policy/gradient_cosine"])
+
+
 # Whole steps
 
 
@@ -223,6 +263,20 @@ def test_prime_step__is_equations_3_to_6(gated: bool):
     assert metrics == learnt | spread | updated
     assert torch.equal(weights(policy.lm.model), weights(twin.lm.model))
     assert torch.equal(weights(method.prm.lm.model), weights(other.prm.lm.model))
+
+
+def test_prime_step__measures_gradients_when_responses_are_kept_and_in_the_last_step():
+    """And learns the same whether it does or not."""
+    metrics, ends = {}, []
+    for every in (0, 2):
+        config = PRIME.model_copy(update={"sample_every": every, "steps": 5})
+        method, policy = prime(config), policy_for(config)
+        metrics[every] = [method.step(policy, make_batch(seed=seed))[1] for seed in range(5)]
+        ends.append(weights(policy.lm.model))
+    cosines = [step.pop("policy/gradient_cosine", None) for step in metrics[2]]
+    assert [cosine is not None for cosine in cosines] == [False, True, False, True, True]
+    assert metrics[0] == metrics[2]
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize(

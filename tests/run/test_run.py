@@ -4,7 +4,9 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+import struct
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +19,6 @@ from openprime.run.console import Interrupted
 from openprime.run.jsonl import read_jsonl
 from openprime.run.run import Run
 from openprime.types import EngineError, Metrics, NonFiniteError, RunError, UserError
-
-WANDB = """
-import json
-class Log:
-    def __init__(self, folder): self.file = open(f"{folder}/wandb.jsonl", "w")
-    def log(self, metrics, step): self.file.write(json.dumps({"step": step, **metrics}) + "\\n")
-    def finish(self): self.file.close()
-def init(project, name, dir, **rest): return Log(dir)
-"""
 
 
 def config(folder: Path, **settings: object) -> PrimeConfig:
@@ -310,23 +303,80 @@ def test_run__what_a_signal_broke_off_is_measured_until_it_is_done(tmp_path: Pat
 # Records and exports
 
 
-def test_run_log__records_are_plain_finite_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """JSON knows no NaN: strict readers (jq, JavaScript, DuckDB) refuse the whole line. W&B gets the same."""
-    (tmp_path / "installed").mkdir()
-    (tmp_path / "installed" / "wandb.py").write_text(WANDB)
-    monkeypatch.syspath_prepend(tmp_path / "installed")
+def test_run_log__records_are_plain_finite_numbers(tmp_path: Path):
+    """JSON knows no NaN: strict readers (jq, JavaScript, DuckDB) refuse the whole line."""
     folder = tmp_path / "run"
-    with Run(config(folder, wandb="project"), "rl") as run:
+    with Run(config(folder), "rl") as run:
         run.begin({})
         with run.step(0):
             run.log({"a/b": torch.tensor(0.5), "c": 3})  # pyright: ignore[reportArgumentType]
             run.log({"c": 4, "d": math.nan, "e": -math.inf})
-    for name in ("metrics.jsonl", "wandb.jsonl"):
-        (line,) = (folder / name).read_text().splitlines()
-        assert json.loads(line, parse_constant=pytest.fail) == {"step": 0, "a/b": 0.5, "c": 4.0}
+    (line,) = (folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 0, "a/b": 0.5, "c": 4.0}
 
 
-def test_run__weights_and_biases_must_be_there_where_it_is_asked_for(tmp_path: Path):
+def log_records(log: bytes) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format, which begins 7 bytes into the file: checksum, length, kind, part."""
+    at, record = 7, b""
+    while at + 7 <= len(log) + 7:
+        if 2**15 - at % 2**15 < 7:
+            at += 2**15 - at % 2**15  # a block's end
+            continue
+        size, kind = struct.unpack_from("<4xHB", log, at - 7)
+        record += log[at : at + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last of several
+            yield record
+            record = b""
+
+
+def offline(folder: Path) -> list[dict]:
+    """What a Weights & Biases run without a network has recorded: settings and metrics."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = []
+    for path in sorted(folder.rglob("*.wandb")):
+        for data in log_records(path.read_bytes()[7:]):
+            record = Record.FromString(data)
+            if record.HasField("run"):
+                settings = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                found.append({"id": record.run.run_id, "project": record.run.project, **settings})
+            elif record.HasField("history"):
+                rows = record.history.item
+                found.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in rows})
+    return found
+
+
+def test_run__weights_and_biases_gets_settings_metrics_and_samples_and_a_resumed_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = tmp_path / "run"
+    row = {"prompt": [{"role": "user", "content": "2 + 2?"}], "outcome": 1.0, "reason": "right"}
+    row |= {"tokens": ["4", " !"], "rewards": [0.5, -0.25], "truncated": False}
+    for step in (1, 2):
+        with Run(config(folder, wandb="project", resume=step > 1), "rl") as run:
+            run.begin({})
+            run.done = step - 1
+            for number in run.steps(2, lambda metrics: {}):
+                if number == step:
+                    with run.step(number):
+                        run.sample([row])
+                        run.log({"a/b": number / 2, "d": math.nan})
+    began, first, again, second = (r for r in offline(folder) if "id" in r or "a/b" in r)
+    assert began["id"] == again["id"]
+    assert (began["project"], began["model"]) == ("project", "m")
+    assert [(r["_step"], r["a/b"], "d" in r) for r in (first, second)] == [(1, 0.5, False), (2, 1.0, False)]
+    tables = [json.loads(path.read_text()) for path in folder.rglob("samples*.table.json")]
+    columns = ["prompt", "outcome", "reason", "tokens", "rewards", "truncated"]
+    assert tables == 2 * [{"columns": columns, "data": [["user: 2 + 2?", 1.0, "right", "4 !", 0.25, False]]}]
+
+
+def test_run__weights_and_biases_must_be_there_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"not installed: pip install 'openprime\[wandb\]'"):
         Run(config(tmp_path / "run", wandb="project"), "rl")
     assert not (tmp_path / "run").exists()

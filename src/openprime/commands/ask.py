@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -38,8 +40,8 @@ def ask(config: AskConfig) -> None:
     if out and out.is_dir():
         raise UserError(f"page: {out} is a folder: name a file, such as {out / 'answer.html'}")
     answerers = Answerers(config)
-    with waiting.status("") as status:
-        answerers.load(place, lambda text: status.update(Text(text)))
+    with Live(console=waiting, transient=True) as live:
+        answerers.load(place, lambda text: live.update(Spinner("dots", Text(text)), refresh=True))
     if config.serve:
         serve(answerers)
         return

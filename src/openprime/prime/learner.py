@@ -72,6 +72,35 @@ class Learner:
         rows of a group stay in one micro-batch. With `candidates` the loss gets the log-probabilities of those of
         the batch, of which the first is the token itself. Raises NonFiniteError before the step.
         """
+        total, logprobs = self._backward(batch, loss, denominator, whole_groups, candidates)
+        norm = self._clip(self.config.clip_grad)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"loss {total}, gradient norm {norm}: the optimiser step was not taken")
+        rate = learning_rate(self.config, self.updates, self.total_updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        return Update(total, norm, rate, all_sum(logprobs))
+
+    def gradient_norm(self, batch: Batch, loss: Loss, denominator: float) -> float:
+        """Norm of the gradient that `update` would step along, before clipping; no step is taken."""
+        self._backward(batch, loss, denominator)
+        norm = self._clip(math.inf)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _backward(
+        self,
+        batch: Batch,
+        loss: Loss,
+        denominator: float,
+        whole_groups: bool = False,
+        candidates: bool = False,
+    ) -> tuple[float, Tensor]:
+        """Fill the gradients, as `update` says. Returns the loss, and this rank's log-probabilities [B, T]."""
         forward = self.lm.forward_candidates if candidates else self.lm.forward
         self.optimizer.zero_grad(set_to_none=True)
         logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)  # [B, T]
@@ -89,19 +118,12 @@ class Learner:
         for parameter in self.trained.values() if self.lm.adapter and world() > 1 else ():
             assert parameter.grad is not None
             all_sum(parameter.grad).div_(world())  # adapters are not FSDP's: this is its mean
-        total = float(all_sum(total))
-        clipped = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip_grad)
-        norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(f"loss {total}, gradient norm {norm}: the optimiser step was not taken")
-        rate = learning_rate(self.config, self.updates, self.total_updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.updates += 1
-        return Update(total, norm, rate, all_sum(logprobs))
+        return float(all_sum(total)), logprobs
+
+    def _clip(self, largest: float) -> float:
+        """The gradients' norm, after which it is `largest` at most."""
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), largest)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def state(self) -> dict:
         """Trained weights, optimiser and schedule."""

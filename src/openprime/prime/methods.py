@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openprime.config import OutcomeConfig, PolicyConfig, PrimeConfig
+from openprime.config import AdvantageConfig, OutcomeConfig, PolicyConfig, PrimeConfig
 from openprime.models.hub import load_tokenizer, same_vocabulary
 from openprime.models.lm import LM, Loader
-from openprime.prime.advantages import skill_gate, with_advantages
+from openprime.prime.advantages import outcome_returns, skill_gate, with_advantages
 from openprime.prime.learner import Learner, minibatches
 from openprime.prime.losses import importance_weights, policy_loss, token_weights
 from openprime.prime.prm import OnlinePRM, is_prm, read_settings
@@ -123,9 +123,18 @@ class Prime(OutcomeOnly):
         how = self.advantage
         batch, learnt = self.prm.score_and_update(batch)  # r_t = beta log(phi/ref), eq. 3; phi learns, eq. 4
         gate = skill_gate(learnt.get("prm/skill", 0.0)) if how.skill_gate else 1.0
-        batch, spread = with_advantages(batch, how, how.process_weight * gate, how.outcome_weight)  # eq. 5
+        weights = how.process_weight * gate, how.outcome_weight
+        batch, spread = with_advantages(batch, how, *weights)  # eq. 5
+        if self.samples_next() and all(weights):
+            with self.clock.phase("policy"):
+                spread |= gradient_cosine(policy, batch, how, weights, self.config.policy)
         batch, improved = self.update(policy, batch)  # eq. 6
         return batch, learnt | spread | improved
+
+    def samples_next(self) -> bool:
+        """Whether the step under way is one whose responses are kept: what costs time is then measured too."""
+        step, every = self.steps + 1, self.config.sample_every
+        return bool(every) and (step % every == 0 or step == self.config.steps)
 
     def state(self) -> dict[str, Any]:
         """The PRM's weights, optimiser and skill, and the steps taken."""
@@ -208,6 +217,35 @@ def check_mismatch(lm: LM, batch: Batch, limit: float | Literal["auto"]) -> None
             "(engine.kind, its version and its dtype) knows this architecture and its rotation, and whether a server "
             "serves this very model (docs/traps.md, trap 12)"
         )
+
+
+def gradient_cosine(
+    policy: Learner, batch: Batch, how: AdvantageConfig, weights: tuple[float, float], config: PolicyConfig
+) -> Metrics:
+    """Cosine of the policy's gradients along the two terms of eq. 5, where the new policy is still the old one.
+
+    `weights`: of process and outcome. Of the first minibatch's worth of responses. For gradients g and h,
+    2 g.h = |g + h|^2 - |g|^2 - |h|^2: three norms, and never two gradients in memory. nan where one of them is 0.
+    """
+    assert batch.returns is not None
+    terms = weights[0] * batch.returns, weights[1] * outcome_returns(batch, how)  # [B, T] each
+    token, count = token_weights(batch.response_mask, config.reduction)
+    rows = torch.arange(min(config.minibatch, len(batch)), device=batch.returns.device)
+
+    def norm(advantages: Tensor) -> float:
+        part = replace(batch, advantages=advantages, weights=token).select(rows)
+        return policy.gradient_norm(part, policy_gradient, count)
+
+    process, outcome, both = norm(terms[0]), norm(terms[1]), norm(terms[0] + terms[1])
+    scale = 2 * process * outcome
+    return {"policy/gradient_cosine": (both**2 - process**2 - outcome**2) / scale if scale else math.nan}
+
+
+def policy_gradient(logprobs: Tensor, micro: Batch) -> Tensor:
+    """Eq. 6 where the ratio is 1 and nothing is clipped: the sum of -w_t A_t log pi_t, over [b, t]."""
+    assert micro.advantages is not None
+    assert micro.weights is not None
+    return -(micro.weights * micro.advantages * logprobs).sum()
 
 
 def update_policy(policy: Learner, batch: Batch, config: PolicyConfig, generator: torch.Generator) -> Metrics:

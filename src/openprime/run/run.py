@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -216,9 +217,13 @@ class Run:
         self._metrics |= metrics
 
     def sample(self, rows: list[dict]) -> None:
-        """Append to samples.jsonl."""
-        for row in rows if first() else ():
+        """Append to samples.jsonl; Weights & Biases gets a table, if asked for."""
+        if not first():
+            return
+        for row in rows:
             append_jsonl(self.folder / "samples.jsonl", row)
+        if self.config.wandb and rows:
+            self._to_wandb().log({"samples": wandb_table(rows)}, step=self.step_number)
 
     def note(self, text: str, before: str = "note: ") -> None:
         """A line on the console, above the bar."""
@@ -300,13 +305,48 @@ class Run:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         if self.config.wandb:
-            if self._wandb is None:
-                self._wandb = start_wandb(self.config.wandb, self.folder)
-            self._wandb.log(metrics, step=step)
+            self._to_wandb().log(metrics, step=step)
+
+    def _to_wandb(self) -> Any:
+        """The run at Weights & Biases, which is begun or gone on with when it first gets something."""
+        if self._wandb is None:
+            self._wandb = start_wandb(self.config, self.folder)
+        return self._wandb
 
 
-def start_wandb(project: str, folder: Path) -> Any:
-    """A Weights & Biases run beside the folder's own records."""
-    import wandb  # pyright: ignore[reportMissingImports]
+def start_wandb(config: RunConfig, folder: Path) -> Any:
+    """A Weights & Biases run beside the folder's own records; the file `wandb-id` leads a resumed run back to it."""
+    import wandb
 
-    return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name)
+    known = folder / "wandb-id"
+    if not known.is_file():
+        known.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return wandb.init(
+        project=config.wandb,
+        name=folder.name,
+        dir=str(folder),
+        config=config.model_dump(mode="json"),
+        resume="allow",
+        id=known.read_text(encoding="utf-8"),
+    )
+
+
+def wandb_table(rows: Sequence[dict]) -> Any:
+    """Rows of samples.jsonl for people: texts as they are read, the numbers of all tokens as their sum."""
+    import wandb
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return wandb.Table(columns=columns, data=[[shown(row.get(key)) for key in columns] for row in rows])
+
+
+def shown(value: Any) -> Any:
+    """A value of a sample in a table's cell."""
+    match value:
+        case [{"content": _}, *_]:  # messages
+            return "\n".join(f"{message['role']}: {message['content']}" for message in value)
+        case [str(), *_]:
+            return "".join(value)
+        case [int() | float(), *_]:
+            return sum(value)
+        case _:
+            return value
