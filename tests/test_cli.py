@@ -319,10 +319,14 @@ WORK = {
     "sft": f"sft --model {{model}} {MANY} --epochs 99 --batch 4 --out o",
     "rl": f"rl --model {{model}} {MANY} --rollout.responses 16 --rollout.max-response-tokens 400 --out o",
     "report": "report --runs {model}/.. --out o.html",
+    "watch": "watch {model}/.. --port 0",
+    "data": "data --data.source many.jsonl --out o",
+    "configs": "configs",
     "demo": "demo --out o",
 }
 """Commands with work for minutes, but for those of SHORT."""
-SHORT = ("plan", "ask", "report")
+SHORT = ("plan", "ask", "report", "configs", "watch")
+"""`watch` ends by Ctrl-C, and with status 0."""
 MOMENTS = (0.05, 0.3, 1.0, 3.0, 6.0, 10.0)
 
 
@@ -331,6 +335,8 @@ def signalled(folder: Path, model: Path, command: str, number: signal.Signals, m
     judged = ({"prompt": f"q {i // 2}", "response": f"{i} " * 40, "outcome": i % 2} for i in range(20000))
     (folder / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
     (folder / "slow.jsonl").write_text(SLOW * 500)
+    many = ({"prompt": f"What is {i} + {i % 89}?", "answer": str(i + i % 89)} for i in range(200_000))
+    (folder / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     args = WORK[command].format(model=model, root=Path(__file__).parents[1]).split()
     process = start(args, folder, OMP_NUM_THREADS="1")
     time.sleep(moment)
@@ -354,6 +360,10 @@ def test_main__a_signal_ends_a_command_within_seconds(
     model: Path, tmp_path: Path, command: str, number: signal.Signals, moment: float
 ):
     signalled(tmp_path, model, command, number, moment)
+
+
+def test_main__signals_are_tried_on_every_command():
+    assert set(WORK) == set(cli.COMMANDS)
 
 
 @pytest.mark.slow

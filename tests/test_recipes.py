@@ -64,6 +64,33 @@ def test_recipes__two_steps_of_an_offline_prm(model: Path, tmp_path: Path):
     assert max(row["step"] for row in records(tmp_path / "run" / "metrics.jsonl")) == 2
 
 
+def test_recipes__data_of_the_published_pipeline(tmp_path: Path):
+    """Rows in the fields of NuminaMath-CoT, whose messages repeat them."""
+    solved = {
+        "What is $2 + 3$?": r"We add: \boxed{5}.",
+        "Find $x$ if $2x = 7$.": r"Halve it: \boxed{\frac{7}{2}}.",
+    }
+    solved["Prove that $x^2 \\ge 0$ for every real $x$."] = "A square is not negative."
+    rows = [
+        {"source": "olympiads", "problem": problem, "solution": solution}
+        | {"messages": [{"role": "user", "content": problem}, {"role": "assistant", "content": solution}]}
+        for problem, solution in solved.items()
+    ]
+    for name, part in (("rows", rows), ("test", rows[:1])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    args = ["data", "configs/data/eurus-2.yaml", "--data.source", str(tmp_path / "rows.jsonl")]
+    args += ["--benchmarks", str(tmp_path / "test.jsonl"), "--out", str(tmp_path / "out")]
+    assert main([*args, "--samples", "0", "--choices", "rules", "--endpoint", ""]) == 0
+    assert [row["reason"] for row in records(tmp_path / "out" / "dropped.jsonl")] == ["benchmark", "proof"]
+    (kept,) = records(tmp_path / "out" / "prepared.jsonl")
+    assert kept["prompt"] == "Find $x$ if $2x = 7$."
+    flags = ["--verify.workers", "1", "--out", str(tmp_path / "judged.jsonl")]
+    row = {"prompt": kept["prompt"], "answer": kept["answer"], "response": r"It is \boxed{3.5}."}
+    (tmp_path / "said.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["verify", str(tmp_path / "said.jsonl"), *flags]) == 0
+    assert records(tmp_path / "judged.jsonl")[0]["outcome"] == 1
+
+
 def test_recipes__the_published_numbers():
     """arXiv 2502.01456 and the model cards."""
     for name in RL[:2]:

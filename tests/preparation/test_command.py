@@ -325,6 +325,7 @@ def test_data__a_local_model_is_sampled_by_the_packages_own_engine(model: Path, 
         (["--data.prompt-field", "text"], "no row has a field text; there are: question, answer"),
         (["--more-sources", "gone.jsonl"], "there is no file gone.jsonl"),
         (["--benchmarks", "gone.jsonl"], "there is no file gone.jsonl"),
+        (["--benchmarks", "empty.jsonl"], "empty.jsonl has no question in any row: name its fields in a YAML"),
     ],
 )  # fmt: skip
 def test_data__a_mistake_is_named(
@@ -336,6 +337,7 @@ def test_data__a_mistake_is_named(
 ):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "rows.jsonl", ROWS[:1])
+    write(tmp_path / "empty.jsonl", [{"problem": "What is 2 + 3?", "messages": []}])
     assert main(["data", "--data.source", "rows.jsonl", "--out", "out", *flags]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -25,7 +26,8 @@ def watch(config: WatchConfig) -> None:
         Console().print(
             f"watching {', '.join(config.runs)} at {address}   (Ctrl-C ends it)", markup=False, soft_wrap=True
         )
-        server.serve_forever()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def serving(config: WatchConfig) -> ThreadingHTTPServer:

@@ -96,12 +96,20 @@ def read_known(config: PrepareConfig) -> Known:
     known.index, sketcher = Index(config.similarity), Sketcher()
     for name in config.benchmarks:
         data = DataConfig(source=name) if name.endswith(FILES) else find_benchmark(name)[1].data
+        before = len(known.texts)
         for record in records_of(data, name):
             number = len(known.texts)
+            if not record["question"]:
+                continue
             known.names.append(Path(name).name)
             known.texts.append(record["question"])
             known.digests.setdefault(digest(record["question"]), number)
             known.index.add(number, sketcher.sketch(record["question"]))
+        if len(known.texts) == before:
+            raise UserError(
+                f"benchmarks: {name} has no question in any row: name its fields in a YAML file as those of "
+                "configs/benchmarks are, or rename its field to question"
+            )
     return known
 
 
