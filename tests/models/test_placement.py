@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from openprime.config import PrimeConfig, ScoreConfig
-from openprime.models.placement import Placement, pick_device
+from openprime.models.lm import Loader
+from openprime.models.placement import SLOW, Placement, pick_device
 from openprime.types import UserError
 
 
@@ -60,6 +61,23 @@ def test_placement_of__the_default_precision_is_that_of_the_device(
     cuda(True, supported)
     assert ScoreConfig().dtype == "auto"
     assert Placement.of(ScoreConfig.model_validate({"device": device, "dtype": dtype})).bfloat16 == bfloat16
+
+
+@pytest.mark.parametrize(
+    ("device", "bfloat16", "has", "said"),
+    [
+        ("cpu", True, False, True),
+        ("cpu", True, True, False),
+        ("cpu", False, False, False),
+        ("cuda", True, False, False),
+    ],
+)
+def test_placement_notes__bfloat16_on_a_cpu_without_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, bfloat16: bool, has: bool, said: bool
+):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+    place = Placement(torch.device(device), bfloat16=bfloat16)
+    assert (place.notes, Loader(place).notes) == (said * [SLOW], said * [SLOW])
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

@@ -223,7 +223,7 @@ class Loader:
     def __init__(self, place: Placement) -> None:
         self.place = place
         self.frozen: dict[str, PreTrainedModel] = {}
-        self.notes: list[str] = []
+        self.notes = place.notes
         """What a user should know of the models that were loaded."""
 
     def trained(self, name: str, adapter: str, config: OptimizerConfig, temperature: float = 1.0) -> LM:

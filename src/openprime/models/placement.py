@@ -10,6 +10,8 @@ import torch
 from openprime.config import DeviceConfig, RunConfig
 from openprime.types import UserError
 
+SLOW = "dtype=bfloat16: this CPU has no instructions for it; float32, which auto is on a CPU, is several times faster"
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -32,6 +34,12 @@ class Placement:
         if not isinstance(config, RunConfig):
             return cls(device, bfloat16)
         return cls(device, bfloat16, config.parallel.cpu_offload, config.parallel.shard)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of it."""
+        slow = self.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return [SLOW] if self.bfloat16 and slow else []
 
     def autocast(self) -> AbstractContextManager:
         """Forward passes within it multiply as `bfloat16` says."""
