@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -10,6 +11,11 @@ from torch import Tensor
 from openprime.types import RunError
 
 T = TypeVar("T")
+_apart = ContextVar("apart", default=False)
+
+
+FAULTS = (OSError, ValueError, RuntimeError, MemoryError)
+"""Errors of one rank that end the work of all."""
 
 
 class LostRankError(RunError):
@@ -17,18 +23,28 @@ class LostRankError(RunError):
 
 
 def rank() -> int:
-    """This process's number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """This process's number, from 0; 0 within `apart`."""
+    return dist.get_rank() if dist.is_initialized() and not _apart.get() else 0
 
 
 def world() -> int:
-    """Number of ranks."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """Number of ranks that work together: 1 within `apart`."""
+    return dist.get_world_size() if dist.is_initialized() and not _apart.get() else 1
 
 
 def first() -> bool:
     """Whether this is the rank that speaks and writes for all."""
     return rank() == 0
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within, and in this thread, the rank works on its own as a single process does, and talks to no other."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
 
 
 @contextmanager
@@ -44,7 +60,8 @@ def talking() -> Iterator[None]:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error comes from communication. gloo, unlike NCCL, has no class of its own for its errors."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "by peer"))
+    named = any(word in str(error) for word in ("gloo", "by peer"))  # our own may say so of a server
+    return isinstance(error, dist.DistError) or (named and not isinstance(error, RunError))
 
 
 def all_sum(values: Tensor) -> Tensor:
@@ -79,11 +96,14 @@ def on_first(work: Callable[[], T]) -> T:
     if first():
         try:
             result = work()
-        except (OSError, ValueError, RuntimeError) as raised:
+        except FAULTS as raised:
             error = raised
-    result, error = gather((result, error))[0]
-    if error is not None:
-        raise error
+    found = [(result, _portable(error, "openprime", "builtins"))]
+    with talking():
+        dist.broadcast_object_list(found)
+    result, told = found[0]
+    if told is not None:
+        raise error or told
     return result
 
 
@@ -95,12 +115,17 @@ def together(work: Callable[[], T]) -> T:
     error = None
     try:
         result = work()
-    except (OSError, ValueError, RuntimeError) as raised:
+    except FAULTS as raised:
         error = raised
-    # Errors of libraries may not survive the journey.
-    ours = error is None or type(error).__module__.startswith("openprime")
-    found = gather(error if ours else RuntimeError(f"rank {rank()}: {error}"))
+    found = gather(_portable(error, "openprime"))
     error = error or next((other for other in found if other is not None), None)
     if error is not None:
         raise error
     return result
+
+
+def _portable(error: Exception | None, *packages: str) -> Exception | None:
+    """An error as it goes to other ranks: what is not of these packages may not survive the journey."""
+    if error is None or type(error).__module__.split(".")[0] in packages:
+        return error
+    return RuntimeError(f"rank {rank()}: {error}")

@@ -128,6 +128,9 @@ class Sampling:
 class Engine(Protocol):
     """What samples responses."""
 
+    remote: bool
+    """It samples elsewhere: of several ranks the first one alone asks it, for all."""
+
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take new policy weights: what is sampled from now on is sampled from them and bears `version`."""
         ...

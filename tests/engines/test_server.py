@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from openprime.config import ServerEngineConfig
@@ -20,8 +21,9 @@ from openprime.engines import common
 from openprime.engines import server as module
 from openprime.engines.common import prompt_seed
 from openprime.engines.server import Server, ServerEngine, ServerFault
-from openprime.types import EngineError, Group, Prompt, Sampling, UserError
+from openprime.types import EngineError, Group, Prompt, Sampling, StorageError, UserError
 from support.fake_server import END, Fake
+from support.tiny_runs import PYTHONPATH
 from support.vllm_models import TOKENIZER, VOCABULARY, prompts_of
 
 SAMPLING = Sampling(3, 20, 0.7)
@@ -144,6 +146,23 @@ def test_load__cuts_weights_into_files(fake: Servers, tmp_path: Path, monkeypatc
     assert len(files) == 3
     together = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert all(torch.equal(together[name], weights[name]) for name in weights)
+
+
+def test_load__what_cannot_be_written_is_a_storage_error(
+    fake: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    engine = engine_of(tmp_path, fake())
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(common, "save_file", full)
+    with pytest.raises(StorageError, match=r"could not be written to .*No space left.*: make room"):
+        engine.load([("w", torch.ones(1))], 1)
+    assert engine.source.version == 0
+    assert_right(
+        engine.generate(numbered(2), SAMPLING, 1), numbered(2), 1, 0
+    )  # of the weights that are there
 
 
 def test_generate__a_server_that_dies_in_mid_run_loses_nothing(
@@ -582,10 +601,11 @@ def test_server_engine__no_server_at_all_is_an_error_at_the_start(fake: Servers,
         server.start()
 
 
-def test_server_engine__every_rank_has_servers_of_its_own_and_the_first_one_writes(tmp_path: Path):
+def test_server_engine__of_several_ranks_the_first_one_asks_writes_and_fails_for_all(tmp_path: Path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "support.server_ranks", str(tmp_path / "weights")]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    found = [str(Path(__file__).parents[1]), PYTHONPATH["PYTHONPATH"]]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, found))}
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=env)
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "weights").iterdir())) == 2
+    assert [path.name[8:] for path in sorted((tmp_path / "weights").glob("*-*"))] == ["-1", "-2"]

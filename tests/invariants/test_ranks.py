@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +13,21 @@ import torch
 from safetensors.torch import load_file
 
 from openprime.cli import main
-from openprime.run.checkpoint import checkpoints
-from support.tiny_runs import PYTHONPATH, SFT, metrics, records, rl, rl_args
-
-NOISE = ("policy/mismatch_mean", "policy/mismatch_max", "policy/kl")
-"""What is nothing but rounding, or is as small."""
-FLAGS = (
-    *("--steps", "3", "--rollout.prompts", "4", "--policy.minibatch", "8", "--policy.lr", "1e-4"),
-    *("--save-every", "1", "--keep", "9", "--sample-every", "1"),
+from support.rank_runs import (
+    FLAGS,
+    assert_equal_to_rounding,
+    assert_equal_weights,
+    back_to,
+    ended,
+    finish,
+    on_ranks,
+    process_of,
+    start,
+    start_by_hand,
+    steps_saved,
 )
-"""Three steps with the filter on; responses end after 5 to 16 tokens."""
+from support.tiny_runs import SFT, metrics, records, rl, rl_args
+
 DISTILL = ("--algorithm", "distill", "--prm.minibatch", "8", "--filter.low", "0", "--filter.high", "1")
 KINDS = {
     "prime": (),
@@ -70,38 +73,6 @@ sys.exit(main(sys.argv[1:]))
 """The command, which leaves the advantages of every step in a folder, as every rank had them."""
 
 
-def start(
-    ranks: int, args: list[str], *how: str, program: tuple[str, ...] = ("-m", "openprime"), **environment
-):
-    """The command on several ranks, in a session of its own."""
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *how)
-    return subprocess.Popen(
-        [sys.executable, *(torchrun if ranks > 1 else ()), *program, *args],
-        env=os.environ | PYTHONPATH | {"OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    """What it said; it is killed, ranks and all, where it does not end."""
-    try:
-        return process.communicate(timeout=400)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-
-
-def on_ranks(ranks: int, args: list[str], *how: str, **options) -> str:
-    """Run the command on several ranks, which must succeed; returns what it said."""
-    process = start(ranks, args, *how, **options)
-    said = finish(process)
-    assert process.returncode == 0, said
-    return said
-
-
 @pytest.fixture(scope="module")
 def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
     """(ranks, kind) -> the folder of a run, made once; its advantages are in `kept`."""
@@ -123,35 +94,6 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int,
     return made
 
 
-def assert_equal_to_rounding(got: Path, expected: Path) -> None:
-    """The same metrics, samples and weights within 1e-5."""
-    ours, theirs = metrics(got), metrics(expected)
-    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [0, 1, 2, 3]
-    for row, other in zip(ours, theirs, strict=True):
-        assert list(row) == list(other)
-        for name, value in row.items():
-            # At step 1 the PRM is its reference: noise alone orders its scores.
-            if name not in NOISE and (row["step"], name) != (1, "prm/pairwise_accuracy"):
-                assert value == pytest.approx(other[name], rel=1e-5, abs=1e-5), (row["step"], name)
-    for row, other in zip(records(got / "samples.jsonl"), records(expected / "samples.jsonl"), strict=True):
-        assert row["tokens"] == other["tokens"]
-        assert row["rewards"] == pytest.approx(
-            other["rewards"], rel=1e-4, abs=2e-5
-        )  # five digits are written
-    assert_equal_weights(got, expected)
-
-
-def assert_equal_weights(got: Path, expected: Path) -> None:
-    """The exported models, within 1e-5; they have learned more than that."""
-    for name in ("model", "prm", "reference"):
-        assert (got / name).exists() == (expected / name).exists()
-        if (expected / name).exists():
-            ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (got, expected))
-            assert ours.keys() == theirs.keys()
-            for key, tensor in theirs.items():
-                torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-5)
-
-
 def moved(folder: Path, start: Path) -> float:
     """How far a run's policy is from where it began."""
     ours, theirs = (load_file(path / "model.safetensors") for path in (folder / "model", start))
@@ -168,17 +110,6 @@ def assert_equal_advantages(got: Path, expected: Path, ranks: int) -> None:
             assert torch.equal(tokens, other)
             torch.testing.assert_close(advantages, wanted, rtol=1e-5, atol=1e-5)
             assert len(set((wanted != 0).sum(-1).tolist())) > 2  # ragged
-
-
-def back_to(step: int, run: Path, out: Path) -> Path:
-    """A copy of a run as it was when it had saved a step."""
-    shutil.copytree(run, out)
-    for name in ("model", "prm", "reference"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for path in checkpoints(out / "checkpoints"):
-        if int(path.name.removeprefix("step-")) > step:
-            shutil.rmtree(path)
-    return out
 
 
 # As one process does
@@ -317,19 +248,6 @@ def begun(model: Path, out: Path, *how: str) -> subprocess.Popen:
     return process
 
 
-def process_of(rank: int, agent: subprocess.Popen) -> int:
-    """The process of one of torchrun's ranks."""
-    for child in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return int(child)
-    raise AssertionError(f"no rank {rank}")
-
-
-def steps_saved(out: Path) -> list[str]:
-    """Names of whole checkpoints."""
-    return [path.name for path in checkpoints(out / "checkpoints")]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_ranks__a_rank_that_dies_or_hangs_ends_the_run_with_a_checkpoint(
@@ -379,31 +297,10 @@ def test_ranks__a_signal_to_one_rank_stops_all_at_the_same_step(model: Path, tmp
     assert metrics(out)[-1]["step"] == last
 
 
-def by_hand(model: Path, port: int, *places: tuple[Path, tuple[str, ...]]) -> list[tuple[int, str]]:
-    """(status, what it said) of ranks started one by one, each with its own working directory and flags."""
-    common = {"WORLD_SIZE": str(len(places)), "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    processes = []
-    for rank, (folder, flags) in enumerate(places):
-        environment = common | {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": "0"}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "openprime", *rl_args(model, Path("run"), *FLAGS, *flags)],
-                cwd=folder,
-                env=os.environ | PYTHONPATH | environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
-        )
-    said = [finish(process) for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
-
-
 @pytest.mark.slow
-def test_ranks__ranks_with_different_settings_are_refused(model: Path, tmp_path: Path, free_port: int):
+def test_ranks__ranks_with_different_settings_are_refused(model: Path, tmp_path: Path):
     places = [(tmp_path, ()), (tmp_path, ("--prm.beta", "0.25", "--seed", "3"))]
-    for rank, (status, said) in enumerate(by_hand(model, free_port, *places)):
+    for rank, (status, said) in enumerate(ended(start_by_hand(model, *places))):
         assert status == 2
         assert f"rank {rank}: " in said
         assert "rank 1 differs from rank 0: seed: 0 -> 3; prm.beta: 0.3 -> 0.25: start every rank" in said
@@ -412,26 +309,16 @@ def test_ranks__ranks_with_different_settings_are_refused(model: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_ranks__a_folder_that_is_not_shared_is_refused(model: Path, tmp_path: Path, free_port: int):
+def test_ranks__a_folder_that_is_not_shared_is_refused(model: Path, tmp_path: Path):
     places = [tmp_path / "machine0", tmp_path / "machine1"]
     for place in places:
         place.mkdir()
-    for status, said in by_hand(model, free_port, *((place, ()) for place in places)):
+    for status, said in ended(start_by_hand(model, *((place, ()) for place in places))):
         assert status == 2
         assert (
             "rank 1 does not see what rank 0 wrote into run: `out` must be on a file system that all" in said
         )
     assert not any(path.is_file() for place in places for path in place.rglob("*"))
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that nobody listens on."""
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def test_ranks__other_commands_are_for_one_process(

@@ -11,6 +11,7 @@ from openprime.config import PrimeConfig, VerifyConfig
 from openprime.run import launch
 from openprime.run.launch import joined, meet, same_everywhere, workers
 from openprime.types import UserError
+from support.ranks import become
 
 
 def start(size: int, store: TCPStore) -> list[str]:
@@ -55,6 +56,10 @@ def test_workers__are_shared_among_the_ranks_of_a_machine(monkeypatch: pytest.Mo
     assert workers(VerifyConfig()) == 2
     assert workers(VerifyConfig(workers=24)) == 3
     assert workers(VerifyConfig(workers=1)) == 1
+    become(monkeypatch, 0, 8)
+    assert workers(VerifyConfig(), all_on_first=True) == 0  # as configured
+    become(monkeypatch, 1, 8)
+    assert workers(VerifyConfig(), all_on_first=True) == 2  # to read the data
 
 
 @pytest.mark.parametrize("setting", ["cpu_offload", "save_in_background"])

@@ -24,12 +24,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor, distributed
+from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import ServerEngineConfig
 from openprime.engines.common import prompt_seed, to_response, write_weights
-from openprime.types import EngineError, Group, Prompt, Sampling, UserError
+from openprime.ranks import first, on_first, together
+from openprime.types import EngineError, Group, Prompt, Sampling, StorageError, UserError
 
 COMMAND = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs "
@@ -61,6 +63,10 @@ class RefusedError(EngineError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+    def __reduce__(self) -> tuple:
+        """Travels between ranks."""
+        return RefusedError, (str(self), self.status)
 
 
 class WrongAnswerError(ServerFault):
@@ -284,7 +290,12 @@ def _line(text: str) -> str:
 
 
 class ServerEngine:
-    """vLLM servers. A prompt goes to the least busy one, and to another where that one fails."""
+    """vLLM servers. A prompt goes to the least busy one, and to another where that one fails.
+
+    Of several ranks the first one alone talks to them.
+    """
+
+    remote = True
 
     def __init__(
         self,
@@ -303,32 +314,26 @@ class ServerEngine:
         `vocabulary`: tokens that the model knows. `sequences`: that each server is given at a time. `longest`:
         prompt and response together, in tokens.
 
-        Under torchrun every rank has servers of its own, urls[rank::ranks]. Raises UserError where no server
-        answers or one was started in a way that cannot work.
+        Raises UserError, on every rank, where no server answers or one was started in a way that cannot work.
         """
-        self.rank, self.ranks = 0, 1
-        name = [uuid.uuid4().hex[:8]]
-        if distributed.is_initialized():
-            self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
-            distributed.broadcast_object_list(name)
-        if len(config.urls) < self.ranks:
-            raise UserError(
-                f"engine.urls: {len(config.urls)} servers for {self.ranks} ranks: every rank needs its own"
-            )
-        urls = config.urls[self.rank :: self.ranks]
-        self.servers = [Server(url.rstrip("/"), config.timeout) for url in urls]
+        self.servers = [Server(url.rstrip("/"), config.timeout) for url in config.urls]
         self.tokenizer, self.end_tokens, self.sequences = tokenizer, end_tokens, sequences
         self.longest, self.folder, self.timeout = longest, folder.absolute(), config.timeout
         self.bfloat16, self.vocabulary = bfloat16, vocabulary
         self.rejected = 0
         """Answers that could not be what was asked for, and were sampled again: elsewhere, if there is an elsewhere."""
-        self.name = name[0]
+        self.name = on_first(lambda: uuid.uuid4().hex[:8])
         local = Path(model)
         self.source = Source(str(local.absolute()) if local.is_dir() else model, f"{self.name}-0", 0)
         self.in_use = self.source
         self.lock = threading.Lock()
         """One call of `generate` at a time: weights change between calls only."""
-        faults = [fault for fault in (_inspect(server, longest) for server in self.servers) if fault]
+        self.choosing = threading.Lock()
+        """`source` and `in_use` do not change while it is held: a folder of theirs is not deleted."""
+        on_first(self._inspect)
+
+    def _inspect(self) -> None:
+        faults = [fault for fault in (_inspect(server, self.longest) for server in self.servers) if fault]
         if len(faults) == len(self.servers):
             raise UserError(
                 f"engine.urls: no server answers: {'; '.join(faults)}. Start them with `{COMMAND}`"
@@ -337,28 +342,41 @@ class ServerEngine:
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Write new policy weights, under their Hugging Face names; servers take them with the next `generate`.
 
-        Under torchrun all ranks must call it: the first one writes, the others only go through the tensors.
+        Under torchrun all ranks must call it: the first one writes, the others only go through the tensors. Raises
+        StorageError, on every rank, where they cannot be written.
         """
-        tag = f"{self.name}-{version}"
-        if self.rank == 0:
-            self._write(named_tensors, tag)
-        else:
-            deque(named_tensors, maxlen=0)  # gathering one may take all ranks
-        if self.ranks > 1:
-            distributed.barrier()
-        self.source = Source(str(self.folder / tag), tag, version)
+        tag, tensors = f"{self.name}-{version}", iter(named_tensors)
+
+        def write() -> None:
+            try:
+                if first():
+                    self._write(tensors, tag)
+            finally:
+                deque(tensors, maxlen=0)  # gathering one may take all ranks
+
+        together(write)
+        with self.choosing:
+            self.source = Source(str(self.folder / tag), tag, version)
+            kept = {self.source.path, self.in_use.path}
+        for old in self.folder.iterdir() if first() else ():
+            if str(old) not in kept:
+                shutil.rmtree(old)
 
     def _write(self, named_tensors: Iterable[tuple[str, Tensor]], tag: str) -> None:
-        """A folder with the weights, whole or not at all; those of older versions are deleted."""
+        """A folder with the weights, whole or not at all."""
         target, partial = self.folder / tag, self.folder / f".partial-{tag}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_weights(named_tensors, partial, torch.bfloat16 if self.bfloat16 else None)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        for old in self.folder.iterdir():
-            if str(old) not in (str(target), self.in_use.path):
-                shutil.rmtree(old)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_weights(named_tensors, partial, torch.bfloat16 if self.bfloat16 else None)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise StorageError(
+                f"new weights could not be written to {target} ({error}): make room, or set engine.shared_folder, and "
+                "go on with --resume"
+            ) from error
 
     def sleep(self) -> None:
         """They have their own memory."""
@@ -374,7 +392,8 @@ class ServerEngine:
     ) -> list[Group]:
         """As `Engine.generate` says. Raises EngineError where no server is left for `timeout` seconds."""
         with self.lock:
-            self.in_use = source = self.source
+            with self.choosing:
+                self.in_use = source = self.source
             slots = max(1, self.sequences // sampling.responses)  # prompts at a time on each server
             groups: list[Group | None] = [None] * len(prompts)
             waiting = deque(range(len(prompts)))

@@ -103,6 +103,8 @@ class _UnfitError(ValueError):
 class TransformersEngine:
     """Samples from a live model: its weights are the trainer's, so `load` only counts versions."""
 
+    remote = False
+
     def __init__(
         self,
         model: PreTrainedModel,

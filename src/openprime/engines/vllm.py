@@ -97,6 +97,8 @@ def exchange_folder(size: float, out: Path) -> Path:
 class VLLMEngine:
     """vLLM beside the trainer. Weights are handed over by `load`; the first ones are those it was started with."""
 
+    remote = False
+
     def __init__(
         self,
         start: Callable[[], Any],

@@ -17,11 +17,10 @@ from openprime.models.shape import peak_tflops
 from openprime.prime.learner import Learner
 from openprime.prime.methods import Method
 from openprime.prime.rollouts import PromptStream, Rollouts, RolloutsAhead
-from openprime.ranks import world
 from openprime.run.console import Clock
 from openprime.run.launch import same_prompts
 from openprime.run.run import Run
-from openprime.types import Engine, Prompt, UserError
+from openprime.types import Engine, Prompt
 from openprime.verifiers.pool import Pool
 
 
@@ -30,10 +29,6 @@ def build(
 ) -> tuple[Run, Learner, Method, Engine, Rollouts | RolloutsAhead, list[Prompt], PreTrainedTokenizerBase]:
     """(run, policy, method, engine, rollouts, held-out prompts, tokenizer): pi = phi = ref = the SFT model."""
     notes = config.check()
-    if config.rollout.max_staleness and world() > 1:
-        raise UserError(
-            "rollout.max_staleness: not under torchrun, where ranks collect together; set it to 0"
-        )
     method_of = find_method(config.algorithm)
     place = Placement.of(config)
     pool.prepare(d.verifier for d in (config.data, config.eval_data) if d.source and not d.verifier_field)

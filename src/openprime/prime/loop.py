@@ -47,7 +47,7 @@ from openprime.verifiers.pool import Pool
 
 def train(config: RLConfig) -> None:
     """Train a policy. Leaves metrics, samples, checkpoints, `model` and the method's models in `config.out`."""
-    with joined(config), Pool(config.verify, workers(config.verify)) as pool:
+    with joined(config), Pool(config.verify, workers(config.verify, config.engine.kind == "server")) as pool:
         run, policy, method, engine, rollouts, held_out, tokenizer = build(config, pool)
         longest = config.eval.max_response_tokens or config.rollout.max_response_tokens
         evaluate = partial(accuracy, engine, pool, held_out, config.eval.samples, longest, config.seed)

@@ -12,7 +12,7 @@ from typing import Any
 from openprime.config import FilterConfig, RolloutConfig
 from openprime.data.collate import collate
 from openprime.prime.measures import paid_metrics, repetition
-from openprime.ranks import gather, share, together, world
+from openprime.ranks import apart, first, gather, on_first, share, together, world
 from openprime.types import Batch, Engine, Group, Metrics, Prompt, Response, Sampling, UserError, Verdict
 from openprime.verifiers.pool import Pool, with_verdicts
 
@@ -153,6 +153,15 @@ class Rollouts:
         )
 
 
+Answer = tuple[tuple[Response, ...], int]
+"""A group on its way to other ranks: without its prompt, which they have, and whose tests may be large."""
+
+
+def answers_of(groups: list[Group]) -> list[Answer]:
+    """The responses of each group, and the version of the policy that they are from."""
+    return [(group.responses, group.policy_version) for group in groups]
+
+
 def sample_and_verify(
     engine: Engine,
     pool: Pool,
@@ -164,9 +173,22 @@ def sample_and_verify(
 ) -> list[Group]:
     """Groups of judged responses, in the order of the prompts; each is judged while others are sampled.
 
-    The prompts are the same on every rank; each samples and judges its share, and all get all groups.
+    The prompts are the same on every rank; each samples and judges its share, and all get all groups. With a remote
+    engine the first rank does all of it: a group is judged where it arrives, while others are sampled.
     Adds to `seconds` those of `rollout` and, what is left of it when sampling has ended, of `verify`.
     """
+    if world() > 1 and engine.remote:
+
+        def alone() -> tuple[list[Answer], dict[str, float] | None]:
+            with apart():
+                groups = sample_and_verify(engine, pool, prompts, sampling, seed, check, seconds)
+            return answers_of(groups), seconds
+
+        answers, spent = on_first(alone)
+        if seconds is not None and spent is not None:
+            seconds |= spent
+        return [Group(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
     verdicts: dict[int, list[Future[Verdict]]] = {}
 
     def verify(group: Group) -> None:
@@ -180,9 +202,8 @@ def sample_and_verify(
     ended = time.perf_counter()
     judged = together(lambda: [with_verdicts(group, verdicts[id(group)]) for group in sampled])
     groups = judged
-    if world() > 1:  # without the prompts, which every rank has: their tests may be large
-        parts = gather([(group.responses, group.policy_version) for group in judged])
-        answers = [answer for part in parts for answer in part]
+    if world() > 1:
+        answers = [answer for part in gather(answers_of(judged)) for answer in part]
         groups = [Group(prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
     together(lambda: pool.require_verdicts(groups))
     if seconds is not None:
@@ -236,7 +257,8 @@ class RolloutsAhead:
     """Rollouts that are collected in a thread of their own, up to `steps` steps ahead of the trainer.
 
     In the place of Rollouts. Groups are at most `steps` versions of the policy older than those of Rollouts would be.
-    What has been collected ahead is not saved: a resumed run collects it anew.
+    What has been collected ahead is not saved: a resumed run collects it anew. Of several ranks the first one has the
+    thread, which talks to no other rank; the main threads hand on what it has collected.
     """
 
     def __init__(self, rollouts: Rollouts, steps: int, last: int) -> None:
@@ -244,26 +266,40 @@ class RolloutsAhead:
         self.rollouts, self.steps, self.last = rollouts, steps, last
         self.metrics: dict[str, float] = {}
         self._thread = ThreadPoolExecutor(1)
-        self._coming: deque[Future[tuple[list[Group], dict[str, float], dict]]] = deque()
+        self._coming: deque[Future[tuple[list[Group], Metrics, dict]]] = deque()
         self._next = 0
         self._state = rollouts.state()
         self._stop = False
 
     def collect(self, step: int, check: Callable[[], None]) -> list[Group]:
         """The groups of a step, and those of the next steps begun."""
-        if not self._coming:
-            self._next = step
-        while self._next <= min(step + self.steps, self.last):
-            self._coming.append(self._thread.submit(self._collect, self._next))
-            self._next += 1
-        future = self._coming.popleft()
+        if first():
+            if not self._coming:
+                self._next = step
+            while self._next <= min(step + self.steps, self.last):
+                self._coming.append(self._thread.submit(self._collect, self._next))
+                self._next += 1
         begun = time.perf_counter()
-        while not wait([future], timeout=0.2).done:
-            check()
-        groups, self.metrics, self._state = future.result()
+        while not on_first(lambda: bool(wait([self._coming[0]], timeout=0.2).done)):
+            together(check)
+        groups = self._handed_out()
         old = [step - 1 - group.policy_version for group in groups]
         self.metrics |= {"rollout/staleness": sum(old) / len(old), "time/wait": time.perf_counter() - begun}
         return groups
+
+    def _handed_out(self) -> list[Group]:
+        """The groups of the oldest call; its metrics and state are ours then."""
+        if world() == 1:
+            groups, self.metrics, self._state = self._coming.popleft().result()
+            return groups
+        stream = self.rollouts.stream
+
+        def collected() -> tuple[list[int], list[Answer], Metrics, dict]:
+            groups, metrics, state = self._coming.popleft().result()
+            return stream.places([group.prompt for group in groups]), answers_of(groups), metrics, state
+
+        places, answers, self.metrics, self._state = on_first(collected)
+        return [Group(stream.prompts[i], *answer) for i, answer in zip(places, answers, strict=True)]
 
     def batch(self, groups: list[Group]) -> Batch:
         """As `Rollouts.batch`."""
@@ -278,8 +314,9 @@ class RolloutsAhead:
         self.rollouts.restore(state)
         self._state = state
 
-    def _collect(self, step: int) -> tuple[list[Group], dict[str, float], dict]:
-        groups = self.rollouts.collect(step, self._check)
+    def _collect(self, step: int) -> tuple[list[Group], Metrics, dict]:
+        with apart():
+            groups = self.rollouts.collect(step, self._check)
         return groups, self.rollouts.metrics, self.rollouts.state()
 
     def close(self) -> None:
@@ -320,7 +357,11 @@ class PromptStream:
 
     def put_back(self, prompts: list[Prompt]) -> None:
         """Return unused prompts; they are the next to be taken, in this order."""
-        self.returned.extendleft(self._index[prompt.id] for prompt in reversed(prompts))
+        self.returned.extendleft(reversed(self.places(prompts)))
+
+    def places(self, prompts: list[Prompt]) -> list[int]:
+        """Where prompts of the data set stand in it."""
+        return [self._index[prompt.id] for prompt in prompts]
 
     def state(self) -> dict:
         """State for a checkpoint (trap 10)."""

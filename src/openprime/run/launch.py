@@ -223,10 +223,15 @@ def same_prompts(prompts: Sequence[Prompt]) -> None:
         same_everywhere(found, "the data must be the same on every machine")
 
 
-def workers(config: VerifyConfig) -> int:
-    """Verifier processes of this rank, which shares its machine with others; 0 is as the configuration says."""
+def workers(config: VerifyConfig, all_on_first: bool = False) -> int:
+    """Verifier processes of this rank, which shares its machine with others; 0 is as the configuration says.
+
+    `all_on_first`: in training the first rank verifies for all.
+    """
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return 0 if beside == 1 else max(1, (config.workers or len(os.sched_getaffinity(0))) // beside)
+    if beside == 1 or (all_on_first and first()):
+        return 0
+    return max(1, (config.workers or len(os.sched_getaffinity(0))) // beside)
 
 
 def _leave_token(folder: Path) -> str:
