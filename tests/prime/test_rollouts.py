@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -97,6 +98,7 @@ def rollouts_of(
     high: float = 0.8,
     max_draws: float = 10.0,
     truncated: str = "keep",
+    margin: float = 0.0,
 ) -> Rollouts:
     """Groups of four."""
     return Rollouts(
@@ -104,7 +106,7 @@ def rollouts_of(
         PromptStream(prompts(data), seed=3),
         Script(outcomes),
         RolloutConfig(prompts=wanted, responses=4, truncated=truncated),
-        FilterConfig(low=low, high=high, max_draws=max_draws),
+        FilterConfig(low=low, high=high, max_draws=max_draws, margin=margin),
         seed=5,
     )
 
@@ -205,6 +207,31 @@ def test_collect__refills_are_sized_by_the_pass_rate():
         rollouts.collect(step, nothing)
     assert rollouts.metrics["rollout/draws"] <= 2  # it knows its pass rate, and draws about enough at once
     assert rollouts.pass_rate == pytest.approx(1 / 3, abs=0.1)
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0, 2.0])
+def test_collect__a_margin_is_in_standard_deviations_of_the_groups_that_pass(margin: float):
+    """Of 200 prompts at a rate of one half 100 pass, with a standard deviation of 7.07 by the binomial formula."""
+    rollouts = rollouts_of(good, wanted=100, data=1000, margin=margin)
+    rollouts.pass_rate = 0.5
+    rollouts.collect(1, nothing)
+    (drawn,) = (call[0] for call in rollouts.engine.calls)
+    assert len(drawn) == math.ceil(200 + margin * math.sqrt(200 * 0.5 * 0.5) / 0.5)
+
+
+def test_collect__with_a_margin_second_draws_are_rare():
+    """A normal variable is above 1.5 standard deviations in 6.7 % of all cases, and below its mean in half of them."""
+
+    def short(margin: float) -> float:
+        coin = random.Random(1)
+        sides = [coin.random() < 0.5 for _ in range(20_000)]
+        flips = rollouts_of(lambda i: GOOD if sides[i] else HARD, wanted=100, data=20_000, margin=margin)
+        flips.pass_rate = 0.5
+        steps = range(1, 61)
+        return sum(len(flips.collect(s, nothing)) and flips.metrics["rollout/draws"] > 1 for s in steps) / 60
+
+    assert short(0.0) > 0.35
+    assert short(1.5) < 0.2  # the pass rate is itself an estimate
 
 
 def test_collect__every_draw_has_a_seed_of_its_own():

@@ -390,6 +390,10 @@ class FilterConfig(Section):
     """Largest mean outcome of a kept group."""
     max_draws: Annotated[float, Field(ge=1, le=1e6)] = 10.0
     """Give up with an error after drawing this many times `rollout.prompts` prompts for one batch."""
+    margin: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Prompts beyond those of which enough pass on average, in standard deviations of how many pass: with 0 about every
+    second draw leaves the batch short and another one follows, with 1.5 one in ten does, for more surplus rollouts.
+    Worth it where a draw takes as long as its longest response, however few its prompts."""
 
 
 class OutcomeAdvantageConfig(Section):

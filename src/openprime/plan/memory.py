@@ -27,6 +27,7 @@ from openprime.models.hub import read_architecture
 from openprime.models.lm import CPU_TOKENS
 from openprime.models.logprobs import BLOCK_ELEMENTS, CHUNK_ELEMENTS, KEPT_ELEMENTS
 from openprime.models.shape import Shape, shape_of
+from openprime.prime.rollouts import prompts_for
 from openprime.types import UserError
 
 GiB = 2**30
@@ -311,8 +312,8 @@ def sampling_bytes(config: RLConfig, machine: Machine, shape: Shape, bfloat16: b
         return {}
     if engine.kind == "vllm":
         return {"engine": engine.gpu_memory * machine.memory}
-    drawn = rollout.prompts / machine.pass_rate * rollout.responses / machine.ranks
-    rows = min(rollout.sequences, round(drawn))
+    drawn = prompts_for(rollout.prompts, machine.pass_rate, config.filter.margin)
+    rows = min(rollout.sequences, round(drawn * rollout.responses / machine.ranks))
     rows = max(1, rows // rollout.responses) * rollout.responses
     sharded, offloaded = machine.ranks > 1 or config.parallel.shard, config.parallel.cpu_offload
     positions = -(-longest_of(config) // GROW_BY) * GROW_BY
@@ -350,7 +351,8 @@ def work_of(
     sampled = sampling = 0.0
     if isinstance(config, RLConfig):
         k, s = config.rollout.responses, models[0].shape
-        rows, drawn = config.rollout.prompts * k, config.rollout.prompts / pass_rate
+        rows = config.rollout.prompts * k
+        drawn = prompts_for(config.rollout.prompts, pass_rate, config.filter.margin)
         sampled = drawn * k * response
         # Token t of a response attends to the prompt and to t tokens; a prompt is read once for all its responses.
         sampling = sampled * (2 * (s.used + s.head) + 4 * s.layers * s.query * (prompt + response / 2))

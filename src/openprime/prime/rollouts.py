@@ -65,8 +65,9 @@ class Rollouts:
             together(check)
             if len(drawn) >= limit:
                 raise CannotFillError(self._why(drawn, kept))
-            missing = (wanted - len(kept)) / max(self.pass_rate, SMALLEST_PASS_RATE)
-            prompts = self.stream.take(min(math.ceil(missing), limit - len(drawn)))
+            rate = max(self.pass_rate, SMALLEST_PASS_RATE)
+            enough = prompts_for(wanted - len(kept), rate, self.filter.margin)
+            prompts = self.stream.take(min(math.ceil(enough), limit - len(drawn)))
             seed = derive_seed(self.seed, step, draws)
             groups = sample_and_verify(self.engine, self.pool, prompts, sampling, seed, check, seconds)
             passed = [group for group in map(self._usable, groups) if self._passes(group)]
@@ -151,6 +152,14 @@ class Rollouts:
             f"accuracy {mean:.3f}, too few responses with an outcome in {few}. Likely {advice}; or widen "
             "filter.low and filter.high, lower rollout.prompts, or raise filter.max_draws"
         )
+
+
+def prompts_for(groups: int, pass_rate: float, margin: float) -> float:
+    """Prompts to draw for so many groups that pass: their mean, and `margin` standard deviations more.
+
+    Of n prompts n p groups pass on average, with a variance of n p (1 - p).
+    """
+    return (groups + margin * math.sqrt(groups * (1 - pass_rate))) / pass_rate
 
 
 Answer = tuple[tuple[Response, ...], int]
