@@ -442,6 +442,7 @@ def settings(folder: Path, args: argparse.Namespace, algorithm: str) -> Any:
             "responses": shape.responses,
             "max_response_tokens": shape.new_tokens,
         },
+        "engine": {"kind": "transformers"},  # vLLM is a part of its own
         "verify": {"workers": 1},
         "eval": {"every": 0},
         **sections,
@@ -540,6 +541,7 @@ def resume(folder: Path, args: argparse.Namespace) -> list[dict]:
     flags += ["--data.chat-template", "none", "--data.max-prompt-tokens", str(config.data.max_prompt_tokens)]
     flags += ["--rollout.prompts", "2", "--rollout.responses", "4", "--rollout.max-response-tokens", "16"]
     flags += ["--eval-data.source", "", "--verify.workers", "1", "--save-every", "1"]
+    flags += ["--engine.kind", "transformers"]
     kinds = {"whole": [], "in shares": ["--parallel.shard"]}
     if args.device == "cuda":
         kinds["in shares, offloaded"] = ["--parallel.shard", "--parallel.cpu-offload"]

@@ -16,6 +16,7 @@ from openprime.config import (
     ALGORITHMS,
     KINDS,
     AdvantageConfig,
+    AutoEngineConfig,
     BenchmarkConfig,
     DistillRLConfig,
     EvaluateConfig,
@@ -458,9 +459,12 @@ def test_read_arguments__every_engine_has_its_own_settings(command: str):
     def engine(*flags: str) -> object:
         return read_arguments(command, "x", [*given, *flags]).engine
 
-    assert engine() == TransformersEngineConfig()
+    assert engine() == AutoEngineConfig()
+    assert engine("--engine.kind", "transformers") == TransformersEngineConfig()
     vllm = engine("--engine.kind", "vllm", "--engine.gpu-memory", "0.3", "--engine.tensor-parallel", "2")
     assert vllm == VLLMEngineConfig(gpu_memory=0.3, tensor_parallel=2)
+    free = {"max_num_batched_tokens": 512, "compilation_config": {"level": 0}}
+    assert engine("--engine.kind", "vllm", "--engine.args", str(free)) == VLLMEngineConfig(args=free)
     urls = ("http://a:8000", "https://b/")
     server = engine("--engine.kind", "server", "--engine.urls", *urls, "--engine.timeout", "9")
     assert server == ServerEngineConfig(urls=urls, timeout=9)
@@ -480,6 +484,9 @@ def test_read_arguments__flags_go_over_the_file(tmp_path: Path):
     assert (config.filter.high, config.prm.clip_grad) == (0.8, 10.0)  # defaults
     config = read_arguments("RLConfig", "rl", [*FLAGS, "--resume", "--eval-data.source", "task:clock"])
     assert (config.model, config.resume, config.eval_data.split) == ("m", True, "test")
+
+
+ARGS = "--engine.kind vllm --engine.args"
 
 
 @pytest.mark.parametrize(
@@ -507,6 +514,14 @@ def test_read_arguments__flags_go_over_the_file(tmp_path: Path):
         ("--data.gym {a", "the flags: data.gym: not valid YAML: while parsing a flow mapping"),
         ("--data.gym", "the flags: data.gym: Input should be a valid dictionary (found None)"),
         ("--eval-data.gym {a: .inf}", "the flags: eval_data.gym: Input should be texts and finite numbers"),
+        ("--engine.args {a: 1}", "engine.args needs engine.kind=vllm"),
+        (f"{ARGS} {{dtype: float16}}", "the flags: engine.args: dtype is not free: set dtype"),
+        (f"{ARGS} {{max_num_seqs: 9}}", "the flags: engine.args: max_num_seqs is not free: set sequences"),
+        (
+            f"{ARGS} {{logprobs_mode: x}}",
+            "the flags: engine.args: logprobs_mode is not free: training needs it",
+        ),
+        (f"{ARGS} {{a: .inf}}", "the flags: engine.args: Input should be texts and finite numbers"),
         (
             "--prm.lora.targets [q, 3]",
             "the flags: prm.lora.targets.1: Input should be a valid string (found 3)",
@@ -561,10 +576,10 @@ def test_read_arguments__every_setting_has_a_flag(command: str, capsys: pytest.C
     schema_name, *_ = COMMANDS[command]
     schema = getattr(everything, schema_name)
     algorithms = ALGORITHMS if schema is RLConfig else ("prime",)
-    engines = KINDS if "engine" in schema.model_fields else ("transformers",)
+    engines = KINDS if "engine" in schema.model_fields else ("auto",)
     for algorithm, kind in itertools.product(algorithms, engines):
         tags = {"algorithm": algorithm, "engine.kind": kind}
-        flags = [f"--{tag}={name}" for tag, name in tags.items() if name not in ("prime", "transformers")]
+        flags = [f"--{tag}={name}" for tag, name in tags.items() if name not in ("prime", "auto")]
         with pytest.raises(SystemExit):
             read_arguments(schema_name, command, [*flags, "--help"])
         said = capsys.readouterr().out

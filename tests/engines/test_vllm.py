@@ -1,5 +1,6 @@
 """vLLM in this process against the transformers engine and the models themselves; the real vLLM, on a CPU."""
 
+import importlib.machinery
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from openprime.config import PrimeConfig, VLLMEngineConfig
-from openprime.engines import vllm
+from openprime.config import AutoEngineConfig, PrimeConfig, VLLMEngineConfig
+from openprime.engines import make, vllm
 from openprime.engines.make import make_engine
 from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, deadline, exchange_folder, start_vllm
@@ -35,7 +36,8 @@ def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Models A and B of one shape, and an engine that was started with A."""
     a, b = build(request.param, 0), build(request.param, 1)
     name = saved(a, tmp_path_factory.mktemp("vllm") / "a")
-    start = partial(start_vllm, name, Placement(), VLLMEngineConfig(), sequences=16, longest=400)
+    how = VLLMEngineConfig(args={"max_num_batched_tokens": 432})
+    start = partial(start_vllm, name, Placement(), how, sequences=16, longest=400)
     return a, b, VLLMEngine(start, TOKENIZER, ends_of(a), timeout=60)
 
 
@@ -69,6 +71,15 @@ class TestRealVLLM:
     def test_generate__greedy_decoding_equals_the_transformers_engine(self, pair):
         a, _, engine = pair
         assert_greedy_equal(engine, a)
+
+    def test_start_vllm__an_argument_reaches_vllm_and_an_unknown_one_is_named(self, pair):
+        *_, engine = pair
+        assert engine.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens == 432
+        wrong = VLLMEngineConfig(args={"max_num_batched_token": 1})
+        with pytest.raises(
+            UserError, match=r"no argument max_num_batched_token; did you mean max_num_batched_tokens"
+        ):
+            start_vllm("m", Placement(), wrong, 16, 400)
 
     @pytest.mark.parametrize("temperature", [1.0, 0.6])
     def test_generate__log_probabilities_are_those_of_the_sampling_distribution(
@@ -263,6 +274,63 @@ def test_vllm_engine_restart__a_gpu_without_room_for_it_is_an_engine_error():
     engine = VLLMEngine(start, TOKENIZER, frozenset({1}))
     with pytest.raises(EngineError, match=r"no kernel.*could not be started anew .Free memory.*gpu_memory"):
         engine._restart(RuntimeError("no kernel"))
+
+
+CUDA = Placement(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("place", "there", "model", "temperature", "kind", "said"),
+    [
+        (Placement(), True, "m", 1.0, "transformers", ""),
+        (CUDA, True, "m", 1.0, "vllm", "vLLM, which shares the GPU"),
+        (CUDA, True, "m", 0.0, "vllm", "vLLM, which shares the GPU"),
+        (CUDA, False, "m", 1.0, "transformers", "for vLLM is not installed"),
+        (CUDA, True, "model.gguf", 1.0, "transformers", "for vLLM reads no GGUF file"),
+        (CUDA, True, "m", 3.0, "transformers", "for vLLM does not sample at a temperature of 3.0"),
+    ],
+)
+def test_chosen__auto_is_vllm_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    place: Placement,
+    there: bool,
+    model: str,
+    temperature: float,
+    kind: str,
+    said: str,
+):
+    monkeypatch.setattr(make, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(make, "gguf_file", lambda name: name.endswith("gguf"))
+    assert make.chosen(AutoEngineConfig(), model, place, temperature).kind == kind
+    assert said in capsys.readouterr().out
+    own = VLLMEngineConfig(gpu_memory=0.3)
+    assert make.chosen(own, model, place, temperature) is own
+
+
+def test_start_vllm__arguments_are_passed_on_and_unknown_ones_named(monkeypatch: pytest.MonkeyPatch):
+    """With a module in the place of vLLM that only notes what it is told."""
+    told: dict[str, Any] = {}
+
+    def llm(model: str, seed: int = 0, **more: Any) -> None:
+        told.update(more, model=model, seed=seed)
+
+    def arguments(max_num_batched_tokens: int = 0, enforce_eager: bool = False) -> None:
+        """As `vllm.EngineArgs` declares them."""
+
+    found = importlib.machinery.ModuleSpec("vllm", None)
+    monkeypatch.setattr(vllm.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=llm, EngineArgs=arguments))
+    args = {"max_num_batched_tokens": 512, "enforce_eager": False}
+    start_vllm("m", Placement(), VLLMEngineConfig(args=args), 8, 100)
+    assert (told["max_num_batched_tokens"], told["enforce_eager"]) == (512, False)
+    assert (told["model"], told["max_num_seqs"], told["max_model_len"]) == ("m", 8, 100)
+    start_vllm("m", Placement(), VLLMEngineConfig(), 8, 100)
+    assert told["enforce_eager"] is True  # on a CPU
+    with pytest.raises(
+        UserError, match=r"engine\.args: .* no argument max_num_batched_token; did you mean max_num_b"
+    ):
+        start_vllm("m", Placement(), VLLMEngineConfig(args={"max_num_batched_token": 1}), 8, 100)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")

@@ -54,6 +54,15 @@ def test_plan__measured_rates_take_the_place_of_assumed_ones(capsys: pytest.Capt
     assert any("20,000 tokens/s, as measured" in line for line in found["assumed"])
 
 
+def test_plan__what_auto_samples_with_is_said(capsys: pytest.CaptureFixture):
+    own = planned(capsys, RECIPE, *MODEL, "--set", "engine.kind=transformers")
+    auto = planned(capsys, RECIPE, *MODEL, "--set", "engine.kind=auto")
+    assert auto["phases"] == own["phases"]
+    assert auto["changes"] == own["changes"]
+    assert own["notes"] == []
+    assert auto["notes"][0].endswith("with it: --set engine.kind=vllm")
+
+
 @pytest.mark.parametrize(
     ("args", "together"),
     [

@@ -46,7 +46,9 @@ from openprime.config.reading import (
     types_of,
 )
 from openprime.config.sections import (
+    VLLM_OURS,
     AdvantageConfig,
+    AutoEngineConfig,
     CodeConfig,
     DataConfig,
     DeviceConfig,
@@ -70,4 +72,5 @@ from openprime.config.sections import (
     VerifyConfig,
     VLLMEngineConfig,
     value_of,
+    vllm_samples_at,
 )

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from openprime.config.sections import (
     LARGEST,
     AdvantageConfig,
+    AutoEngineConfig,
     CodeConfig,
     Count,
     DataConfig,
@@ -40,7 +41,6 @@ from openprime.config.sections import (
     StepSplit,
     Temperature,
     TemperatureOr0,
-    TransformersEngineConfig,
     VerifyConfig,
     check_adapters,
     check_engine,
@@ -153,7 +153,7 @@ class RLConfig(RunConfig):
     eval_data: DataConfig = DataConfig(split="test")
     """Held-out prompts; no source, no evaluation."""
     rollout: RolloutConfig = RolloutConfig()
-    engine: EngineConfig = TransformersEngineConfig()
+    engine: EngineConfig = AutoEngineConfig()
     filter: FilterConfig = FilterConfig()
     policy: DistillPolicyConfig = DistillPolicyConfig()
     eval: EvalConfig = EvalConfig()
@@ -343,7 +343,7 @@ class GenerateConfig(FolderConfig):
     """Longest response, in tokens."""
     sequences: Several = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
-    engine: EngineConfig = TransformersEngineConfig()
+    engine: EngineConfig = AutoEngineConfig()
     verify: VerifyConfig = VerifyConfig()
 
     def check(self) -> list[str]:
@@ -399,7 +399,7 @@ class PrepareConfig(FolderConfig):
     """Longest response, in tokens."""
     sequences: Several = 64
     """Responses that are sampled at a time."""
-    engine: EngineConfig = TransformersEngineConfig()
+    engine: EngineConfig = AutoEngineConfig()
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that filter; 0 is one a core."""
     verify: VerifyConfig = VerifyConfig()
@@ -486,7 +486,7 @@ class EvaluateConfig(FolderConfig, ScoringConfig):
     """Where a step of a response ends, for the PRM's step rewards."""
     sequences: Several = 256
     """Sequences that the engine decodes at a time; bounds memory, changes no sample."""
-    engine: EngineConfig = TransformersEngineConfig()
+    engine: EngineConfig = AutoEngineConfig()
     tokens_per_microbatch: Positive = 16384
     """Tokens in one scoring pass."""
     verify: VerifyConfig = VerifyConfig(code=CodeConfig(score="all", seconds=10.0, total_seconds=60.0))

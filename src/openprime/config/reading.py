@@ -22,7 +22,7 @@ from openprime.types import UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Tags = dict[str, str]
-TAGS: Tags = {"algorithm": "prime", "engine.kind": "transformers"}
+TAGS: Tags = {"algorithm": "prime", "engine.kind": "auto"}
 """Settings that decide which others there are, and their defaults."""
 MOST_VALUES, DEEPEST = 10_000, 20
 KINDS = [engine.model_fields["kind"].default for engine in get_args(get_args(EngineConfig)[0])]

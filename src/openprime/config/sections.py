@@ -171,17 +171,22 @@ class DataConfig(PromptFormat):
     @field_validator("gym")
     @classmethod
     def _is_plain(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"Input should be texts and finite numbers: {error}") from error
-        return value
+        return plain(value)
 
     @model_validator(mode="after")
     def _can_be_made(self) -> "DataConfig":
         if self.source.startswith(("task:", "gym:")) and self.limit > MADE:
             raise ValueError(f"limit={self.limit}: an embedded task makes at most {MADE:,} rows")
         return self
+
+
+def plain(value: dict[str, Any]) -> dict[str, Any]:
+    """A table of texts and finite numbers. Raises ValueError for any other."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Input should be texts and finite numbers: {error}") from error
+    return value
 
 
 class JudgedDataConfig(DataConfig):
@@ -305,19 +310,46 @@ class RolloutConfig(Section):
         return self
 
 
+VLLM_OURS = {
+    "model": "model",
+    "skip_tokenizer_init": "",
+    "trust_remote_code": "",
+    "dtype": "dtype",
+    "max_model_len": "data.max_prompt_tokens and max_response_tokens",
+    "max_num_seqs": "sequences",
+    "gpu_memory_utilization": "engine.gpu_memory",
+    "tensor_parallel_size": "engine.tensor_parallel",
+    "distributed_executor_backend": "",
+    "enable_sleep_mode": "",
+    "generation_config": "",
+    "logprobs_mode": "",
+    "worker_extension_cls": "",
+    "seed": "seed",
+}
+"""Arguments of `vllm.LLM` that `engines/vllm.py::start_vllm` gives, and the setting that they come from, if any."""
+
+
+class AutoEngineConfig(Section):
+    """vLLM where it is installed and there is a GPU, else the trainer's own model, as they are by default."""
+
+    kind: Literal["auto"] = "auto"
+    """auto: vllm where it is installed and there is a GPU, else transformers. transformers: the trainer's own model.
+    vllm: vLLM in the trainer's process. server: vLLM servers. Each has settings of its own:
+    `--engine.kind vllm --help`."""
+
+
 class TransformersEngineConfig(Section):
     """The trainer's own model samples."""
 
     kind: Literal["transformers"] = "transformers"
-    """transformers: the trainer's own model. vllm: vLLM in the trainer's process. server: vLLM servers. Each has
-    settings of its own: `--engine.kind vllm --help`."""
+    """Or auto, vllm, server."""
 
 
 class VLLMEngineConfig(Section):
     """vLLM in the trainer's process."""
 
     kind: Literal["vllm"] = "vllm"
-    """Or transformers, server."""
+    """Or auto, transformers, server."""
     gpu_memory: Annotated[float, Field(ge=0.01, le=1)] = 0.5
     """Share of a GPU's memory for its weights and KV cache. Training has all of it: vLLM sleeps meanwhile. On a
     CPU the environment variable VLLM_CPU_KVCACHE_SPACE says how many GiB the cache has (1)."""
@@ -325,13 +357,25 @@ class VLLMEngineConfig(Section):
     """GPUs that share one copy of the model."""
     timeout: Seconds = 600.0
     """Seconds without progress after which it counts as hung."""
+    args: dict[str, Any] = Field(default={}, validate_default=False)
+    """More arguments of `vllm.LLM`, such as {max_num_batched_tokens: 16384, enforce_eager: true}. Those that are set
+    from here are refused."""
+
+    @field_validator("args")
+    @classmethod
+    def _are_not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in VLLM_OURS:
+                instead = f"set {VLLM_OURS[name]}" if VLLM_OURS[name] else "training needs it as it is"
+                raise ValueError(f"{name} is not free: {instead}")
+        return plain(value)
 
 
 class ServerEngineConfig(Section):
     """vLLM servers, here or on other machines."""
 
     kind: Literal["server"] = "server"
-    """Or transformers, vllm."""
+    """Or auto, transformers, vllm."""
     urls: tuple[str, ...] = ()
     """Where they listen, such as http://node1:8000."""
     timeout: Seconds = 600.0
@@ -343,13 +387,19 @@ class ServerEngineConfig(Section):
 
 
 EngineConfig = Annotated[
-    TransformersEngineConfig | VLLMEngineConfig | ServerEngineConfig, Field(discriminator="kind")
+    AutoEngineConfig | TransformersEngineConfig | VLLMEngineConfig | ServerEngineConfig,
+    Field(discriminator="kind"),
 ]
+
+
+def vllm_samples_at(temperature: float) -> bool:
+    """Whether vLLM takes a temperature as it is."""
+    return not temperature or 0.01 <= temperature <= 2
 
 
 def check_engine(engine: EngineConfig, temperature: float) -> None:
     """Refuse what an engine cannot do."""
-    if engine.kind != "transformers" and temperature and not 0.01 <= temperature <= 2:
+    if engine.kind in ("vllm", "server") and not vllm_samples_at(temperature):
         raise UserError(
             f"engine.kind={engine.kind}: vLLM samples at temperatures of 0.01 to 2, not {temperature}"
         )

@@ -1,10 +1,21 @@
 """The engine that a configuration asks for."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from openprime.config import EvaluateConfig, GenerateConfig, PrepareConfig, RLConfig
+from openprime.config import (
+    EngineConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    PrepareConfig,
+    RLConfig,
+    ServerEngineConfig,
+    TransformersEngineConfig,
+    VLLMEngineConfig,
+    vllm_samples_at,
+)
 from openprime.engines.server import ServerEngine
 from openprime.engines.transformers import TransformersEngine
 from openprime.engines.vllm import VLLMEngine, exchange_folder, start_vllm
@@ -20,7 +31,28 @@ from openprime.models.hub import (
 from openprime.models.lm import LM
 from openprime.models.placement import Placement
 from openprime.models.sharding import sampling_model
+from openprime.ranks import first
 from openprime.types import Engine, UserError
+
+
+def chosen(
+    engine: EngineConfig, model: str, place: Placement, temperature: float
+) -> TransformersEngineConfig | VLLMEngineConfig | ServerEngineConfig:
+    """What samples: `auto` is vLLM where it is installed, there is a GPU, and it can sample this; said on a GPU."""
+    if engine.kind != "auto":
+        return engine
+    if place.device.type != "cuda":
+        return TransformersEngineConfig()
+    faults = {
+        "vLLM is not installed": find_spec("vllm") is None,
+        "vLLM reads no GGUF file": bool(gguf_file(model)),
+        f"vLLM does not sample at a temperature of {temperature}": not vllm_samples_at(temperature),
+    }
+    why = next((fault for fault, is_one in faults.items() if is_one), "")
+    if first():
+        said = f"the trainer's own model, more slowly, for {why}" if why else "vLLM, which shares the GPU"
+        print(f"note: engine.kind=auto: samples come from {said}", flush=True)
+    return TransformersEngineConfig() if why else VLLMEngineConfig()
 
 
 def make_engine(
@@ -35,7 +67,9 @@ def make_engine(
     Args: sequences: decoded at a time. longest: prompt and response together, in tokens. policy: the model
     that is trained, if one is.
     """
-    place, name, kind = Placement.of(config), config.model, config.engine
+    place, name = Placement.of(config), config.model
+    temperature = config.rollout.temperature if isinstance(config, RLConfig) else config.temperature
+    kind = chosen(config.engine, name, place, temperature)
     if kind.kind == "transformers":
         model = sampling_model(policy.model, place) if policy else load_model(name, place.device)
         check_length(model, longest, "lower max_response_tokens or data.max_prompt_tokens")

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import gc
 import importlib.util
+import inspect
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openprime.config import VLLMEngineConfig
+from openprime.config import VLLM_OURS, VLLMEngineConfig, nearest
 from openprime.engines.common import prompt_seed, to_response, write_weights
 from openprime.models.checks import first_line
 from openprime.models.placement import Placement
@@ -35,7 +36,7 @@ def start_vllm(
     """A `vllm.LLM` that samples as the trainer reckons: raw ids, no defaults of the model, processed log-probabilities.
 
     `longest`: prompt and response together, in tokens. `sleeps`: it can give its memory back. Raises UserError where
-    vLLM is not installed.
+    vLLM is not installed, and where it does not know one of `config.args`.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
@@ -59,24 +60,30 @@ def start_vllm(
             "that needs several GPUs to sample set engine.kind=server"
         )
     make: Any = vllm.LLM  # pyright: ignore[reportAttributeAccessIssue]
-    llm = make(
-        model=model,
-        skip_tokenizer_init=True,
-        dtype="bfloat16" if place.bfloat16 else "float32",
-        max_model_len=longest,
-        max_num_seqs=sequences,
-        use_tqdm_on_load=False,
-        gpu_memory_utilization=config.gpu_memory,
-        tensor_parallel_size=config.tensor_parallel,
+    known = {*inspect.signature(make).parameters, *inspect.signature(vllm.EngineArgs).parameters}  # pyright: ignore
+    for name in config.args:
+        if name not in known:
+            raise UserError(f"engine.args: vLLM knows no argument {name}; {nearest(name, sorted(known))}")
+    ours = {
+        "model": model,
+        "skip_tokenizer_init": True,
+        "trust_remote_code": False,
+        "dtype": "bfloat16" if place.bfloat16 else "float32",
+        "max_model_len": longest,
+        "max_num_seqs": sequences,
+        "gpu_memory_utilization": config.gpu_memory,
+        "tensor_parallel_size": config.tensor_parallel,
         # Under torchrun vLLM must not make processes and groups of its own.
-        distributed_executor_backend="external_launcher" if ranks > 1 else None,
-        enforce_eager=place.device.type == "cpu",
-        enable_sleep_mode=sleeps and place.device.type == "cuda",
-        generation_config="vllm",
-        logprobs_mode="processed_logprobs",
-        worker_extension_cls=EXTENSION,
-        seed=0,
-    )
+        "distributed_executor_backend": "external_launcher" if ranks > 1 else None,
+        "enable_sleep_mode": sleeps and place.device.type == "cuda",
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": EXTENSION,
+        "seed": 0,
+    }
+    assert ours.keys() == VLLM_OURS.keys()
+    free = {"use_tqdm_on_load": False, "enforce_eager": place.device.type == "cpu"}
+    llm = make(**ours, **free | config.args)
     if (
         place.device.type == "cuda"
     ):  # vLLM leaves one thread to this process, whose optimiser may be on the CPU

@@ -23,6 +23,7 @@ from openprime.config import (
     read_tags,
 )
 from openprime.plan.memory import (
+    OWN,
     PARTS,
     GiB,
     Machine,
@@ -148,7 +149,7 @@ def changes(run: TrainingConfig, gpus: int) -> list[str]:
         of_all("gradient_checkpointing", "true")
     if max(section.tokens_per_microbatch for section in sections) > longest:
         of_all("tokens_per_microbatch", longest)
-    if isinstance(run, RLConfig) and run.engine.kind == "transformers" and run.rollout.sequences > 8:
+    if isinstance(run, RLConfig) and run.engine.kind in OWN and run.rollout.sequences > 8:
         found.append(f"rollout.sequences={max(8, run.rollout.sequences // 8)}")
     if isinstance(run, RLConfig) and run.engine.kind == "vllm" and run.engine.gpu_memory > 0.3:
         found.append("engine.gpu_memory=0.3")
@@ -163,7 +164,10 @@ def changes(run: TrainingConfig, gpus: int) -> list[str]:
 
 
 def notes(run: TrainingConfig, machine: Machine, shape: Shape) -> list[str]:
-    """What fits into vLLM's share of a GPU."""
+    """What fits into vLLM's share of a GPU, or what the engine is taken for."""
+    if isinstance(run, RLConfig) and run.engine.kind == "auto":
+        own = "the trainer's own model samples, as without vLLM; with it: --set engine.kind=vllm"
+        return [f"engine.kind=auto: {own}"]
     if not isinstance(run, RLConfig) or run.engine.kind != "vllm":
         return []
     engine, longest, bfloat16 = run.engine, longest_of(run), is_bfloat16(run)

@@ -161,6 +161,10 @@ def parts_of(config: TrainingConfig, shape: Shape, prm: Shape) -> list[Part]:
     return found
 
 
+OWN = ("auto", "transformers")
+"""Engines that are planned as the trainer's own model: nobody knows yet whether vLLM will be there."""
+
+
 def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape) -> Budget:
     """Bytes on each device, phase by phase, for the longest sequences that the configuration allows."""
     models, bfloat16, ranks = parts_of(config, shape, prm), is_bfloat16(config), machine.ranks
@@ -174,7 +178,7 @@ def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape
     }
     phases: dict[str, Bytes] = {}
     if isinstance(config, RLConfig):
-        if config.engine.kind == "transformers" and (ranks > 1 or config.parallel.shard):
+        if config.engine.kind in OWN and (ranks > 1 or config.parallel.shard):
             embeddings = 4 * shape.head * (1 if shape.tied else 2)
             resident["engine"] = (2 if bfloat16 else 4) * shape.matrices + embeddings
         longest = longest_of(config)
