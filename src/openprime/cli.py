@@ -96,6 +96,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"no command {command!r}; {near}")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and command not in SHARED:
             raise UserError(f"{command} is a command for one process: torchrun is for {', '.join(SHARED)}")
+        if command in SHARED:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the run's steps begin, which hear it
         # Telemetry and warnings of libraries would bury our own lines.
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -298,6 +298,25 @@ def test_ranks__a_signal_to_one_rank_stops_all_at_the_same_step(model: Path, tmp
 
 
 @pytest.mark.slow
+def test_ranks__usr1_to_one_rank_has_all_save_and_go_on(model: Path, tmp_path: Path):
+    """Also where it goes to torchrun too, which ignores it, as docs/scaling.md says."""
+    out = tmp_path / "run"
+    args = rl_args(model, out, *FLAGS, "--steps", "6", "--save-every", "0")
+    process = start(2, args, before=("bash", "-c", "trap '' USR1; exec \"$@\"", "-"))
+    while not (out / "metrics.jsonl").exists() or len(records(out / "metrics.jsonl")) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGUSR1)
+    os.kill(process_of(1, process), signal.SIGUSR1)
+    said = finish(process)
+    assert process.returncode == 0, said
+    first, last = steps_saved(out)
+    assert f"saved after step {int(first.removeprefix('step-'))}, as SIGUSR1 asked" in said
+    assert last == "step-000006"
+    assert metrics(out)[-1]["step"] == 6
+
+
+@pytest.mark.slow
 def test_ranks__ranks_with_different_settings_are_refused(model: Path, tmp_path: Path):
     places = [(tmp_path, ()), (tmp_path, ("--prm.beta", "0.25", "--seed", "3"))]
     for rank, (status, said) in enumerate(ended(start_by_hand(model, *places))):

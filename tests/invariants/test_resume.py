@@ -310,6 +310,35 @@ def test_resume__a_signal_saves_and_the_run_goes_on_exactly(
     assert_same_run(run, whole, "model", "prm")
 
 
+def test_resume__usr1_saves_after_the_step_and_the_run_goes_on(
+    model: Path,
+    tmp_path: Path,
+    uninterrupted: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    """In the third step, which would not be saved."""
+    whole, run, count = uninterrupted("prime"), tmp_path / "run", [0]
+    real = Run._write
+
+    def counted(self: Run, values: dict) -> None:
+        count[0] += 1
+        if count[0] == 4:  # the fourth record, after that of step 0
+            os.kill(os.getpid(), signal.SIGUSR1)
+        real(self, values)
+
+    monkeypatch.setattr(Run, "_write", counted)
+    assert main(rl_args(model, run, *STEPS, "--save-every", "0")) == 0
+    monkeypatch.undo()
+    assert capsys.readouterr().out.count("saved after step 3, as SIGUSR1 asked\n") == 1
+    assert_same_run(run, whole, "model", "prm")
+    third, last = checkpoint.checkpoints(run / "checkpoints")
+    assert (third.name, last.name) == ("step-000003", "step-000004")
+    shutil.rmtree(last)
+    rl(model, run, *STEPS, "--resume")
+    assert_same_run(run, whole, "model", "prm")
+
+
 # Killed and stopped for good: processes of their own
 
 

@@ -22,9 +22,9 @@ def test_signals__the_first_is_noted_and_raised_at_the_next_check(
     before = signal.getsignal(number)
     with Signals() as signals:
         signals.check()
-        assert signals.agree() == 0
+        assert signals.agree() == (0, False)
         os.kill(os.getpid(), number)
-        assert signals.received == signals.agree() == number
+        assert (signals.received, False) == signals.agree() == (number, False)
         with pytest.raises(
             Interrupted, match=f"stopped by {number.name}: saved; go on with --resume"
         ) as stop:
@@ -33,6 +33,19 @@ def test_signals__the_first_is_noted_and_raised_at_the_next_check(
     assert pickle.loads(pickle.dumps(stop.value)).exit_code == 128 + number  # as it travels between ranks
     assert signal.getsignal(number) == before
     assert "saving first" in capsys.readouterr().err
+
+
+def test_signals__usr1_asks_for_one_checkpoint_and_stops_nothing():
+    before = signal.getsignal(signal.SIGUSR1)
+    with Signals() as signals, signals.interruptible():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        signals.check()
+        assert signals.agree() == (0, True)
+        assert signals.agree() == (0, False)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.agree() == (0, True)
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_signals__a_second_interrupt_stops_at_once():

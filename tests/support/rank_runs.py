@@ -25,12 +25,17 @@ FLAGS = (
 
 
 def start(
-    ranks: int, args: list[str], *how: str, program: tuple[str, ...] = ("-m", "openprime"), **environment
+    ranks: int,
+    args: list[str],
+    *how: str,
+    program: tuple[str, ...] = ("-m", "openprime"),
+    before: tuple[str, ...] = (),
+    **environment,
 ):
-    """The command on several ranks, in a session of its own."""
+    """The command on several ranks, in a session of its own; `before`: words of another command that starts it."""
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *how)
     return subprocess.Popen(
-        [sys.executable, *(torchrun if ranks > 1 else ()), *program, *args],
+        [*before, sys.executable, *(torchrun if ranks > 1 else ()), *program, *args],
         env=os.environ | PYTHONPATH | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

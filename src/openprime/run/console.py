@@ -39,6 +39,8 @@ class Interrupted(RunError):
 class Signals:
     """Raises Interrupted for the first SIGINT or SIGTERM, so that a run can save; a second one ends the process.
 
+    SIGUSR1 asks for a checkpoint after the step, and the run goes on.
+
     Where nothing is lost by it (`interruptible`) it is raised at once, elsewhere with the next `check`; of several
     ranks each waits for that, for what they do together must not break off on one of them.
     """
@@ -46,9 +48,12 @@ class Signals:
     def __init__(self) -> None:
         self.received = 0
         self.at_once = False
+        self.asked, self.answered = 0, 0
+        """SIGUSR1s, and how many of them `agree` has told of."""
 
     def __enter__(self) -> "Signals":
         self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._ask)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -74,10 +79,15 @@ class Signals:
         if self.received:
             raise Interrupted(self.received)
 
-    def agree(self) -> int:
-        """The signal that any rank has received, or 0: the same on every rank."""
-        self.received = max(gather(self.received))
-        return self.received
+    def agree(self) -> tuple[int, bool]:
+        """The signal to stop that any rank has received, or 0; whether a checkpoint was asked for: as on every rank."""
+        asked = self.asked
+        found = gather((self.received, asked > self.answered))
+        self.received, self.answered = max(number for number, _ in found), asked
+        return self.received, any(new for _, new in found)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked += 1
 
     def _note(self, number: int, frame: object) -> None:
         self.received = number

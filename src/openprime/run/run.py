@@ -254,9 +254,11 @@ class Run:
         last = step == self.total
         if self.console.is_terminal or last or step % self._every == 0:
             self._bar.report(step, self._headline(self._metrics))
-        stopped = self.signals.agree()
-        if stopped or last or (self.config.save_every and step % self.config.save_every == 0):
+        stopped, asked = self.signals.agree()
+        if stopped or last or asked or (self.config.save_every and step % self.config.save_every == 0):
             self._save(step, wait=bool(last or stopped))
+        if asked:
+            self.note(f"saved after step {step}, as SIGUSR1 asked", "")
         self.done = step
         if stopped and not last:
             raise Interrupted(stopped)
