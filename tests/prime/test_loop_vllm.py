@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from openprime.cli import main
+from support import rank_runs
 from support.tiny_runs import CLOCK, PYTHONPATH, RL, SFT, metrics, records, start, wait_for, weights
 
 pytestmark = [
@@ -82,40 +82,55 @@ def test_train_vllm__other_commands_sample_with_it_as_well(sft: Path, tmp_path: 
             assert response.get(key) == expected.get(key)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def serve(model: Path, folder: Path) -> tuple[str, subprocess.Popen]:
+    """Starts a vLLM server, as docs/scaling.md says for a CPU; returns its address and process."""
+    port = rank_runs.free_port()
+    log = (folder / f"server-{port}.log").open("w")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+            *("--port", str(port), "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
+            *("--logprobs-mode", "processed_logprobs"),
+            *("--worker-extension-cls", "openprime.engines.vllm_worker.Weights"),
+        ],
+        env=os.environ
+        | PYTHONPATH
+        | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    return f"http://127.0.0.1:{port}", process
 
 
 @pytest.fixture
 def server(sft: Path, tmp_path: Path) -> Iterator[Callable[[], tuple[str, subprocess.Popen]]]:
-    """Starts a vLLM server, as docs/scaling.md says for a CPU; returns its address and process."""
+    """Starts servers, and stops them."""
     started: list[subprocess.Popen] = []
 
     def run() -> tuple[str, subprocess.Popen]:
-        port = free_port()
-        log = (tmp_path / f"server-{port}.log").open("w")
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(sft)),
-                *("--port", str(port), "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
-                *("--logprobs-mode", "processed_logprobs"),
-                *("--worker-extension-cls", "openprime.engines.vllm_worker.Weights"),
-            ],
-            env=os.environ
-            | PYTHONPATH
-            | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        url, process = serve(sft, tmp_path)
         started.append(process)
-        return f"http://127.0.0.1:{port}", process
+        return url, process
 
     yield run
     for process in started:
         kill(process)
+
+
+@pytest.fixture(scope="module")
+def three(
+    sft: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[tuple[str, subprocess.Popen]]]:
+    """Three servers that answer, and had weights of other runs before."""
+    started = [serve(sft, tmp_path_factory.mktemp("servers")) for _ in range(3)]
+    try:
+        for url, process in started:
+            until_ready(url, process)
+        yield started
+    finally:
+        for _, process in started:
+            kill(process)
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -126,7 +141,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def until_ready(url: str, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 300
+    end = time.monotonic() + 900
     while True:
         assert process.poll() is None, "the server has ended"
         assert time.monotonic() < end, "the server does not start"
@@ -195,3 +210,57 @@ def test_train_vllm__sampling_ahead_of_the_trainer(server, sft: Path, tmp_path: 
     assert all(row["policy/importance_mean"] > 0 for row in rows)
     info = json.loads(urllib.request.urlopen(f"{url}/weight_info").read())
     assert info["weight_version"].endswith("-6")  # the last evaluation's
+
+
+@pytest.mark.timeout(1800)
+def test_train_vllm__four_ranks_with_one_server_do_what_one_process_does_with_three(
+    three, sft: Path, tmp_path: Path
+):
+    urls = [url for url, _ in three]
+    flags = ("--steps", "3", "--rollout.prompts", "6", "--policy.minibatch", "12", "--policy.lr", "1e-4")
+    flags = (*flags, "--engine.kind", "server", "--engine.urls")
+    assert main(rl(sft, tmp_path / "one", *flags, *urls)) == 0
+    rank_runs.on_ranks(4, rl(sft, tmp_path / "four", *flags, urls[0]))
+    got, expected = metrics(tmp_path / "four"), metrics(tmp_path / "one")
+    assert [row["step"] for row in got] == [0, 1, 2, 3]
+    for row, other in zip(got, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            if name not in rank_runs.NOISE and (row["step"], name) != (1, "prm/pairwise_accuracy"):
+                assert value == pytest.approx(other[name], rel=1e-5, abs=1e-5), (row["step"], name)
+    assert max(row["policy/mismatch_max"] for row in got[1:]) < 1e-3
+
+
+@pytest.mark.timeout(1800)
+def test_train_vllm__two_ranks_sample_ahead_and_a_server_is_killed(three, sft: Path, tmp_path: Path):
+    (first, one), (second, _), _ = three
+    out, done = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    flags = ("--rollout.max-staleness", "2", "--policy.importance-clip", "1.5", "--steps", "8", *OPEN)
+    flags = (
+        *flags,
+        "--rollout.prompts",
+        "20",
+        "--policy.minibatch",
+        "80",
+        "--save-every",
+        "1",
+        "--keep",
+        "9",
+    )
+    flags = (*flags, "--engine.kind", "server", "--engine.timeout", "60", "--engine.urls")
+    process = rank_runs.start(2, rl(sft, out, *flags, first, second))
+    wait_for(lambda: done.is_file() and len(records(done)) > 2, process, 300)
+    kill(one)
+    said = rank_runs.finish(process)
+    assert process.returncode == 0, said
+    assert f"{first}: " in said
+    rows = records(done)[1:]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert all(0 <= row["rollout/staleness"] <= 2 for row in rows)
+    assert max(row["rollout/staleness"] for row in rows) > 0
+    assert [row["rollout/rollouts"] for row in rows] == [
+        80 * step for step in range(1, 9)
+    ]  # none lost, none twice
+    resumed = rank_runs.back_to(5, out, tmp_path / "resumed")
+    rank_runs.on_ranks(2, rl(sft, resumed, *flags, second, "--resume"))
+    assert [row["step"] for row in records(resumed / "metrics.jsonl")] == list(range(9))
