@@ -13,6 +13,7 @@ from rich.console import Console
 
 from openprime.models.shape import DONE
 from openprime.run.console import Bar, Clock, Interrupted, Signals, with_step_time
+from support.ranks import become
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -72,6 +73,17 @@ def test_signals_interruptible__a_signal_is_raised_at_once(number: signal.Signal
         with signals.interruptible():
             signals.at_once = False
             os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted):
+            signals.check()
+
+
+def test_signals_interruptible__one_of_several_ranks_waits_until_they_agree(monkeypatch: pytest.MonkeyPatch):
+    """A signal that came before it too: what it would break off on this rank alone the others would wait for."""
+    become(monkeypatch, 1, 2)
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with signals.interruptible():
+            assert signals.received == signal.SIGTERM
         with pytest.raises(Interrupted):
             signals.check()
 
