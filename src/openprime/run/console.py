@@ -40,7 +40,8 @@ class Signals:
     """Raises Interrupted for the first SIGINT or SIGTERM, so that a run can save; a second one ends the process.
 
     Where nothing is lost by it (`interruptible`) it is raised at once, elsewhere with the next `check`; of several
-    ranks each waits for that, for what they do together must not break off on one of them.
+    ranks each waits for that, for what they do together must not break off on one of them. Outside the main thread,
+    which alone gets signals, nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -48,13 +49,16 @@ class Signals:
         self.at_once = False
 
     def __enter__(self) -> "Signals":
-        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (
+            (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        )
+        self._old = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        if error is not None and world() > 1:
+        if self._old and error is not None and world() > 1:
             # torchrun ends what is left of a broken run: let this rank say what it knows.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -85,6 +89,11 @@ class Signals:
         signal.signal(number, self._old[signal.Signals(number)])
         if self.at_once and world() == 1:
             self.check()
+
+
+def plain_console(quiet: bool = False) -> Console:
+    """The console of a command; in a notebook it writes lines too, where rich would make a block of HTML of each."""
+    return Console(quiet=quiet, force_jupyter=False)
 
 
 class Clock:
