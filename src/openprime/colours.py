@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from math import ceil
 
 
 def full_colour(rewards: Iterable[float]) -> float:
     """The reward of the strongest colour: the 99th percentile, for one outlier would make all others pale."""
     sizes = sorted(map(abs, rewards))
-    return sizes[int(0.99 * (len(sizes) - 1))] or 1.0
+    return sizes[ceil(0.99 * (len(sizes) - 1))] or 1.0
 
 
 def colour(share: float) -> str:

@@ -77,20 +77,20 @@ class Comparison:
 
     def _table(self) -> list[list[str]]:
         """Headings, and a line a PRM."""
-        names = ["responses", "mean reward", "mean probability"]
-        measured = list(dict.fromkeys(chain.from_iterable(self.measures.values())))
+        measured = ("pairwise_accuracy", "auc", "ece", "brier")
+        kept = [key for key in measured if any(key in found for found in self.measures.values())]
         sizes = list(next(iter(self.best_of_n.values()), {}))
         lines = []
         for name, scores in self.scores.items():
-            reward, probability = fmean(s.reward for s in scores), fmean(s.probability for s in scores)
-            lines.append([name, str(len(scores)), f"{reward:+.4f}", f"{probability:.3f}"])
             found = self.measures.get(name, {})
-            lines[-1] += [f"{found[key]:.3f}" if key in found else "" for key in measured]
-            lines[-1] += [f"{self.best_of_n[name][n]:.3f}" for n in sizes]
-        return [
-            ["", *names, *(key.replace("_", " ") for key in measured), *(f"best of {n}" for n in sizes)],
-            *lines,
-        ]
+            cells = {key: f"{found[key]:.3f}" if key in found else "" for key in kept}
+            if "pairwise_low" in found:
+                cells["pairwise_accuracy"] += f" ({found['pairwise_low']:.2f}-{found['pairwise_high']:.2f})"
+            best = [f"{self.best_of_n[name][n]:.3f}" for n in sizes]
+            probability = fmean(score.probability for score in scores)
+            lines.append([name, str(len(scores)), f"{probability:.3f}", *cells.values(), *best])
+        named = [*(key.replace("_", " ") for key in kept), *(f"best of {n}" for n in sizes)]
+        return [["PRM", "responses", "mean probability", *named], *lines]
 
 
 def compare(

@@ -134,8 +134,8 @@ class ImplicitPRM:
     @classmethod
     def from_pretrained(
         cls,
-        prm: str,
-        reference: str = "",
+        prm: str | Path,
+        reference: str | Path = "",
         device: str | torch.device = "auto",
         tokens_per_microbatch: int = 16384,
         bfloat16: bool = False,
@@ -146,9 +146,9 @@ class ImplicitPRM:
         Raises UserError where no reference is known, and where the two do not share a vocabulary.
         """
         place = Placement(pick_device(device) if isinstance(device, str) else device, bfloat16)
-        saved, tokenizer = find_parts(prm, reference)
+        saved, tokenizer = find_parts(str(prm), str(reference))
         lms = []
-        for name in (prm, saved.reference):
+        for name in (str(prm), saved.reference):
             model = load_model(name, place.device).requires_grad_(False).eval()
             lms.append(LM(model, place, tokens_per_microbatch=tokens_per_microbatch))
             check_scoring(name, lms[-1])

@@ -92,8 +92,9 @@ class Signals:
 
 
 def plain_console(quiet: bool = False) -> Console:
-    """The console of a command; in a notebook it writes lines too, where rich would make a block of HTML of each."""
-    return Console(quiet=quiet, force_jupyter=False)
+    """The console of a command. In a notebook it writes plain lines, where rich would make HTML of each."""
+    notebook = Console().is_jupyter  # whose output takes itself for a terminal
+    return Console(quiet=quiet, force_jupyter=False, force_terminal=False if notebook else None)
 
 
 class Clock:
