@@ -37,7 +37,8 @@ def execute(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: st
     assert not any("\x1b" in output.get("text", "") for output in outputs), "progress is plain lines"
     complaints = [output["text"] for output in outputs if output.get("name") == "stderr"]
     assert not [text for text in complaints if "TqdmWarning" not in text]  # of there being no ipywidgets
-    return outputs, json.loads(outputs[-1]["text"])
+    printed = "".join(output["text"] for output in notebook.cells[-1].outputs)  # it comes in pieces
+    return outputs, json.loads(printed)
 
 
 def cards(outputs: list[dict]) -> list[str]:
