@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(str(find_spec("openprime").origin)).parent  # type: ignore[union-attr]
 BASIS = {"types", "config"}
-METHOD = BASIS | {"ranks", "models", "engines", "verifiers", "data", "run", "prime"}
+METHOD = BASIS | {"colours", "ranks", "models", "engines", "verifiers", "data", "run", "prime"}
 ALLOWED = {
     "types": set(),
+    "colours": set(),
     "config": {"types"},
     "ranks": {"types"},
     "verifiers": BASIS,
@@ -27,15 +28,19 @@ ALLOWED = {
     "preparation": METHOD | {"evaluation"},
     "commands": METHOD | {"tasks", "evaluation"},
     "cli": {"", "types", "config", "prime", "commands", "evaluation", "plan", "preparation"},
+    "notebook": METHOD | {"commands"},
     "__main__": {"cli"},
-    "": {"prime"},
+    "": {"types", "prime", "evaluation", "notebook"},
 }
 """Room -> the rooms it may import from, beside itself; "" is the package's own __init__."""
 EXCEPTIONS = {("commands.demo", "cli")}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "plotly", "math_verify", "tensorboard"}
-LAZY = {("data", "tasks"), ("", "prime")} | {
-    ("cli", room) for room in ("commands", "prime", "evaluation", "plan", "preparation")
-}
+LAZY = (
+    {("data", "tasks")}
+    | {("", room) for room in ("types", "prime", "evaluation", "notebook")}
+    | {("notebook", room) for room in ("commands", "prime", "run")}
+    | {("cli", room) for room in ("commands", "prime", "evaluation", "plan", "preparation")}
+)
 """Only inside functions."""
 
 

@@ -11,19 +11,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class UserError(ValueError):
+class Told:
+    """An error whose message says all that there is to say: a notebook shows it without its frames."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UserError(Told, ValueError):
     """A mistake that the user can mend: the message names the file, line or key and says what to do."""
 
     exit_code = 2
 
 
-class RunError(RuntimeError):
+class RunError(Told, RuntimeError):
     """What ends a run though nobody has made a mistake; the message says how to go on."""
 
     exit_code = 1
 
 
-class StorageError(OSError):
+class StorageError(Told, OSError):
     """A file could not be written; what was there before stays valid."""
 
     exit_code = 1

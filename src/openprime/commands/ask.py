@@ -13,6 +13,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from openprime import colours
 from openprime.commands.answers import Answerers, Piece, Stream, pieces_of
 from openprime.commands.ask_page import serve
 from openprime.config import AskConfig
@@ -127,7 +128,7 @@ def show(score: Score, pieces: Sequence[Piece], console: Console, prm: str = "")
         print(total)
         return
     few = console.color_system not in ("256", "truecolor")
-    largest = page.full_colour(piece.reward for piece in pieces)
+    largest = colours.full_colour(piece.reward for piece in pieces)
     table = Table.grid()
     table.add_column(overflow="fold", style=colour(0, few))
     table.add_column(justify="right", vertical="bottom")
@@ -150,7 +151,7 @@ def colour(share: float, few: bool) -> str:
     """Dark text on red (-1 and less) over white (0) to blue (1 and more); `few` on a terminal of 16 colours."""
     if few:
         return SIXTEEN[share < 0][round(2 * min(1.0, abs(share)))]
-    return f"{INK} on {page.colour(share)}"
+    return f"{INK} on {colours.colour(share)}"
 
 
 def on_page(
@@ -163,7 +164,7 @@ def on_page(
     if score is None:
         return [page.pair(asked, page.card("answer", escape(text)))]
     tokens, rewards, _ = zip(*pieces, strict=True)
-    verdict, largest = f"probability of being right {score.probability:.3f}", page.full_colour(rewards)
+    verdict, largest = f"probability of being right {score.probability:.3f}", colours.full_colour(rewards)
     answer = page.response_card(verdict, tokens, rewards, largest)
     steps = page.step_bars(score.steps, score.step_rewards)
     return [page.pair(asked, answer), f"<p class=tag>{page.legend(largest)}</p>", steps]

@@ -1,9 +1,7 @@
 """`openprime generate`: N judged responses to each prompt of a data set."""
 
 from collections import Counter
-from collections.abc import Callable
-
-from rich.console import Console
+from collections.abc import Callable, Mapping
 
 from openprime.config import GenerateConfig
 from openprime.data.readers import identity, read_prompts
@@ -12,23 +10,27 @@ from openprime.engines.make import make_engine
 from openprime.models.hub import load_tokenizer
 from openprime.models.placement import pick_device
 from openprime.prime.rollouts import derive_seed, sample_and_verify
+from openprime.run.console import plain_console
 from openprime.run.folder import check_folder, made_of, open_folder
 from openprime.run.jsonl import fill_jsonl
-from openprime.types import Sampling
+from openprime.types import Sampling, Verifier
 from openprime.verifiers.pool import Pool
 
 
-def generate(config: GenerateConfig) -> None:
-    """Sample and judge; leaves responses.jsonl in `config.out`, a line a prompt, in the order of the data."""
+def generate(config: GenerateConfig, verifiers: Mapping[str, Verifier] | None = None) -> None:
+    """Sample and judge; leaves responses.jsonl in `config.out`, a line a prompt, in the order of the data.
+
+    `verifiers`: by name, of this process itself (`Pool`).
+    """
     config.check()
     check_folder(config, "generate")
     pick_device(config.device)  # what is wrong with it is said at once
-    console = Console()
+    console = plain_console()
 
     def say(note: str) -> None:
         console.print(f"note: {note}", markup=False, highlight=False)
 
-    with Pool(config.verify) as pool:
+    with Pool(config.verify, here=verifiers) as pool:
         pool.prepare([] if config.data.verifier_field else [config.data.verifier])
         tokenizer = load_tokenizer(config.model)
         data = read_prompts(config.data, tokenizer)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from openprime.colours import full_colour
 from openprime.config import ReportConfig
 from openprime.evaluation import page
 from openprime.evaluation.runs import Line, Run, differences, lines_of, read_runs, samples_of
@@ -321,7 +322,7 @@ def token_rewards(name: str, rows: list[dict], prompts: int = 6) -> str:
     if not chosen:
         return ""
     responses = [r for _, *both in chosen for r in both]
-    largest = page.full_colour(reward for r in responses for reward in r["rewards"])
+    largest = full_colour(reward for r in responses for reward in r["rewards"])
     note = page.legend(largest)
     if any("steps" in r for r in responses):
         note += " A wavy line: the oracle step checker, which took no part in training, calls the step wrong."

@@ -42,6 +42,7 @@ from openprime.config.reading import (
     read_tags,
     refuse_flags,
     refuse_others,
+    tags_in,
     tags_of,
     types_of,
 )

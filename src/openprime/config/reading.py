@@ -53,10 +53,15 @@ def read_tags(args: list[str]) -> Tags:
 
 def tags_of(values: dict[str, Any]) -> Tags:
     """The TAGS of nested keys and values."""
+    return TAGS | tags_in(values)
+
+
+def tags_in(values: dict[str, Any]) -> Tags:
+    """The same, only those that are named."""
     engine = values.get("engine")
     kind = engine.get("kind") if isinstance(engine, dict) else None
     found = {"algorithm": values.get("algorithm"), "engine.kind": kind}
-    return TAGS | {tag: str(value) for tag, value in found.items() if value is not None}
+    return {tag: str(value) for tag, value in found.items() if value is not None}
 
 
 def read_config(schema: type[Schema], path: Path, flags: Tags | None = None) -> Schema:

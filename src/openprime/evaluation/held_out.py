@@ -1,7 +1,7 @@
 """How good an implicit PRM is on held-out judged responses."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -50,27 +50,42 @@ def measure(
     name = "ce" if config.loss in ("steps", "prefix") else config.loss
     z0 = kto_reference_point(prm, rows[:SAMPLE], config.max_tokens) if name == "kto" else 0.0
     scores, truths = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64)
-    total, count, accuracies = 0.0, 0, []
+    total, count = 0.0, 0
     for group in places.values():
         whole = torch.zeros(len(group), dtype=torch.long)
         loss, number = outcome_loss(name, scores[group], truths[group], whole, z0)
-        won, pairs = pairwise_accuracy(scores[group], truths[group], whole)
         total, count = total + float(loss), count + int(number)
-        accuracies += [float(won / pairs)] if pairs else []
     if prefix_losses:
         total, count = sum(prefix_losses), len(prefix_losses)
+    found = {"loss": total / count if count else math.nan} | agreement(values, labels, places.values())
+    return finite(found | {"lowest_step_last": lowest_is_last(step_rewards)})
+
+
+def agreement(values: Sequence[float], labels: Sequence[float], groups: Iterable[Sequence[int]]) -> Metrics:
+    """How scores go with outcomes in [0, 1], both [m]: the first six of `measure`, nan for what cannot be measured.
+
+    `groups`: the places of each prompt's responses.
+    """
+    scores, truths = torch.tensor(values, dtype=torch.float64), torch.tensor(labels, dtype=torch.float64)
+    accuracies = []
+    for group in map(list, groups):
+        whole = torch.zeros(len(group), dtype=torch.long)
+        won, pairs = pairwise_accuracy(scores[group], truths[group], whole)
+        accuracies += [float(won / pairs)] if pairs else []
     probabilities = scores.sigmoid().numpy()
     low, high = bootstrap_interval(accuracies) if accuracies else (math.nan, math.nan)
-    found = {
-        "loss": total / count if count else math.nan,
+    return {
         "pairwise_accuracy": sum(accuracies) / len(accuracies) if accuracies else math.nan,
         "pairwise_low": low,
         "pairwise_high": high,
         "auc": roc_auc(values, np.array(labels) > 0.5),
         "ece": expected_calibration_error(probabilities, labels),
         "brier": brier(probabilities, labels),
-        "lowest_step_last": lowest_is_last(step_rewards),
     }
+
+
+def finite(found: Metrics) -> Metrics:
+    """What could be measured."""
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

@@ -20,6 +20,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from openprime.colours import tint
+
 Rows = dict[str, dict[str, str]]
 """A line's name -> heading -> cell; what follows a number in brackets goes on a line of its own."""
 Series = dict[str, list[tuple[Any, Any]]]
@@ -223,28 +225,6 @@ def card(about: str, body: str) -> str:
 def pair(*cards: str) -> str:
     """Boxes beside each other."""
     return f"<div class=pair>{''.join(cards)}</div>"
-
-
-def full_colour(rewards: Iterable[float]) -> float:
-    """The reward of the strongest colour: the 99th percentile, for one outlier would make all others pale."""
-    sizes = sorted(map(abs, rewards))
-    return sizes[int(0.99 * (len(sizes) - 1))] or 1.0
-
-
-def colour(share: float) -> str:
-    """White (0) to three quarters of blue (1 and more) or of red (-1 and less): dark text stays readable."""
-    full, strength = _mix(share)
-    return "#" + "".join(f"{round(255 + (channel - 255) * strength):02x}" for channel in full)
-
-
-def tint(share: float) -> str:
-    """The same over the page, light or dark."""
-    (red, green, blue), strength = _mix(share)
-    return f"rgba({red},{green},{blue},{strength:.3f})"
-
-
-def _mix(share: float) -> tuple[tuple[int, int, int], float]:
-    return (37, 99, 235) if share > 0 else (220, 38, 38), 0.75 * min(1.0, abs(share))
 
 
 def response_card(

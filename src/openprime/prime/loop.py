@@ -29,6 +29,7 @@ What differs from the paper, or is left open in it (docs/algorithm.md says why):
    whose policy is another one; their prompts return to the stream (traps 6 and 8).
 """
 
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 
@@ -41,13 +42,17 @@ from openprime.prime.methods import check_mismatch, mismatch_limit
 from openprime.prime.rollouts import accuracy
 from openprime.run.alarms import alarms
 from openprime.run.launch import joined, workers
-from openprime.types import Batch, Group, Metrics
+from openprime.types import Batch, Group, Metrics, Verifier
 from openprime.verifiers.pool import Pool
 
 
-def train(config: RLConfig) -> None:
-    """Train a policy. Leaves metrics, samples, checkpoints, `model` and the method's models in `config.out`."""
-    with joined(config), Pool(config.verify, workers(config.verify, config.engine.kind == "server")) as pool:
+def train(config: RLConfig, verifiers: Mapping[str, Verifier] | None = None) -> None:
+    """Train a policy. Leaves metrics, samples, checkpoints, `model` and the method's models in `config.out`.
+
+    `verifiers`: by name, of this process itself (`Pool`).
+    """
+    cores = workers(config.verify, config.engine.kind == "server")
+    with joined(config), Pool(config.verify, cores, verifiers) as pool:
         run, policy, method, engine, rollouts, held_out, tokenizer = build(config, pool)
         longest = config.eval.max_response_tokens or config.rollout.max_response_tokens
         evaluate = partial(accuracy, engine, pool, held_out, config.eval.samples, longest, config.seed)

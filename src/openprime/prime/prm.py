@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from openprime.colours import full_colour, legend_html, steps_html, tokens_html
 from openprime.config import PRMConfig, PromptFormat, StepSplit
 from openprime.data.chat import encode_turns, read_messages, suitable
 from openprime.data.collate import collate
@@ -52,7 +53,7 @@ ROWS = 256
 """Responses that are scored at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score:
     """The rewards of one response, in nats times beta."""
 
@@ -68,6 +69,26 @@ class Score:
     """The step to which each token belongs."""
     scoring: Scoring = "sum"
     """What the PRM was trained to give: the sum of token rewards, or their mean."""
+
+    def __repr__(self) -> str:
+        """The numbers in one line."""
+        steps = ", ".join(f"{reward:+.4f}" for reward in self.step_rewards)
+        return (
+            f"Score(reward={self.reward:+.4f}, probability={self.probability:.4f}, step_rewards=[{steps}], "
+            f"{len(self.tokens)} tokens)"
+        )
+
+    def _repr_html_(self) -> str:
+        """The last value of a notebook's cell: the tokens in the colours of their rewards."""
+        largest = full_colour(self.token_rewards)
+        return self.html(largest) + legend_html(largest)
+
+    def html(self, largest: float) -> str:
+        """The same without the legend, where `largest` is the reward of the strongest colour: for several beside each
+        other."""
+        said = f"reward {self.reward:+.4f}, probability of being right {self.probability:.3f}"
+        tokens = tokens_html(self.tokens, self.token_rewards, largest)
+        return f"<div>{said}</div>{tokens}{steps_html(self.steps, self.step_rewards)}"
 
     @cached_property
     def step_rewards(self) -> list[float]:
@@ -113,8 +134,8 @@ class ImplicitPRM:
     @classmethod
     def from_pretrained(
         cls,
-        prm: str,
-        reference: str = "",
+        prm: str | Path,
+        reference: str | Path = "",
         device: str | torch.device = "auto",
         tokens_per_microbatch: int = 16384,
         bfloat16: bool = False,
@@ -125,9 +146,9 @@ class ImplicitPRM:
         Raises UserError where no reference is known, and where the two do not share a vocabulary.
         """
         place = Placement(pick_device(device) if isinstance(device, str) else device, bfloat16)
-        saved, tokenizer = find_parts(prm, reference)
+        saved, tokenizer = find_parts(str(prm), str(reference))
         lms = []
-        for name in (prm, saved.reference):
+        for name in (str(prm), saved.reference):
             model = load_model(name, place.device).requires_grad_(False).eval()
             lms.append(LM(model, place, tokens_per_microbatch=tokens_per_microbatch))
             check_scoring(name, lms[-1])

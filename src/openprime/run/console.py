@@ -42,7 +42,8 @@ class Signals:
     SIGUSR1 asks for a checkpoint after the step, and the run goes on.
 
     Where nothing is lost by it (`interruptible`) it is raised at once, elsewhere with the next `check`; of several
-    ranks each waits for that, for what they do together must not break off on one of them.
+    ranks each waits for that, for what they do together must not break off on one of them. Outside the main thread,
+    which alone gets signals, nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -52,14 +53,16 @@ class Signals:
         """SIGUSR1s, and how many of them `agree` has told of."""
 
     def __enter__(self) -> "Signals":
-        self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._old[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._ask)
+        heard = {signal.SIGINT: self._note, signal.SIGTERM: self._note, signal.SIGUSR1: self._ask}
+        if threading.current_thread() is not threading.main_thread():
+            heard = {}
+        self._old = {number: signal.signal(number, handler) for number, handler in heard.items()}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        if error is not None and world() > 1:
+        if self._old and error is not None and world() > 1:
             # torchrun ends what is left of a broken run: let this rank say what it knows.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -96,6 +99,12 @@ class Signals:
         signal.signal(number, self._old[signal.Signals(number)])
         if self.at_once and world() == 1:
             self.check()
+
+
+def plain_console(quiet: bool = False) -> Console:
+    """The console of a command. In a notebook it writes plain lines, where rich would make HTML of each."""
+    notebook = Console().is_jupyter  # whose output takes itself for a terminal
+    return Console(quiet=quiet, force_jupyter=False, force_terminal=False if notebook else None)
 
 
 class Clock:

@@ -10,14 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from rich.console import Console
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from openprime.config import RunConfig
 from openprime.ranks import LostRankError, first, on_first, world
 from openprime.run.alarms import Alarm, Watch
 from openprime.run.checkpoint import Background, checkpoints, resume, save_checkpoint
-from openprime.run.console import Bar, Clock, Interrupted, Signals, with_step_time
+from openprime.run.console import Bar, Clock, Interrupted, Signals, plain_console, with_step_time
 from openprime.run.folder import open_folder, settings_of
 from openprime.run.jsonl import append_jsonl, keep_until, read_jsonl
 from openprime.run.lock import release
@@ -60,7 +59,7 @@ class Run:
         begun with other settings or data.
         """
         self.config, self.command, self.folder = config, command, Path(config.out)
-        self.console = Console(stderr=False, quiet=not first())
+        self.console = plain_console(quiet=not first())
         self.clock, self.signals = clock or Clock(), Signals()
         if config.wandb and importlib.util.find_spec("wandb") is None:
             raise UserError("wandb is asked for but not installed: pip install 'openprime[wandb]'")

@@ -16,16 +16,16 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from openprime.config import VerifyConfig
-from openprime.types import Group, Prompt, RunError, UserError, Verdict
+from openprime.types import Group, Prompt, RunError, UserError, Verdict, Verifier
 from openprime.verifiers.cases import Reading
-from openprime.verifiers.worker import TESTS, receive, send
+from openprime.verifiers.worker import TESTS, receive, send, verdicts_of
 
 START_SECONDS = 120.0
 """Time for a worker to start and to load a verifier (imports, a user's model), before the job's own time."""
@@ -47,8 +47,18 @@ class VerifierError(UserError):
 class Pool:
     """Worker processes for verifiers. Any thread may submit; `close` when done (or use `with`)."""
 
-    def __init__(self, config: VerifyConfig | None = None, workers: int = 0) -> None:
-        """`workers`, else `config.workers`, else one a core. Processes start when the first jobs come."""
+    def __init__(
+        self,
+        config: VerifyConfig | None = None,
+        workers: int = 0,
+        here: Mapping[str, Verifier] | None = None,
+    ) -> None:
+        """`workers`, else `config.workers`, else one a core. Processes start when the first jobs come.
+
+        `here`: verifiers by name that run in this process, in the thread that submits: functions of a notebook, which
+        no worker can import. They have no time limit: one that hangs blocks its caller.
+        """
+        self.here = here or {}
         self.config = config or VerifyConfig()
         self.workers = workers or self.config.workers or len(os.sched_getaffinity(0))
         self.sandbox = ""
@@ -67,7 +77,7 @@ class Pool:
 
         Raises VerifierError for a name that is no verifier, and for one that does not load.
         """
-        for name in dict.fromkeys(names):
+        for name in dict.fromkeys(name for name in names if name not in self.here):
             answer = self._put(_Job(name, None, (), START_SECONDS)).result()
             self.sandbox = answer or self.sandbox
 
@@ -118,6 +128,8 @@ class Pool:
         columns = {} if prompt.verifier == "math" else prompt.columns
         answer = None if prompt.tests else prompt.answer  # tests go once, not as text too
         prompt = replace(prompt, token_ids=(), columns=columns, answer=answer)
+        if prompt.verifier in self.here:
+            return self._judge_here(prompt, responses)
         limit = {"math": MATH_SECONDS, "code": self.config.code.longest}.get(
             prompt.verifier, self.config.seconds
         )
@@ -167,6 +179,18 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _judge_here(self, prompt: Prompt, responses: Sequence[str]) -> list["Future[Verdict]"]:
+        """`submit` by a verifier of this process."""
+        job = _Job(prompt.verifier, prompt, tuple(responses), 0.0)
+        try:
+            job.future.set_result(verdicts_of(job.name, self.here[job.name], prompt, responses))
+        except RunError:  # a signal, which interrupts the run
+            raise
+        except Exception:  # noqa: BLE001 - whatever a user's function raises
+            self._complain(traceback.format_exc())
+            job.finish("crash", False)
+        return [_nth(job.future, i) for i in range(len(responses))]
 
     def _put(self, job: "_Job") -> "Future[Any]":
         with self._lock:

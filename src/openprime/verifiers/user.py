@@ -25,7 +25,11 @@ def load_user_verifier(name: str) -> Verifier:
 
     Raises UserError for a bad name and for a module or function that is not there.
     """
-    function = _find(name)
+    return user_verifier(_find(name), name)
+
+
+def user_verifier(function: Callable[..., Any], name: str) -> Verifier:
+    """The same around a function or class itself; `name` is for messages."""
     if isinstance(function, type):
         return function()
 

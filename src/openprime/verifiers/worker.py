@@ -63,15 +63,20 @@ def serve(pipe: socket.socket, load: Callable[[str], tuple[Verifier, str]], opti
     if prompt is None:
         return send(pipe, ("loaded", note))
     send(pipe, ("begun",))
-    begun = time.perf_counter()
     try:
-        verdicts = verifier(prompt, responses)
-        if len(verdicts) != len(responses):
-            raise UserError(f"{name}: {len(verdicts)} verdicts for {len(responses)} responses")
-        seconds = (time.perf_counter() - begun) / max(1, len(responses))
-        return send(pipe, ("verdicts", [replace(v, seconds=v.seconds or seconds) for v in verdicts]))
+        return send(pipe, ("verdicts", verdicts_of(name, verifier, prompt, responses)))
     except Exception:  # noqa: BLE001 - whatever a user's function raises
         return send(pipe, ("raised", traceback.format_exc()))
+
+
+def verdicts_of(name: str, verifier: Verifier, prompt: Prompt, responses: Sequence[str]) -> list[Verdict]:
+    """One verdict a response, with the seconds that it took. Raises what the verifier raises."""
+    begun = time.perf_counter()
+    verdicts = verifier(prompt, responses)
+    if len(verdicts) != len(responses):
+        raise UserError(f"{name}: {len(verdicts)} verdicts for {len(responses)} responses")
+    seconds = (time.perf_counter() - begun) / max(1, len(responses))
+    return [replace(v, seconds=v.seconds or seconds) for v in verdicts]
 
 
 def make_verifier(name: str, options: dict[str, Any]) -> tuple[Verifier, str]:
