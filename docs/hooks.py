@@ -4,6 +4,7 @@ contributing guide and changelog of the repository's root."""
 import ast
 import inspect
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -250,4 +251,6 @@ def plain(value: Any) -> str:
         return "empty"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`[{', '.join(value)}]`" if isinstance(value, tuple) else f"`{value}`"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(value)}]`"
+    return f"`{value}`" if str(value).isprintable() else f"`{json.dumps(value)}`"
