@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -185,11 +186,8 @@ def described(entry: Entry, choices: list[Tags]) -> Iterator[str]:
     """The variants of an entry, each with the choices that have it where not all do."""
     for setting, having in entry.variants.items():
         if setting.key in having[0]:  # what chooses is described once
-            values = sorted(
-                {tags[setting.key] for tags in choices}, key=lambda v: v != having[0][setting.key]
-            )
-            kind = f"{words(values)} · default `{having[0][setting.key]}`"
-            yield f"{kind}\n\n{setting.about}\n"
+            values = dict.fromkeys(tags[setting.key] for tags in choices)
+            yield f"{words(values)} · default `{next(iter(values))}`\n\n{setting.about}\n"
             return
         only = [
             f"`{tag}: {' | '.join(values)}`"
@@ -200,18 +198,25 @@ def described(entry: Entry, choices: list[Tags]) -> Iterator[str]:
         yield " · ".join([f"{setting.kind}", f"default {setting.default}", *only]) + f"\n\n{setting.about}\n"
 
 
-@cache
 def docstrings(schema: type[BaseModel]) -> dict[str, str]:
     """The text below each field of a class, as --help shows it; a field that a subclass only changes keeps it."""
-    found: dict[str, str] = {}
-    for base in reversed(schema.__mro__):
-        if not issubclass(base, BaseModel) or base.__module__.startswith("pydantic"):
-            continue
-        body = ast.parse(inspect.getsource(base)).body[0].body
-        for node, below in itertools.pairwise([*body, ast.Pass()]):
-            match node, below:
-                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                    found[name] = inspect.cleandoc(text)
+    of_bases = [texts_of(base.__module__).get(base.__name__, {}) for base in reversed(schema.__mro__)]
+    return {name: text for found in of_bases for name, text in found.items()}
+
+
+@cache
+def texts_of(module: str) -> dict[str, dict[str, str]]:
+    """class -> field -> the text below it, of a module of the schema."""
+    found: dict[str, dict[str, str]] = {}
+    if not module.startswith(schemas.__name__):
+        return found
+    for part in ast.parse(inspect.getsource(sys.modules[module])).body:
+        if isinstance(part, ast.ClassDef):
+            texts = found[part.name] = {}
+            for node, below in itertools.pairwise(part.body):
+                match node, below:
+                    case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                        texts[name] = inspect.cleandoc(text)
     return found
 
 

@@ -51,7 +51,9 @@ ELSEWHERE = {
     "export ": "a variable",
 }
 CHECKED = {
-    "torchrun ": "several processes: tests/invariants/test_ranks.py",
+    "torchrun --nproc-per-node 8": "needs GPUs: tests/invariants/test_ranks.py has several processes",
+    "torchrun --nnodes 4": "several machines",
+    "torchrun --max-restarts 3": "flags of torchrun within a sentence",
     "srun torchrun ": "several machines",
     "openprime rl configs/rl/tiny.yaml --engine.kind vllm": "needs vLLM: tests/prime/test_loop_vllm.py",
     "openprime rl CONFIG.yaml --model MODEL --engine.kind server": "vLLM's servers: tests/engines/test_server.py",
@@ -69,6 +71,7 @@ GIVEN = {
     "data-preparation.md": "CONFIG.yaml MODEL numina.jsonl train.jsonl gsm8k-train.jsonl gsm8k-test.jsonl "
     "math-500.jsonl aime-2022-2024.jsonl HuggingFaceH4/MATH-500 AI-MO/aimo-validation-aime",
     "evaluation.md": "runs/tiny/sft responses.jsonl MODEL MODEL2 P P2 HuggingFaceH4/MATH-500 openai/gsm8k",
+    "is-my-prm-good.md": "Qwen/ProcessBench",
     "process-rewards.md": "runs/tiny/sft",
     "report.md": "runs/tiny/rl runs/a-seed0 runs/a-seed1 runs/b-seed0 runs/b-seed1 runs/evaluated RUN",
     "scaling.md": "CONFIG.yaml MODEL runs/tiny/sft",
@@ -107,16 +110,15 @@ def rows(count: int, **fields: Any) -> Callable[[Path], None]:
     return write
 
 
-def hub(split: str, subset: str = "") -> Callable[[Path], None]:
+def hub(split: str, subset: str = "default", **fields: Any) -> Callable[[Path], None]:
     """A maker of a folder that is read like a data set of the hub."""
 
     def write(path: Path) -> None:
-        (path / subset).mkdir(parents=True)
-        rows(6)(path / subset / f"{split}.jsonl")
-        if subset:
-            file = {"split": split, "path": f"{subset}/{split}.jsonl"}
-            head = yaml.safe_dump({"configs": [{"config_name": subset, "data_files": [file]}]})
-            (path / "README.md").write_text(f"---\n{head}---\n")
+        path.mkdir(parents=True)
+        rows(6, **fields)(path / "rows.jsonl")
+        files = [{"split": split, "path": "rows.jsonl"}]
+        head = yaml.safe_dump({"configs": [{"config_name": subset, "data_files": files}]})
+        (path / "README.md").write_text(f"---\n{head}---\n")
 
     return write
 
@@ -151,6 +153,7 @@ def shelf(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         "openai/gsm8k": hub("test", "main"),
         "HuggingFaceH4/MATH-500": hub("test"),
         "AI-MO/aimo-validation-aime": hub("train"),
+        "Qwen/ProcessBench": hub("gsm8k", id="1", problem="2 + 1?", steps=["2 + 1 is 3.", "So 3."], label=-1),
     }
     for number, name in enumerate(("a-seed0", "a-seed1", "b-seed0", "b-seed1")):
         settings = {"seed": number % 2, "model": name[0]}
@@ -184,6 +187,8 @@ def kind_of(command: Command) -> tuple[str, str]:
         for start, why in table.items():
             if text.startswith(start):
                 return kind, why
+    if text.startswith("torchrun --nproc-per-node 2 "):
+        return "run", "in this process alone: tests/invariants/test_ranks.py has several"
     if command.words[0] == "openprime":
         if command.words[2:] == () and command.words[1] != "configs":
             return "named", "a command's name within a sentence"
