@@ -50,10 +50,18 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to files of the root, and from them, as they are on the site."""
+    """Links to files of the root, and from them, as they are on the site; a page's title where its file stands."""
     for name, page in OF_THE_ROOT.items():
         markdown = re.sub(rf"\]\((\.\./)?{re.escape(name)}", f"]({page}", markdown)
-    return markdown.replace("](docs/", "](")
+    markdown = markdown.replace("](docs/", "](")
+    return re.sub(
+        r"\[(?:docs/)?([\w-]+\.md)\]\(\1", lambda found: f"[{title_of(found[1])}]({found[1]}", markdown
+    )
+
+
+def title_of(page: str) -> str:
+    """The heading of a page of docs/."""
+    return (ROOT / "docs" / page).read_text("utf-8").partition("\n")[0].removeprefix("# ")
 
 
 # The configuration reference

@@ -72,6 +72,7 @@ GIVEN = {
     "math-500.jsonl aime-2022-2024.jsonl HuggingFaceH4/MATH-500 AI-MO/aimo-validation-aime",
     "evaluation.md": "runs/tiny/sft responses.jsonl MODEL MODEL2 P P2 HuggingFaceH4/MATH-500 openai/gsm8k",
     "is-my-prm-good.md": "Qwen/ProcessBench",
+    "laptop-to-cluster.md": "openai/gsm8k",
     "process-rewards.md": "runs/tiny/sft",
     "report.md": "runs/tiny/rl runs/a-seed0 runs/a-seed1 runs/b-seed0 runs/b-seed1 runs/evaluated RUN",
     "scaling.md": "CONFIG.yaml MODEL runs/tiny/sft",
@@ -97,6 +98,10 @@ NAMES = {"prompts": ["start 3 add 4", "start 1"], "responses": ["add 4 : 7\n####
 """What a snippet may use without having made it."""
 
 
+ANSWER = "[ASSESS]\n\nA sum.\n\nNext action: [OUTPUT]\n\n[OUTPUT]\n\n\\boxed{3}"
+"""Of the endpoint: in the form of the seven actions, and right for the first row."""
+
+
 def rows(count: int, **fields: Any) -> Callable[[Path], None]:
     """A maker of a file of rows: sums, with further fields."""
 
@@ -110,13 +115,13 @@ def rows(count: int, **fields: Any) -> Callable[[Path], None]:
     return write
 
 
-def hub(split: str, subset: str = "default", **fields: Any) -> Callable[[Path], None]:
+def hub(*splits: str, subset: str = "default", **fields: Any) -> Callable[[Path], None]:
     """A maker of a folder that is read like a data set of the hub."""
 
     def write(path: Path) -> None:
         path.mkdir(parents=True)
         rows(6, **fields)(path / "rows.jsonl")
-        files = [{"split": split, "path": "rows.jsonl"}]
+        files = [{"split": split, "path": "rows.jsonl"} for split in splits]
         head = yaml.safe_dump({"configs": [{"config_name": subset, "data_files": files}]})
         (path / "README.md").write_text(f"---\n{head}---\n")
 
@@ -150,7 +155,7 @@ def shelf(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         "runs/tiny/sft": sft,
         "runs/tiny/rl": sampled_run,
         "runs/evaluated": evaluated,
-        "openai/gsm8k": hub("test", "main"),
+        "openai/gsm8k": hub("train", "test", subset="main"),
         "HuggingFaceH4/MATH-500": hub("test"),
         "AI-MO/aimo-validation-aime": hub("train"),
         "Qwen/ProcessBench": hub("gsm8k", id="1", problem="2 + 1?", steps=["2 + 1 is 3.", "So 3."], label=-1),
@@ -172,7 +177,7 @@ def shelf(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 @pytest.fixture(scope="session")
 def put() -> Iterator[dict[str, str]]:
     """Words of commands and what stands in their place: a server whose every answer is the same, a job's arguments."""
-    server = Endpoint(lambda body: ["\\boxed{3}"] * body.get("n", 1))
+    server = Endpoint(lambda body: [ANSWER] * body.get("n", 1))
     yield {"http://node1:8000/v1": server.url, "$1": "CONFIG.yaml", "$2": "runs/slurm"}
     server.stop()
 
@@ -212,7 +217,8 @@ def test_documentation__commands_and_snippets_work(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     for name in GIVEN.get(page.name, "").split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(shelf(name))
