@@ -45,8 +45,6 @@ ELSEWHERE = {
     "pyright": ".ci/run runs it",
     "mkdocs ": "tests/test_docs_site.py builds the site",
     ".ci/": "makes an environment of its own",
-    "sbatch ": "needs Slurm",
-    "head=": "a variable of a Slurm job",
     "'head=$(scontrol'": "a variable of a Slurm job",
     "export ": "a variable",
 }
@@ -56,6 +54,7 @@ CHECKED = {
     "torchrun --max-restarts 3": "flags of torchrun within a sentence",
     "srun torchrun ": "several machines",
     "openprime rl configs/rl/tiny.yaml --engine.kind vllm": "needs vLLM: tests/prime/test_loop_vllm.py",
+    "openprime rl configs/rl/lora-24gb.yaml --engine.kind vllm": "needs vLLM: tests/prime/test_loop_vllm.py",
     "openprime rl CONFIG.yaml --model MODEL --engine.kind server": "vLLM's servers: tests/engines/test_server.py",
 }
 """Of these the configuration is read and checked."""
@@ -205,6 +204,59 @@ def kind_of(command: Command) -> tuple[str, str]:
     if command.words[0] == "pytest":
         return "pytest", "tests do not run each other: its names are looked up"
     raise LookupError(f"{text}: neither run nor in a table of tests/test_docs_commands.py")
+
+
+def test_kind_of__every_entry_of_a_table_has_a_command_and_a_command_of_none_is_an_error():
+    parts = [(page.name, part) for page in PAGES for part in parts_of(page.read_text(encoding="utf-8"))]
+    commands = [str(part) for _, part in parts if isinstance(part, Command)]
+    for start in (*ELSEWHERE, *CHECKED, *LONG):
+        assert any(command.startswith(start) for command in commands), start
+    assert {*GIVEN, *COMPILED} <= {name for name, _ in parts}
+    for words in ("make coffee", "python other.py --flag", "curl https://example.org"):
+        with pytest.raises(LookupError):
+            kind_of(Command(1, tuple(words.split())))
+
+
+def test_parts_of__finds_every_form_in_its_order():
+    page = """# Title
+Say `openprime rl
+--help`, not `openprime_rl x`.
+
+```
+a 'b c' && d  # no e
+f \\
+    g
+```
+
+    openprime h
+        i
+
+It says
+
+    an output
+
+1. Item:
+
+    ```python
+    # file.py
+    x = 1
+    ```
+
+```bash
+j $'k\\nl'
+```
+"""
+    found = parts_of(page)
+    assert [(part.line, part.words) for part in found if isinstance(part, Command)] == [
+        (2, ("openprime", "rl", "--help")),
+        (6, ("a", "b c")),
+        (6, ("d",)),
+        (7, ("f", "g")),
+        (11, ("openprime", "h", "i")),
+        (26, ("j", "k\nl")),
+    ]
+    (block,) = [part for part in found if isinstance(part, Block)]
+    assert (block.line, block.file, block.text) == (21, "file.py", "# file.py\nx = 1\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
