@@ -101,13 +101,13 @@ ANSWER = "[ASSESS]\n\nA sum.\n\nNext action: [OUTPUT]\n\n[OUTPUT]\n\n\\boxed{3}"
 """Of the endpoint: in the form of the seven actions, and right for the first row."""
 
 
-def rows(count: int, **fields: Any) -> Callable[[Path], None]:
+def rows(count: int, start: int = 0, **fields: Any) -> Callable[[Path], None]:
     """A maker of a file of rows: sums, with further fields."""
 
     def write(path: Path) -> None:
         found = [
             {"question": f"What is {i} plus {i + 3}?", "answer": f"{i} + {i + 3}\n#### {2 * i + 3}"} | fields
-            for i in range(count)
+            for i in range(start, start + count)
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in found))
 
@@ -151,6 +151,8 @@ def shelf(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         ),
         "responses.jsonl": rows(6, response="#### 3"),
         "answers.jsonl": rows(6, response="#### 3"),
+        "gsm8k-test.jsonl": rows(24, start=100),
+        "aime-2022-2024.jsonl": rows(24, start=200),
         "runs/tiny/sft": sft,
         "runs/tiny/rl": sampled_run,
         "runs/evaluated": evaluated,
