@@ -151,7 +151,8 @@ def command_page(title: str, usage: str, schema: type[BaseModel]) -> str:
             entry.variants.setdefault(setting, []).append(tags)
     text = [f"# {title}\n", usage]
     required = getattr(schema, "required", ())
-    entries = dict(sorted(entries.items(), key=lambda entry: entry[0] not in required))
+    first = [key for key in required if key in entries]
+    entries = {key: entries[key] for key in (*first, *(key for key in entries if key not in first))}
     if required:
         text.append(f"Needed: {', '.join(f'`{key}`' for key in required)}.\n")
     for section in sorted(intros, key=lambda name: (name != "", [*intros].index(name))):
