@@ -4,6 +4,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -62,12 +63,19 @@ def missing_code(text: str) -> list[str]:
     return wrong
 
 
+def is_address(link: str) -> bool:
+    """Whether a link to elsewhere has the form of one; nobody is asked."""
+    parts = urlsplit(link)
+    return parts.scheme == "https" and re.fullmatch(r"(?:[\w-]+\.)+[a-z]{2,}", parts.netloc) is not None
+
+
 def missing_links(document: Path, text: str) -> list[str]:
-    """Relative links to files and headings that are not there."""
+    """Relative links to files and headings that are not there, and links to elsewhere without the form of one."""
     wrong = []
     for pair in LINK.findall(text):
         link = pair[0] or pair[1]
-        if link.startswith(("http://", "https://", "mailto:")):
+        if "://" in link:
+            wrong += [] if is_address(link) else [link]
             continue
         path, _, anchor = link.partition("#")
         target = (document.parent / path) if path else document
@@ -103,5 +111,7 @@ def test_missing_code__finds_what_is_not_there(tmp_path: Path):
     text = "`prime/nothing.py`, `prime/rewards.py::token_rewards`, `prime/rewards.py::nothing`, `mine.py`"
     assert missing_code(text) == ["prime/nothing.py", "prime/rewards.py::nothing"]
     page = tmp_path / "page.md"
-    page.write_text("# A title, here\n[a](#a-title-here) [b](#none) [c](gone.md) [d](https://e.org)\n")
-    assert missing_links(page, page.read_text()) == ["#none", "gone.md"]
+    page.write_text(
+        "# A title, here\n[a](#a-title-here) [b](#none) [c](gone.md) [d](https://e.org) [e](http:/e.org) [f](https://e,org/)\n"
+    )
+    assert missing_links(page, page.read_text()) == ["#none", "gone.md", "http:/e.org", "https://e,org/"]

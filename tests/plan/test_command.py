@@ -20,6 +20,14 @@ def planned(capsys: pytest.CaptureFixture, *args: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def test_plan__files_of_the_package_are_found_from_any_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    here = planned(capsys, RECIPE, *MODEL)
+    monkeypatch.chdir(tmp_path)
+    assert planned(capsys, RECIPE, *MODEL) == here
+
+
 def test_plan__the_published_recipe_by_hand(capsys: pytest.CaptureFixture):
     found = planned(capsys, RECIPE, *MODEL)
     assert found["fits"]

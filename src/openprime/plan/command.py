@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from openprime.config import (
     build,
     find_config,
     merge,
+    package_configs,
     parse_yaml,
     read_config,
     read_tags,
@@ -60,9 +62,9 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     Raises UserError for a configuration or a model that cannot be read.
     """
     run = read_run(config)
-    shape = prm = read_shape(config.architecture or run.model)
+    shape = prm = read_shape(ours(config.architecture) or run.model)
     if isinstance(run, PrimeConfig) and run.prm.model not in ("", run.model):
-        prm = read_shape(config.prm_architecture or run.prm.model)
+        prm = read_shape(ours(config.prm_architecture) or run.prm.model)
     machine = Machine(config.gpus, config.gpu_memory * GiB, config.gpus_per_node, config.pass_rate)
     budget = memory_of(run, machine, shape, prm)
     limit = config.gpu_memory - (RESERVE if run.device != "cpu" else 0.0)
@@ -95,6 +97,12 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         "notes": notes(run, machine, shape),
         **estimate(config, run, shape, prm),
     }
+
+
+def ours(architecture: str) -> str:
+    """An architecture as it is named, or among those that come with the package."""
+    place = package_configs().parent / architecture
+    return str(place) if architecture and place.exists() and not Path(architecture).exists() else architecture
 
 
 def read_run(config: PlanConfig) -> TrainingConfig:
