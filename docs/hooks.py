@@ -1,5 +1,5 @@
-"""What mkdocs adds to these pages when it builds the site: the configuration reference, made from the schema, and the
-contributing guide and changelog of the repository's root."""
+"""What mkdocs adds to these pages when it builds the site: the configuration reference, made from the schema, the
+notebooks, and the contributing guide and changelog of the repository's root."""
 
 import ast
 import inspect
@@ -44,6 +44,9 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     made |= {
         OF_THE_ROOT[name]: (ROOT / name).read_text("utf-8") for name in ("CONTRIBUTING.md", "CHANGELOG.md")
     }
+    made |= {
+        f"notebooks/{path.name}": path.read_text("utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")
+    }
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     return files
@@ -53,7 +56,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to files of the root, and from them, as they are on the site; a page's title where its file stands."""
     for name, page in OF_THE_ROOT.items():
         markdown = re.sub(rf"\]\((\.\./)?{re.escape(name)}", f"]({page}", markdown)
-    markdown = markdown.replace("](docs/", "](")
+    markdown = markdown.replace("](docs/", "](").replace("](../notebooks/", "](notebooks/")
     return re.sub(
         r"\[(?:docs/)?([\w-]+\.md)\]\(\1", lambda found: f"[{title_of(found[1])}]({found[1]}", markdown
     )

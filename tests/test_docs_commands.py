@@ -43,6 +43,7 @@ ELSEWHERE = {
     "pre-commit install": "changes the checkout",
     "ruff ": ".ci/run runs it",
     "pyright": ".ci/run runs it",
+    "jupyter ": "tests/test_notebooks.py runs the notebooks",
     "mkdocs ": "tests/test_docs_site.py builds the site",
     ".ci/": "makes an environment of its own",
     "'head=$(scontrol'": "a variable of a Slurm job",
@@ -59,7 +60,10 @@ CHECKED = {
 }
 """Of these the configuration is read and checked."""
 LONG = {"openprime demo": "minutes, whose settings are its own: tests/commands/test_demo.py, slow"}
-COMPILED = {"CONTRIBUTING.md": "tests/prime/test_new_method.py trains with this method"}
+COMPILED = {
+    "CONTRIBUTING.md": "tests/prime/test_new_method.py trains with this method",
+    "notebooks.md": "tests/test_notebooks.py runs the notebooks, which have all of it",
+}
 """Pages whose Python is not run."""
 
 # What a page presupposes

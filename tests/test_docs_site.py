@@ -116,7 +116,7 @@ def test_reference__says_what_the_schema_says(hooks: ModuleType):
         "ask": "### `kind`\n\n`math` or `code` · default `math`\n\nWhat the template asks for",
         "prm": "### `beta`\n\nnumber ≥ 1e-06, ≤ 1e+06 or `auto` · default `auto`\n\nScale of the log-ratio",
         "evaluate": "### `engine.urls`\n\nlist of texts · default empty · `engine.kind: server`\n\nWhere they listen",
-        "generate": "### `engine.kind`\n\n`transformers`, `vllm` or `server` · default `transformers`\n\n",
+        "generate": "### `engine.kind`\n\n`auto`, `transformers`, `vllm` or `server` · default `auto`\n\n",
         "benchmark": "### `data.split`\n\ntext · default `test`\n\nSplit of a hub data set",
     }.items():
         assert text in pages[page]
