@@ -30,6 +30,11 @@ def hard(prompts, completions, **columns):
     solved = zlib.crc32(prompts[0].encode()) % 10 == 0
     return [float(solved and i % 2) for i, _ in enumerate(completions)]
 
+def long(prompts, completions, **columns):
+    """The longer half of the responses is right."""
+    sizes = sorted(map(len, completions))
+    return [float(len(text) > sizes[len(sizes) // 2 - 1]) for text in completions]
+
 class Breaking:
     """All are wrong; from its 21st call on, the sixth step of four prompts, right or out of time."""
     def __init__(self):
@@ -95,8 +100,16 @@ def test_train__a_frozen_prm_that_is_gamed(model: Path, here: Path, capsys: pyte
     size = ("--rollout.prompts", "8", "--rollout.responses", "8", "--policy.minibatch", "16", "--steps", "15")
     found = rung(rl(model, here / "run", *ALL, *flags, *weights, *size))
     assert found["prm-at-chance"] == 10
-    assert {"process-without-outcome", "entropy-collapse", "truncation-rising"} <= found.keys()
+    assert {"process-without-outcome", "entropy-collapse"} <= found.keys()
     assert "alarm: step 10: prm-at-chance: PRM pairwise accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_train__a_verifier_that_pays_for_length(model: Path, here: Path, seed: str):
+    size = ("--rollout.prompts", "8", "--rollout.responses", "8", "--policy.minibatch", "16", "--steps", "15")
+    flags = ("--algorithm", "outcome", "--data.verifier", "broken:long", "--policy.lr", "3e-3", "--seed", seed)
+    found = rung(rl(model, here / "run", *ALL, *size, *flags))
+    assert "truncation-rising" in found
 
 
 def test_train__a_verifier_that_breaks(model: Path, here: Path):
