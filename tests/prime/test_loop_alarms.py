@@ -107,7 +107,16 @@ def test_train__a_frozen_prm_that_is_gamed(model: Path, here: Path, capsys: pyte
 @pytest.mark.parametrize("seed", ["0", "1"])
 def test_train__a_verifier_that_pays_for_length(model: Path, here: Path, seed: str):
     size = ("--rollout.prompts", "8", "--rollout.responses", "8", "--policy.minibatch", "16", "--steps", "15")
-    flags = ("--algorithm", "outcome", "--data.verifier", "broken:long", "--policy.lr", "3e-3", "--seed", seed)
+    flags = (
+        "--algorithm",
+        "outcome",
+        "--data.verifier",
+        "broken:long",
+        "--policy.lr",
+        "3e-3",
+        "--seed",
+        seed,
+    )
     found = rung(rl(model, here / "run", *ALL, *size, *flags))
     assert "truncation-rising" in found
 
