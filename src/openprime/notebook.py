@@ -8,6 +8,7 @@ wrong; the stop button saves the run and raises `Interrupted`, and `resume=True`
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -153,7 +154,7 @@ def verifiers_of(
     own = {section: plain(settings.get(section, {})) for section in sections}
     if isinstance(own["data"], Mapping) and own["data"].keys() & {"verifier", "verifier_field"}:
         raise UserError("reward and data.verifier both say who judges: leave one out")
-    kind = reward if hasattr(reward, "__qualname__") else type(reward)
+    kind = reward if isinstance(reward, FunctionType | MethodType | type) else type(reward)
     name = f"{kind.__module__}:{kind.__qualname__}"
     over = {section: {"verifier": name, "verifier_field": ""} for section in sections}
     return {name: user_verifier(reward, name)}, merge(over, dict(settings) | own)

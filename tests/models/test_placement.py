@@ -1,12 +1,17 @@
 """Devices by their names; what a command's settings ask for."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from openprime.cli import main
 from openprime.config import PrimeConfig, ScoreConfig
 from openprime.models.lm import Loader
 from openprime.models.placement import SLOW, Placement, pick_device
 from openprime.types import UserError
+from support.tiny_prm import save_prm
 
 
 @pytest.fixture
@@ -78,6 +83,28 @@ def test_placement_notes__bfloat16_on_a_cpu_without_it(
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
     place = Placement(torch.device(device), bfloat16=bfloat16)
     assert (place.notes, Loader(place).notes) == (said * [SLOW], said * [SLOW])
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "score", "ask", "data"])
+def test_placement_notes__are_said_by_commands_that_do_not_train(
+    command: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "What is 2 + 3?", "answer": "5", "response": "5", "outcome": 1}
+    Path("rows.jsonl").write_text(json.dumps(row) + "\n")
+    save_prm(model, Path("prm"))
+    few = "--max-response-tokens 4"
+    words = {
+        "generate": f"{model} --data.source rows.jsonl --responses 2 --verify.workers 1 {few} --out o",
+        "evaluate": f"{model} --benchmark clock --limit 2 --verify.workers 1 {few} --out o",
+        "score": "rows.jsonl --prm prm --out o",
+        "ask": f"{model} hello {few}",
+        "data": f"--data.source rows.jsonl --samples 1 --model {model} --workers 1 --verify.workers 1 {few} --out o",
+    }[command]
+    main([command, *words.split(), "--dtype", "bfloat16"])
+    said = capsys.readouterr()
+    assert f"note: {SLOW}" in " ".join((said.out + said.err).split())
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

@@ -4,7 +4,8 @@ import json
 import math
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +14,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openprime.cli import main
+from openprime.config import PrimeConfig, RLConfig
 from openprime.models import lm
+from openprime.prime import loop
 from openprime.prime.prm import read_settings
+from openprime.run import launch
+from openprime.types import UserError
+from openprime.verifiers.pool import Pool
+from support.ranks import become
 from support.tiny_runs import metrics, records, rl, rl_args, weights
 
 ROLLOUT = {
@@ -423,3 +430,30 @@ def test_train__a_run_leaves_the_process_as_it_was(train: Callable[..., Path]):
     assert not torch.is_inference_mode_enabled()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("rank", "engine", "expected"), [(1, "server", 2), (0, "server", 16), (1, "auto", 2)]
+)
+def test_train__counts_its_verifiers_once_the_ranks_have_met(
+    monkeypatch: pytest.MonkeyPatch, rank: int, engine: str, expected: int
+):
+    """Before, every rank takes itself for the first one, which with servers verifies for all."""
+    counted = []
+
+    @contextmanager
+    def joined(config: RLConfig) -> Iterator[None]:
+        become(monkeypatch, rank, 8)
+        yield
+
+    def build(config: RLConfig, pool: Pool) -> None:
+        counted.append(pool.workers)
+        raise UserError("that is all")
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(loop, "joined", joined)
+    monkeypatch.setattr(loop, "build", build)
+    with pytest.raises(UserError, match="that is all"):
+        loop.train(PrimeConfig.model_validate({"engine": {"kind": engine}}))
+    assert counted == [expected]

@@ -120,7 +120,7 @@ function draw(panes) {  // one PRM, one scale: the 99th percentile, for one outl
   for (const pane of panes) {
     const alike = panes.filter((other) => other.name.prm === pane.name.prm);
     const sizes = alike.flatMap((other) => other.pieces.map(([, reward]) => Math.abs(reward))).sort((a, b) => a - b);
-    pane.draw(sizes[Math.floor(0.99 * (sizes.length - 1))] || 1);
+    pane.draw(sizes[Math.ceil(0.99 * (sizes.length - 1))] || 1);
   }
 }
 

@@ -41,6 +41,8 @@ def ask(config: AskConfig) -> None:
     if out and out.is_dir():
         raise UserError(f"page: {out} is a folder: name a file, such as {out / 'answer.html'}")
     answerers = Answerers(config)
+    for note in place.notes:
+        waiting.print(f"note: {note}")
     with Live(console=waiting, transient=True) as live:
         answerers.load(place, lambda text: live.update(Spinner("dots", Text(text)), refresh=True))
     if config.serve:

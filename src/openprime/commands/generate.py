@@ -8,7 +8,7 @@ from openprime.data.readers import identity, read_prompts
 from openprime.data.records import group_row, row_number, vocabulary_id
 from openprime.engines.make import make_engine
 from openprime.models.hub import load_tokenizer
-from openprime.models.placement import pick_device
+from openprime.models.placement import Placement
 from openprime.prime.rollouts import derive_seed, sample_and_verify
 from openprime.run.console import plain_console
 from openprime.run.folder import check_folder, made_of, open_folder
@@ -24,7 +24,7 @@ def generate(config: GenerateConfig, verifiers: Mapping[str, Verifier] | None = 
     """
     config.check()
     check_folder(config, "generate")
-    pick_device(config.device)  # what is wrong with it is said at once
+    place = Placement.of(config)  # what is wrong with the device is said at once
     console = plain_console()
 
     def say(note: str) -> None:
@@ -34,7 +34,7 @@ def generate(config: GenerateConfig, verifiers: Mapping[str, Verifier] | None = 
         pool.prepare([] if config.data.verifier_field else [config.data.verifier])
         tokenizer = load_tokenizer(config.model)
         data = read_prompts(config.data, tokenizer)
-        for note in data.notes:
+        for note in (*place.notes, *data.notes):
             say(note)
         prompts = pool.admit(data.prompts, say)
         del data  # rows with tests, which `prompts` has packed

@@ -51,6 +51,8 @@ def score(config: ScoreConfig) -> None:
     marks = [{name: row[name] for name in (*PROMPT_FIELDS, "response") if name in row} for row in rows]
     resume_jsonl(out, marks)
     form = suitable(config.prompt, tokenizer)
+    for note in place.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
     prm = ImplicitPRM.from_pretrained(
         config.prm, config.reference, place.device, config.tokens_per_microbatch, place.bfloat16
     )

@@ -173,6 +173,10 @@ class RLConfig(RunConfig):
             raise UserError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
         return notes
 
+    def keeps_samples(self, step: int) -> bool:
+        """Whether responses of a step go to samples.jsonl: of every `sample_every`-th one, and of the last one."""
+        return bool(self.sample_every) and (step % self.sample_every == 0 or step == self.steps)
+
     @property
     def step_delimiter(self) -> str:
         """Text that ends a step of a response; '' where steps play no part."""

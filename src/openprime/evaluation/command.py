@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> None:
     check_folder(config, "evaluate")
     console, tokenizer = Console(markup=False, highlight=False), cache(partial(load_tokenizer, config.model))
     benchmarks = read_benchmarks(config, tokenizer)
-    for note in notes(config, benchmarks):
+    for note in (*Placement.of(config).notes, *notes(config, benchmarks)):
         console.print(f"note: {note}")
     with ExitStack() as pools:
         pool = {

@@ -84,7 +84,7 @@ const Inspector = (() => {
 
   function full(values) { // the strongest colour: the 99th percentile of sizes
     const sizes = values.map(Math.abs).sort((a, b) => a - b);
-    return sizes[Math.floor(0.99 * (sizes.length - 1))] || 1;
+    return sizes[Math.ceil(0.99 * (sizes.length - 1))] || 1;
   }
 
   function tint(share) {

@@ -21,6 +21,7 @@ from openprime.data.template import Messages
 from openprime.engines.make import make_engine
 from openprime.engines.server import MANY, RefusedError, Server, ServerFault
 from openprime.models.hub import load_tokenizer
+from openprime.models.placement import Placement
 from openprime.prime.rollouts import derive_seed
 from openprime.run.jsonl import index_jsonl
 from openprime.types import Group, Prompt, RunError, Sampling, StorageError, UserError
@@ -111,7 +112,7 @@ class Asker:
 
 def make_asker(config: PrepareConfig, folder: Path, console: Console) -> Asker:
     """Whom `config` names. Raises UserError where nobody answers."""
-    model = Endpoint(config, console) if config.endpoint else Local(config)
+    model = Endpoint(config, console) if config.endpoint else Local(config, console)
     own = (config.temperature, config.max_response_tokens, config.seed)
     return Asker(model, folder / "answers.jsonl", *own)
 
@@ -230,8 +231,10 @@ def read_texts(answer: Any, url: str) -> list[str]:
 class Local:
     """A model that is sampled here, by one of the engines."""
 
-    def __init__(self, config: PrepareConfig) -> None:
+    def __init__(self, config: PrepareConfig, console: Console) -> None:
         """Raises UserError where it cannot be loaded."""
+        for note in Placement.of(config).notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
         self.name = config.model
         self.tokenizer = load_tokenizer(config.model)
         self.form = suitable(PromptFormat(), self.tokenizer)

@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: everything that can be wrong is found before any long work."""
 
 import importlib
+from collections.abc import Mapping
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -18,10 +19,15 @@ from openprime.prime.learner import Learner
 from openprime.prime.methods import Method
 from openprime.prime.rollouts import PromptStream, Rollouts, RolloutsAhead
 from openprime.run.console import Clock
-from openprime.run.launch import same_prompts
+from openprime.run.launch import same_prompts, workers
 from openprime.run.run import Run
-from openprime.types import Engine, Prompt
+from openprime.types import Engine, Prompt, Verifier
 from openprime.verifiers.pool import Pool
+
+
+def judges(config: RLConfig, verifiers: Mapping[str, Verifier] | None) -> Pool:
+    """The verifiers of this rank, which has joined the others: with servers the first one verifies for all."""
+    return Pool(config.verify, workers(config.verify, config.engine.kind == "server"), verifiers)
 
 
 def build(

@@ -87,18 +87,13 @@ class Learner:
 
     def gradient_norm(self, batch: Batch, loss: Loss, denominator: float) -> float:
         """Norm of the gradient that `update` would step along, before clipping; no step is taken."""
-        self._backward(batch, loss, denominator)
+        self._backward(batch, loss, denominator, whole_groups=False, candidates=False)
         norm = self._clip(math.inf)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _backward(
-        self,
-        batch: Batch,
-        loss: Loss,
-        denominator: float,
-        whole_groups: bool = False,
-        candidates: bool = False,
+        self, batch: Batch, loss: Loss, denominator: float, whole_groups: bool, candidates: bool
     ) -> tuple[float, Tensor]:
         """Fill the gradients, as `update` says. Returns the loss, and this rank's log-probabilities [B, T]."""
         forward = self.lm.forward_candidates if candidates else self.lm.forward

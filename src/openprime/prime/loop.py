@@ -36,14 +36,13 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from openprime.config import RLConfig
-from openprime.prime.build import build
+from openprime.prime.build import build, judges
 from openprime.prime.measures import process_metrics
 from openprime.prime.methods import check_mismatch, mismatch_limit
 from openprime.prime.rollouts import accuracy
 from openprime.run.alarms import alarms
-from openprime.run.launch import joined, workers
+from openprime.run.launch import joined
 from openprime.types import Batch, Group, Metrics, Verifier
-from openprime.verifiers.pool import Pool
 
 
 def train(config: RLConfig, verifiers: Mapping[str, Verifier] | None = None) -> None:
@@ -51,8 +50,7 @@ def train(config: RLConfig, verifiers: Mapping[str, Verifier] | None = None) -> 
 
     `verifiers`: by name, of this process itself (`Pool`).
     """
-    cores = workers(config.verify, config.engine.kind == "server")
-    with joined(config), Pool(config.verify, cores, verifiers) as pool:
+    with joined(config), judges(config, verifiers) as pool:
         run, policy, method, engine, rollouts, held_out, tokenizer = build(config, pool)
         longest = config.eval.max_response_tokens or config.rollout.max_response_tokens
         evaluate = partial(accuracy, engine, pool, held_out, config.eval.samples, longest, config.seed)
@@ -79,7 +77,7 @@ def train(config: RLConfig, verifiers: Mapping[str, Verifier] | None = None) -> 
                         engine.load(policy.lm.tensors(), step)
                     rewards = {"reward/outcome": float(batch.outcome.mean())} | process_metrics(batch)
                     run.log(rewards | rollouts.metrics | metrics)
-                    if config.sample_every and run.due(config.sample_every):
+                    if config.keeps_samples(step):
                         run.sample(samples(step, groups, batch, tokenizer))
                     if run.due(config.eval.every):
                         with run.measuring("evaluate"):

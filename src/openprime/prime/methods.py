@@ -125,16 +125,11 @@ class Prime(OutcomeOnly):
         gate = skill_gate(learnt.get("prm/skill", 0.0)) if how.skill_gate else 1.0
         weights = how.process_weight * gate, how.outcome_weight
         batch, spread = with_advantages(batch, how, *weights)  # eq. 5
-        if self.samples_next() and all(weights):
+        if self.config.keeps_samples(self.steps + 1) and all(weights):  # it costs time
             with self.clock.phase("policy"):
                 spread |= gradient_cosine(policy, batch, how, weights, self.config.policy)
         batch, improved = self.update(policy, batch)  # eq. 6
         return batch, learnt | spread | improved
-
-    def samples_next(self) -> bool:
-        """Whether the step under way is one whose responses are kept: what costs time is then measured too."""
-        step, every = self.steps + 1, self.config.sample_every
-        return bool(every) and (step % every == 0 or step == self.config.steps)
 
     def state(self) -> dict[str, Any]:
         """The PRM's weights, optimiser and skill, and the steps taken."""
