@@ -199,7 +199,7 @@ def test_gradient_cosine__is_that_of_two_gradients_side_by_side(minibatch: int, 
     expected = torch.nn.functional.cosine_similarity(process, outcome, dim=0)
     learner = Learner(LM(model), config, 1)
     before = copy.deepcopy(learner.state())
-    metrics = gradient_cosine(learner, batch, how, (3.0, 0.5), config)
+    metrics = gradient_cosine(learner, batch, how, config)
     assert metrics == {"policy/gradient_cosine": pytest.approx(float(expected), abs=1e-4)}
     assert 0.01 < abs(float(expected)) < 0.99
     torch.testing.assert_close(learner.state(), before, rtol=0, atol=0)
@@ -210,7 +210,7 @@ def test_gradient_cosine__is_not_a_number_where_a_term_is_nothing():
     how, config = AdvantageConfig(), PolicyConfig()
     batch, model = sampled(5)
     batch = replace(batch, returns=torch.zeros_like(batch.logprobs))
-    metrics = gradient_cosine(Learner(LM(model), config, 1), batch, how, (1.0, 1.0), config)
+    metrics = gradient_cosine(Learner(LM(model), config, 1), batch, how, config)
     assert math.isnan(metrics["policy/gradient_cosine"])
 
 

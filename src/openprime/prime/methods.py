@@ -127,7 +127,7 @@ class Prime(OutcomeOnly):
         batch, spread = with_advantages(batch, how, *weights)  # eq. 5
         if self.config.keeps_samples(self.steps + 1) and all(weights):  # it costs time
             with self.clock.phase("policy"):
-                spread |= gradient_cosine(policy, batch, how, weights, self.config.policy)
+                spread |= gradient_cosine(policy, batch, how, self.config.policy)
         batch, improved = self.update(policy, batch)  # eq. 6
         return batch, learnt | spread | improved
 
@@ -214,16 +214,14 @@ def check_mismatch(lm: LM, batch: Batch, limit: float | Literal["auto"]) -> None
         )
 
 
-def gradient_cosine(
-    policy: Learner, batch: Batch, how: AdvantageConfig, weights: tuple[float, float], config: PolicyConfig
-) -> Metrics:
+def gradient_cosine(policy: Learner, batch: Batch, how: AdvantageConfig, config: PolicyConfig) -> Metrics:
     """Cosine of the policy's gradients along the two terms of eq. 5, where the new policy is still the old one.
 
-    `weights`: of process and outcome. Of the first minibatch's worth of responses. For gradients g and h,
+    Of the first minibatch's worth of responses; the terms' weights do not matter to it. For gradients g and h,
     2 g.h = |g + h|^2 - |g|^2 - |h|^2: three norms, and never two gradients in memory. nan where one of them is 0.
     """
     assert batch.returns is not None
-    terms = weights[0] * batch.returns, weights[1] * outcome_returns(batch, how)  # [B, T] each
+    terms = batch.returns, outcome_returns(batch, how)  # [B, T] each
     token, count = token_weights(batch.response_mask, config.reduction)
     rows = torch.arange(min(config.minibatch, len(batch)), device=batch.returns.device)
 
