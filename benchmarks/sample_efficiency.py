@@ -25,7 +25,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -370,7 +370,7 @@ def main() -> None:
             if protocol == "tuned":
                 points[name] = best(bench, setting, name, grid, args.select)
             found[name] = [bench.run(setting, name, seed, *points[name]) for seed in args.seeds]
-            entry = summary(setting, found, points)
+            entry = summary(found, points, SETTINGS[setting].thresholds)
             show(console, setting, protocol, entry)  # after every method: it takes hours
         show_prms(console, entry)
         report[f"{setting}, {protocol}"] = entry
@@ -399,8 +399,8 @@ def best(bench: Bench, setting: str, name: str, grid: list, seeds: list[int]) ->
     return min(grid, key=cost)
 
 
-def summary(setting: str, found: dict[str, list[Result]], points: dict) -> dict:
-    """What is printed and written of a setting."""
+def summary(found: dict[str, list[Result]], points: dict, thresholds: Sequence[float]) -> dict:
+    """What is printed and written of a setting; `points` are the learning rate and the prompts of each method."""
     baseline = next(iter(found.values()))
     entry: dict = {}
     for name, results in found.items():
@@ -409,7 +409,7 @@ def summary(setting: str, found: dict[str, list[Result]], points: dict) -> dict:
             "collapsed": sum(r.collapsed for r in results),
             "reach": {},
         }
-        for measure, threshold in product(MEASURES, SETTINGS[setting].thresholds):
+        for measure, threshold in product(MEASURES, thresholds):
             ours = [crossing(r.curve(measure), threshold) for r in results]
             theirs = [crossing(r.curve(measure), threshold) for r in baseline]
             ends = [r.curve(measure)[-1][0] for r in baseline]

@@ -126,8 +126,8 @@ class DataConfig(PromptFormat):
     """Where prompts come from and how a row is read."""
 
     source: str = ""
-    """`task:clock` and `task:programs` (embedded), `gym:NAME` (a task of reasoning-gym), a .jsonl, .json or .parquet
-    file, or a data set on the hub."""
+    """`task:clock`, `task:programs` and `task:words` (embedded), `gym:NAME` (a task of reasoning-gym), a .jsonl,
+    .json or .parquet file, or a data set on the hub."""
     subset: str = ""
     """Configuration of a hub data set that has several, such as `main` of openai/gsm8k."""
     split: str = "train"
