@@ -24,7 +24,7 @@ from sample_efficiency import NO_FILTER, Flags, Result, page, show, show_prms, s
 RECIPE = "configs/rl/smollm2-words.yaml"
 THRESHOLDS = (0.3, 0.5, 0.7)
 DISTILL: Flags = (
-    *(*NO_FILTER, "--steps", 14, "--policy.epochs", 1, "--policy.minibatch", 16, "--policy.warmup", 2),
+    *(*NO_FILTER, "--policy.epochs", 1, "--policy.minibatch", 16, "--policy.warmup", 2),
     *("--prm.lr", 1e-4, "--prm.minibatch", 16, "--prm.warmup", 0.1),
 )
 METHODS: dict[str, Flags] = {

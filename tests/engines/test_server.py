@@ -1,6 +1,7 @@
 """vLLM servers: requests, weights, and servers that die, hang, or come back with other weights."""
 
 import gzip
+import itertools
 import json
 import math
 import os
@@ -49,8 +50,9 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK", 0.05)
 
 
-def engine_of(folder: Path, *servers: Fake, timeout: float = 10.0) -> ServerEngine:
-    config = ServerEngineConfig(urls=tuple(server.url for server in servers), timeout=timeout)
+def engine_of(folder: Path, *servers: Fake, timeout: float = 10.0, in_flight: bool = False) -> ServerEngine:
+    urls = tuple(server.url for server in servers)
+    config = ServerEngineConfig(urls=urls, timeout=timeout, in_flight=in_flight)
     (folder / "model").mkdir(exist_ok=True)
     name, weights = str(folder / "model"), folder / "weights"
     return ServerEngine(config, name, TOKENIZER, frozenset({END}), VOCABULARY, 12, 512, weights)
@@ -135,6 +137,65 @@ def test_load__new_weights_are_taken_before_anything_is_sampled(fake: Servers, t
         assert set(got) == set(weights)
         assert all(torch.equal(got[name], weights[name] + 3) for name in weights)
     assert len(list((tmp_path / "weights").iterdir())) <= 2  # old ones are deleted
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_load__in_flight_servers_take_new_weights_in_mid_response(
+    fake: Servers, tmp_path: Path, in_flight: bool
+):
+    """Else they get them with the next call. A group has the version that its first tokens are from."""
+    servers = [fake(), fake()]
+    engine, prompts = engine_of(tmp_path, *servers, in_flight=in_flight), numbered(24)
+    ready(engine, *servers)
+    for server in servers:
+        server.seconds = 0.1
+    loaded: list[int] = []
+
+    def load_once() -> None:
+        if not loaded and all(server.asked for server in servers):
+            loaded.append(sum(len(server.asked) for server in servers))
+            engine.load([("a.weight", torch.ones(3))], 1)
+
+    groups = engine.generate(prompts, SAMPLING, 1, load_once)
+    versions = [group.policy_version for group in groups]
+    assert 0 < loaded[0] < 24
+    if in_flight:
+        assert {server.version for server in servers} == {engine.source.tag}
+        assert versions.count(0) >= loaded[0]
+        assert versions.count(1) > 0
+    else:
+        assert {server.version for server in servers} == {f"{engine.name}-0"}
+        assert versions == [0] * 24
+    assert not any(server.paused for server in servers)
+    assert engine.rejected == 0
+    later = engine.generate(prompts, SAMPLING, 1)
+    assert_right(later, prompts, 1, 1)
+    for group, other in zip(groups, later, strict=True):
+        assert group.responses == other.responses
+    assert [len(server.taken) for server in servers] == [2, 2]
+
+
+def test_load__in_flight_no_folder_is_deleted_that_a_server_is_reading(fake: Servers, tmp_path: Path):
+    """New weights come faster than servers take them."""
+    server = fake(seconds=0.02)
+    engine = engine_of(tmp_path, server, in_flight=True)
+    real, versions = server.reply, itertools.count(1)
+
+    def reply(path: str, body: dict | None) -> tuple[int, object]:
+        if path == "/collective_rpc":
+            time.sleep(0.05)
+            assert body is not None
+            assert Path(body["args"][0]).is_dir()
+        return real(path, body)
+
+    server.reply = reply
+
+    def load() -> None:
+        if (version := next(versions)) < 30:
+            engine.load([("a.weight", torch.ones(3))], version)
+
+    engine.generate(numbered(40), SAMPLING, 1, load)
+    assert len(server.taken) > 2
 
 
 def test_load__cuts_weights_into_files(fake: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -524,7 +585,8 @@ NONSENSE = [None, 3, "text", [], {}, {"success": 1, "weight_version": ["x"]}, b"
 
 
 @pytest.mark.parametrize(
-    "path", ["/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/weight_info"]
+    "path",
+    ["/pause", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/resume", "/weight_info"],
 )
 @pytest.mark.parametrize("answer", NONSENSE, ids=repr)
 def test_generate__nonsense_of_another_endpoint_is_a_fault_of_the_server(

@@ -12,8 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from openprime.cli import main
+from openprime.config import ServerEngineConfig
+from openprime.engines.server import ServerEngine
+from openprime.models.hub import load_model, load_tokenizer
+from openprime.types import Prompt, Sampling
 from support import rank_runs
 from support.tiny_runs import CLOCK, PYTHONPATH, RL, SFT, metrics, records, start, wait_for, weights
 
@@ -210,6 +216,64 @@ def test_train_vllm__sampling_ahead_of_the_trainer(server, sft: Path, tmp_path: 
     assert all(row["policy/importance_mean"] > 0 for row in rows)
     info = json.loads(urllib.request.urlopen(f"{url}/weight_info").read())
     assert info["weight_version"].endswith("-6")  # the last evaluation's
+
+
+def tokens_of(url: str) -> float:
+    """Tokens that a server has sampled."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total"))
+
+
+@pytest.mark.timeout(1800)
+def test_server_engine__in_flight_a_response_goes_on_from_the_new_weights(three, sft: Path, tmp_path: Path):
+    """Its first tokens have the log-probabilities of the old model, its later ones those of the new model alone."""
+    old, new = load_model(str(sft)), load_model(str(sft))
+    with torch.no_grad():
+        for weight in new.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    urls = tuple(url for url, _ in three[1:])
+    prompt = Prompt("p", tuple(load_tokenizer(str(sft))("Start four").input_ids), "", None)
+    size = old.config.vocab_size
+    engine = ServerEngine(
+        ServerEngineConfig(urls=urls, in_flight=True),
+        *(str(sft), load_tokenizer(str(sft)), frozenset(), size, 8, 512, tmp_path / "weights"),
+    )
+    engine.generate([prompt] * 4, Sampling(1, 4), 0)  # both have the first weights
+    before = [tokens_of(url) for url in urls]
+    loaded: list[bool] = []
+
+    def load_once() -> None:
+        if not loaded and all(tokens_of(url) > begun + 40 for url, begun in zip(urls, before, strict=True)):
+            loaded.append(True)
+            engine.load(((name, weight.detach()) for name, weight in new.named_parameters()), 1)
+
+    # At most 2,048 tokens on a server, which it can compute anew at once.
+    groups = engine.generate([prompt] * 2, Sampling(4, 480), 5, load_once)
+    assert [group.policy_version for group in groups] == [0] * 2
+
+    def under(model: PreTrainedModel, tokens: tuple[int, ...]) -> torch.Tensor:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt.token_ids + tokens])).logits[
+                0, len(prompt.token_ids) - 1 : -1
+            ]
+        return logits.log_softmax(-1)[range(len(tokens)), list(tokens)]
+
+    switched = 0
+    for response in (response for group in groups for response in group.responses):
+        assert len(response.token_ids) == 480
+        got = torch.tensor(response.logprobs)
+        first, then = ((under(model, response.token_ids) - got).abs() < 2e-3 for model in (old, new))
+        (places,) = (~first).nonzero(as_tuple=True)
+        if len(places):
+            switched += 1
+            assert 0 < places[0] < 480
+            assert then[places[0] :].all()
+        assert not first.all() or not then.all()
+    assert switched  # the other server may have been done before
+    assert {
+        json.loads(urllib.request.urlopen(f"{url}/weight_info").read())["weight_version"] for url in urls
+    } == {engine.source.tag}
 
 
 @pytest.mark.timeout(1800)

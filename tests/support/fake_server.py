@@ -33,6 +33,7 @@ class Fake:
     asked: list[dict] = field(default_factory=list)
     """Completions, in order."""
     resets: int = 0
+    paused: bool = False
     waited: int = 0
     """Completions that hung to their end."""
 
@@ -48,6 +49,7 @@ class Fake:
     def start(self) -> None:
         """Listen, on the same port as before; with the weights that vLLM would be started with."""
         self.weights = self.version = "default"
+        self.paused = False
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -92,21 +94,25 @@ class Fake:
         self.server.server_close()
 
     def reply(self, path: str, body: dict | None) -> tuple[int, object]:
+        if path in ("/pause", "/resume"):
+            self.paused = path == "/pause"
         if path in self.elsewhere:
             return 200, self.elsewhere[path]
+        if path in ("/pause", "/resume"):
+            return 200, {"status": "done"}
         if path == "/server_info":
             model = {"logprobs_mode": self.logprobs_mode, "max_model_len": self.max_model_len}
             parallel = {"worker_extension_cls": self.extension}
             return 200, {"vllm_config": {"model_config": model, "parallel_config": parallel}}
         if path == "/weight_info":
             return 200, {"weight_version": self.version}
-        assert body is not None or path == "/reset_prefix_cache"
         if path == "/reset_prefix_cache":
             self.resets += 1
             return 200, {"success": True}
         assert body is not None
         if path == "/collective_rpc":
             assert body["method"] == "take_weights"
+            assert self.paused  # no token is sampled from half of them
             (self.weights,) = body["args"]
             self.taken.append(self.weights)
             return 200, {"results": [None]}
@@ -119,8 +125,9 @@ class Fake:
         if self.hangs:
             self.released.wait(30)
             self.waited += 1
-        elif self.seconds:
-            time.sleep(self.seconds)
+        end = time.monotonic() + self.seconds
+        while (self.paused or time.monotonic() < end) and not self.released.is_set():
+            time.sleep(0.001)
         if self.released.is_set():
             return 500, {"error": "dead"}
         if len(body["prompt"]) + body["max_tokens"] > self.max_model_len:

@@ -169,6 +169,11 @@ class RLConfig(RunConfig):
             raise UserError(
                 "rollout.max_staleness samples beside the trainer: set engine.kind=server as well"
             )
+        if self.engine.kind == "server" and self.engine.in_flight and not self.rollout.max_staleness:
+            raise UserError(
+                "engine.in_flight hands weights over during sampling, but nothing is sampled while the policy is "
+                "trained: set rollout.max_staleness as well"
+            )
         if self.filter.low > self.filter.high:
             raise UserError(f"filter.low={self.filter.low} is above filter.high={self.filter.high}")
         return notes

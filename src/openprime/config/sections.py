@@ -384,6 +384,9 @@ class ServerEngineConfig(Section):
     shared_folder: str = ""
     """In training: a folder that they and the trainer see under the same path; new weights go through it. Empty:
     `weights` in `out`."""
+    in_flight: bool = False
+    """Hand new weights over while servers sample ahead of the trainer (rollout.max_staleness): responses under way go
+    on from them. Otherwise a server gets them when it has answered all that was asked of it."""
 
 
 EngineConfig = Annotated[

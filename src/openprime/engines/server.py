@@ -78,9 +78,19 @@ class Source:
     """Weights of one version, where servers find them."""
 
     path: str
-    tag: str
-    """The version's name, unlike that of any other run's weights."""
+    run: str
+    """The run's name, unlike that of any other."""
     version: int
+
+    @property
+    def tag(self) -> str:
+        """The version's name on servers."""
+        return f"{self.run}-{self.version}"
+
+    def precedes(self, tag: object) -> bool:
+        """Whether a name is that of this version or of a later one of the run."""
+        run, _, version = str(tag).rpartition("-")
+        return run == self.run and version.isdecimal() and int(version) >= self.version
 
 
 @dataclass(eq=False, slots=True)
@@ -91,8 +101,8 @@ class Server:
     timeout: float
     headers: dict[str, str] = field(default_factory=dict)
     """Sent with every request."""
-    tag: str = ""
-    """The weights it has, as far as we know; empty: not known, or it is down."""
+    has: Source | None = None
+    """Its weights, as far as we know; None: not known, or it is down."""
     running: int = 0
     """Prompts that it is working on."""
     open: set[Any] = field(default_factory=set)
@@ -150,12 +160,18 @@ class Server:
         return answer[key]
 
     def take(self, source: Source) -> None:
-        """Have it take weights over and forget what it cached of older ones. Nothing may be running on it."""
+        """Have it take weights over and forget what it cached of older ones.
+
+        Responses that it is working on stand still meanwhile and go on from the new weights: what they read of their
+        beginnings is computed anew.
+        """
+        self.ask("POST", "/pause?mode=keep")
         self.ask("POST", "/collective_rpc", {"method": "take_weights", "args": [source.path]})
-        if self.told("POST", "/reset_prefix_cache", "success") is not True:
+        if self.told("POST", "/reset_prefix_cache?reset_running_requests=true", "success") is not True:
             raise ServerFault(f"{self.url}: its prefix cache could not be reset; does somebody else use it?")
         self.ask("POST", "/update_weight_version", {"new_version": source.tag})
-        self.tag = source.tag
+        self.ask("POST", "/resume")
+        self.has = source
 
     def complete(
         self,
@@ -166,7 +182,7 @@ class Server:
         vocabulary: int,
         source: Source,
     ) -> list["Choice"]:
-        """Its responses to one prompt, all of them sampled whole and from the weights of `source`."""
+        """Its responses to one prompt, all of them sampled whole, from the weights of `source` or later ones."""
         body = {
             "prompt": list(prompt.token_ids),
             "n": sampling.responses,
@@ -188,7 +204,7 @@ class Server:
             raise WrongAnswerError(f"{self.url}: a wrong answer to {prompt.id}: {error}") from error
         # A server that was started anew in between has other weights.
         has = self.told("GET", "/weight_info", "weight_version")
-        if has != source.tag:
+        if not source.precedes(has):
             raise ServerFault(f"{self.url}: it has the weights {_shown(has)}, not {source.tag!r}")
         return choices
 
@@ -319,15 +335,15 @@ class ServerEngine:
         self.servers = [Server(url.rstrip("/"), config.timeout) for url in config.urls]
         self.tokenizer, self.end_tokens, self.sequences = tokenizer, end_tokens, sequences
         self.longest, self.folder, self.timeout = longest, folder.absolute(), config.timeout
-        self.bfloat16, self.vocabulary = bfloat16, vocabulary
+        self.bfloat16, self.vocabulary, self.in_flight = bfloat16, vocabulary, config.in_flight
         self.rejected = 0
         """Answers that could not be what was asked for, and were sampled again: elsewhere, if there is an elsewhere."""
         self.name = on_first(lambda: uuid.uuid4().hex[:8])
         local = Path(model)
-        self.source = Source(str(local.absolute()) if local.is_dir() else model, f"{self.name}-0", 0)
+        self.source = Source(str(local.absolute()) if local.is_dir() else model, self.name, 0)
         self.in_use = self.source
         self.lock = threading.Lock()
-        """One call of `generate` at a time: weights change between calls only."""
+        """One call of `generate` at a time: weights change between calls only, unless `in_flight`."""
         self.choosing = threading.Lock()
         """`source` and `in_use` do not change while it is held: a folder of theirs is not deleted."""
         on_first(self._inspect)
@@ -340,23 +356,25 @@ class ServerEngine:
             )
 
     def load(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Write new policy weights, under their Hugging Face names; servers take them with the next `generate`.
+        """Write new policy weights, under their Hugging Face names; servers take them with the next `generate`, or,
+        in flight, during the one that is under way.
 
         Under torchrun all ranks must call it: the first one writes, the others only go through the tensors. Raises
         StorageError, on every rank, where they cannot be written.
         """
-        tag, tensors = f"{self.name}-{version}", iter(named_tensors)
+        tensors = iter(named_tensors)
+        source = Source(str(self.folder / f"{self.name}-{version}"), self.name, version)
 
         def write() -> None:
             try:
                 if first():
-                    self._write(tensors, tag)
+                    self._write(tensors, source.tag)
             finally:
                 deque(tensors, maxlen=0)  # gathering one may take all ranks
 
         together(write)
         with self.choosing:
-            self.source = Source(str(self.folder / tag), tag, version)
+            self.source = source
             kept = {self.source.path, self.in_use.path}
         for old in self.folder.iterdir() if first() else ():
             if str(old) not in kept:
@@ -392,26 +410,31 @@ class ServerEngine:
     ) -> list[Group]:
         """As `Engine.generate` says. Raises EngineError where no server is left for `timeout` seconds."""
         with self.lock:
-            with self.choosing:
-                self.in_use = source = self.source
+            source = self._newest()
             slots = max(1, self.sequences // sampling.responses)  # prompts at a time on each server
             groups: list[Group | None] = [None] * len(prompts)
             waiting = deque(range(len(prompts)))
             failed: list[list[Server]] = [[] for _ in prompts]  # the servers that failed over each prompt
-            running: dict[Future, tuple[int, Server]] = {}  # place of the prompt; -1: taking weights
+            running: dict[Future, tuple[int, Server, Source]] = {}  # place of the prompt; -1: taking weights
             looked: dict[str, float] = {}  # when a server was last asked to take weights
             answered = time.monotonic()
             pool = ThreadPoolExecutor(len(self.servers) * (slots + 1))
             try:
-                while waiting or any(i >= 0 for i, _ in running.values()):
+                while waiting or any(i >= 0 for i, _, _ in running.values()):
                     now = time.monotonic()
-                    busy = {server.url for i, server in running.values() if i < 0}
+                    taking = [server for i, server, _ in running.values() if i < 0]
+                    if self.in_flight and not taking:
+                        source = self._newest()
                     for server in self.servers:
                         due = now - looked.get(server.url, -LOOK) >= LOOK
-                        if server.tag != source.tag and not server.running and server.url not in busy and due:
+                        free = (self.in_flight or not server.running) and server not in taking
+                        if server.has != source and free and due:
                             looked[server.url] = now
-                            running[pool.submit(server.take, source)] = (-1, server)
-                    alive = [s for s in self.servers if s.tag == source.tag]
+                            running[pool.submit(server.take, source)] = (-1, server, source)
+                            taking.append(server)
+                    # In flight a server works with older weights until it is its turn to take new ones.
+                    alive = [s for s in self.servers if s.has == source or (self.in_flight and s.has)]
+                    alive = [s for s in alive if s not in taking]
                     while waiting and any(s.running < slots for s in alive):
                         i = waiting[0]
                         others = [s for s in alive if s not in failed[i]] or alive
@@ -421,14 +444,15 @@ class ServerEngine:
                         waiting.popleft()
                         room = self.longest - len(prompts[i].token_ids)
                         asked = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-                        call = (prompts[i], asked, prompt_seed(seed, first + i), self.end_tokens)
-                        running[pool.submit(server.complete, *call, self.vocabulary, source)] = (i, server)
+                        own, oldest = prompt_seed(seed, first + i), server.has or source
+                        call = (prompts[i], asked, own, self.end_tokens, self.vocabulary, oldest)
+                        running[pool.submit(server.complete, *call)] = (i, server, oldest)
                         server.running += 1
                     if not running:  # all are down
                         time.sleep(0.05)
                     done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                     for future in done:
-                        i, server = running.pop(future)
+                        i, server, oldest = running.pop(future)
                         server.running -= i >= 0
                         try:
                             choices = future.result()
@@ -436,9 +460,9 @@ class ServerEngine:
                             if isinstance(fault, WrongAnswerError):
                                 self.rejected += 1
                                 print(f"\n{fault} (rejected answer {self.rejected})", flush=True)
-                            elif server.tag:
+                            elif server.has:
                                 print(f"\n{fault}: going on without it until it answers again", flush=True)
-                            server.tag = ""
+                            server.has = None
                             if i >= 0:
                                 waiting.appendleft(i)
                                 failed[i].append(server)
@@ -447,10 +471,10 @@ class ServerEngine:
                                     raise EngineError(why) from fault
                             continue
                         if i >= 0:
-                            groups[i] = group = self._group(prompts[i], choices, source.version)
+                            groups[i] = group = self._group(prompts[i], choices, oldest.version)
                             if finished is not None:
                                 finished(group)
-                    if any(server.tag == source.tag for server in self.servers):
+                    if alive:
                         answered = time.monotonic()
                     elif time.monotonic() - answered > self.timeout:
                         raise EngineError(
@@ -469,6 +493,12 @@ class ServerEngine:
                 for server in self.servers:
                     server.running = 0
             return [group for group in groups if group is not None]
+
+    def _newest(self) -> Source:
+        """The newest weights, from now on in use."""
+        with self.choosing:
+            self.in_use = self.source
+            return self.in_use
 
     def _group(self, prompt: Prompt, choices: list[Choice], version: int) -> Group:
         """A group from a server's responses to a prompt."""
