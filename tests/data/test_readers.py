@@ -233,6 +233,17 @@ def test_read_prompts__shapes_are_recognised(source, tokenizer, row, messages, a
     assert tokenizer.decode(prompt.token_ids) == "<|user|>1+1?<|end|><|assistant|>"
 
 
+def test_read_prompts__a_token_is_one_object_in_all_prompts(source, tokenizer):
+    """A number of its own for each would take four times the memory."""
+    read = read_prompts(
+        DataConfig(source=source([{"prompt": f"What is {i} plus 7?", "answer": "8"} for i in range(50)])),
+        tokenizer,
+    )
+    ids = [token for prompt in read.prompts for token in prompt.token_ids]
+    assert len(ids) > 500
+    assert len({id(token) for token in ids}) == len(set(ids))
+
+
 def test_read_prompts__verl_parquet_with_an_array_of_structs(tmp_path, tokenizer):
     rows = [
         {"data_source": "math", "prompt": [{"role": "system", "content": "s"}, *USER], "ability": "math"},

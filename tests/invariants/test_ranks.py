@@ -140,6 +140,25 @@ def test_trap_02__any_number_of_ranks_does_what_one_process_does(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["prime", "lora", "distill"])
+def test_ranks__two_copies_in_two_shares_each_do_what_one_process_does(
+    model: Path, tmp_path: Path, run: Callable, kind: str
+):
+    """Hybrid sharding; checkpoints are those of any other number of ranks."""
+    one, copies = run(1, kind), ("--parallel.replicas", "2")
+    args = rl_args(model, tmp_path / "run", *FLAGS, *KINDS[kind])
+    on_ranks(4, [*args, *copies])
+    assert_equal_to_rounding(tmp_path / "run", one)
+    for ranks, flags in ((1, ()), (2, ()), (4, copies)):
+        resumed = back_to(1, tmp_path / "run", tmp_path / f"on-{ranks}")
+        on_ranks(ranks, [*rl_args(model, resumed, *FLAGS, *KINDS[kind]), *flags, "--resume"])
+        assert_equal_to_rounding(resumed, one)
+    resumed = back_to(2, tmp_path / "on-2", tmp_path / "again")
+    on_ranks(4, [*rl_args(model, resumed, *FLAGS, *KINDS[kind]), *copies, "--resume"])
+    assert_equal_to_rounding(resumed, one)
+
+
+@pytest.mark.slow
 def test_ranks__bfloat16_on_two_ranks_is_near(model: Path, tmp_path: Path):
     """The weights of blocks are rounded before the matrix products instead of in them."""
     flags = (*FLAGS, "--dtype", "bfloat16", "--steps", "1", "--filter.low", "0", "--filter.high", "1")

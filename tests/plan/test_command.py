@@ -37,6 +37,10 @@ def test_plan__the_published_recipe_by_hand(capsys: pytest.CaptureFixture):
         assert sizes["weights"] == pytest.approx(3 * 4 * P / 8 / 2**30)
         assert sizes["optimiser"] == pytest.approx(2 * 8 * P / 8 / 2**30)
     assert found["phases"]["policy"]["gradients"] == pytest.approx(4 * P / 8 / 2**30)
+    assert found["checkpoint"] == pytest.approx(
+        2 * 12 * P / 2**30
+    )  # weights and two moments of policy and PRM
+    assert found["checkpoints"] == 3
     assert found["steps"] == 592
     step = found["step"]
     # Half of the groups pass, and the recipe draws 1.5 standard deviations of their number more.
@@ -48,6 +52,16 @@ def test_plan__the_published_recipe_by_hand(capsys: pytest.CaptureFixture):
     seconds = step["training_flops"] / (8 * 312e12 * 0.35) + step["sampling_flops"] / (8 * 312e12 * 0.1)
     assert found["hours"] == pytest.approx(592 * seconds / 3600)
     assert found["cost"] == pytest.approx(found["hours"] * 8 * 2)
+
+
+def test_plan__copies_of_models_have_fewer_ranks_each(capsys: pytest.CaptureFixture):
+    flat, copies = (
+        planned(capsys, RECIPE, *MODEL, "--gpus", "16", "--set", f"parallel.replicas={n}")["phases"]["policy"]
+        for n in (1, 2)
+    )
+    for part, size in flat.items():
+        shared = part in ("weights", "optimiser", "gradients")
+        assert copies[part] == pytest.approx(2 * size if shared else size)
 
 
 def test_plan__measured_rates_take_the_place_of_assumed_ones(capsys: pytest.CaptureFixture):
@@ -127,6 +141,7 @@ def test_plan__the_table_says_what_fits_and_what_was_assumed(capsys: pytest.Capt
         "policy: 494,032,768 parameters",
         "on a base that is there already",
         "fits:",
+        "a checkpoint: 0.",
         "half of the longest",
     )
     assert all(words in out for words in (*said, "GPU hours"))

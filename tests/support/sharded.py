@@ -30,7 +30,9 @@ def check(name: str, folder: Path, tokenizer) -> None:
     for key, parameter in parts.named_parameters():
         assert isinstance(parameter, DTensor), key
         assert parameter.to_local().numel() < parameter.numel() or parameter.shape[0] == 1, key
-    for key, tensor in named_tensors(parts):
+    copies = load_trained(str(folder / "whole"), Placement(replicas=world()))  # one on every rank
+    assert all(parameter.to_local().shape == parameter.shape for parameter in copies.parameters())
+    for key, tensor in (*named_tensors(parts), *named_tensors(copies)):
         assert torch.equal(tensor, expected[key]), key
     # Every rank its own rows, in one sum over all of them; the second rank has a row less.
     generator = torch.Generator().manual_seed(7)

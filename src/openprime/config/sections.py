@@ -599,6 +599,10 @@ class EvalConfig(Section):
 class ParallelConfig(Section):
     """How several ranks share a run that torchrun starts."""
 
+    replicas: Positive = 1
+    """Copies of every model, each in shares over as many consecutive ranks: where it is the number of machines, weights
+    are gathered within a machine, and only gradients travel between them."""
+
     shard: bool = False
     """Keep models as several ranks do in a single process too: so that cpu_offload fits a model on one GPU, or to try
     on one GPU what several will do."""

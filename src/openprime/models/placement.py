@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from openprime.config import DeviceConfig, RunConfig
+from openprime.ranks import world
 from openprime.types import UserError
 
 SLOW = "dtype=bfloat16: this CPU has no instructions for it; float32, which auto is on a CPU, is several times faster"
@@ -24,16 +25,25 @@ class Placement:
     """Sharded weights stay in the host's memory; the GPU holds the block at work."""
     shard: bool = False
     """A single process keeps its weights as several ranks do."""
+    replicas: int = 1
+    """Copies of a model among the ranks, each in shares over its part of them."""
 
     @classmethod
     def of(cls, config: DeviceConfig) -> "Placement":
-        """What a command's settings ask for. Raises UserError for a device that is not there."""
+        """What a command's settings ask for. Raises UserError for a device that is not there, and for copies that
+        cannot be shared evenly.
+        """
         device = pick_device(config.device)
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and fast)
         if not isinstance(config, RunConfig):
             return cls(device, bfloat16)
-        return cls(device, bfloat16, config.parallel.cpu_offload, config.parallel.shard)
+        parallel = config.parallel
+        if world() % parallel.replicas:
+            raise UserError(
+                f"parallel.replicas={parallel.replicas}: {world()} ranks cannot be divided into as many equal parts"
+            )
+        return cls(device, bfloat16, parallel.cpu_offload, parallel.shard, parallel.replicas)
 
     @property
     def notes(self) -> list[str]:

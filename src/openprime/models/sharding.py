@@ -1,16 +1,18 @@
 """Models in shares: FSDP2 over the ranks of a run, each of which reads, keeps and trains its share of the weights."""
 
 import copy
+from functools import cache
 from pathlib import Path
 from types import MethodType
 
 import torch
+import torch.distributed as dist
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -26,7 +28,7 @@ from openprime.models.gguf import gguf_file
 from openprime.models.hub import load_model, persistent_buffers, read_architecture, read_generation
 from openprime.models.logprobs import whole_logprobs
 from openprime.models.placement import Placement
-from openprime.ranks import on_first, world
+from openprime.ranks import together, world
 from openprime.types import UserError
 
 NAMES = (
@@ -58,7 +60,8 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
     materialise(model, torch.device("cpu") if place.cpu_offload else place.device)
     folder = name
     if not Path(name).is_dir():
-        folder = on_first(lambda: snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+        # On every rank: machines have caches of their own. Those of one machine wait for the first one's files.
+        folder = together(lambda: snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
     wanted = dict(model.named_parameters()) | persistent_buffers(model)
     try:
         # Reads the slices of a safetensors file that a rank's shares need.
@@ -87,13 +90,15 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
 def shard(model: PreTrainedModel, place: Placement) -> None:
     """Spread a model's weights over the ranks, in place; a single process keeps it as it is, without `place.shard`.
 
+    With `place.replicas` each of as many parts of the ranks has the whole model in shares.
+
     Masters are float32. With bfloat16 the blocks' weights are gathered in bfloat16 for the forward and
     backward pass; embeddings, head and last norm in float32, so that logits are what they are in one
     process (trap 11). Gradients are averaged over ranks in float32.
     """
     if world() == 1 and not place.shard:
         return
-    mesh = init_device_mesh(place.device.type, (world(),))
+    mesh = mesh_of(place.device.type, place.replicas, dist.group.WORLD)
     offload = CPUOffloadPolicy() if place.cpu_offload else OffloadPolicy()
     # Activations keep their precision: autocast decides, as it does in one process.
     narrow = torch.bfloat16 if place.bfloat16 else None
@@ -105,6 +110,16 @@ def shard(model: PreTrainedModel, place: Placement) -> None:
     # The head's weight is needed beside the model's own forward: gather it around both.
     setattr(model, "response_logprobs", MethodType(whole_logprobs, model))  # noqa: B010
     register_fsdp_forward_method(model, "response_logprobs")
+
+
+@cache
+def mesh_of(device: str, replicas: int, ranks: dist.ProcessGroup) -> DeviceMesh:
+    """The ranks as FSDP2 wants them, one mesh for all models: shares; with replicas, these by the shares of each."""
+    if replicas == 1:
+        return init_device_mesh(device, (ranks.size(),))
+    return init_device_mesh(
+        device, (replicas, ranks.size() // replicas), mesh_dim_names=("replicas", "shares")
+    )
 
 
 def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:

@@ -94,6 +94,8 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         "fits": fit,
         "changes": [] if fit else advise(changes(run, config.gpus), fits),
         "host": {name: size / GiB for name, size in budget.host.items() if size},
+        "checkpoint": budget.checkpoint / GiB,
+        "checkpoints": run.keep + 1,
         "notes": notes(run, machine, shape),
         **estimate(config, run, shape, prm),
     }
@@ -190,6 +192,10 @@ def notes(run: TrainingConfig, machine: Machine, shape: Shape) -> list[str]:
     ]
 
 
+DISK = 2.0
+"""GiB that are written a second, all ranks together."""
+
+
 def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) -> dict[str, Any]:
     """Tokens, FLOPs, hours and cost, and what was assumed for them."""
     if isinstance(run, RLConfig):
@@ -259,6 +265,9 @@ def show(found: dict[str, Any], console: Console) -> None:
         say("  - " + "; ".join(group))
     host = ", ".join(f"{name} {size:,.0f}" for name, size in found["host"].items())
     say(f"memory of a node: {sum(found['host'].values()):,.0f} GiB ({host})")
+    size = found["checkpoint"]
+    speed = f"{size / DISK:,.0f} s at {DISK:g} GiB/s"
+    say(f"a checkpoint: {size:,.1f} GiB, {speed}; at most {found['checkpoints']} on the disk")
     step = found["step"]
     for what, tokens in (("sampled", step["sampled_tokens"]), ("trained on", step["trained_tokens"])):
         kind = "sampling" if what == "sampled" else "training"

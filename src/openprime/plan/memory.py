@@ -124,6 +124,8 @@ class Budget:
     """Of these what is there all the time."""
     host: Bytes
     """Bytes of a node's memory, by what needs them."""
+    checkpoint: float
+    """Bytes on the disk."""
 
     @property
     def peak(self) -> float:
@@ -168,9 +170,10 @@ OWN = ("auto", "transformers")
 def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape) -> Budget:
     """Bytes on each device, phase by phase, for the longest sequences that the configuration allows."""
     models, bfloat16, ranks = parts_of(config, shape, prm), is_bfloat16(config), machine.ranks
+    shares = ranks / config.parallel.replicas
     offload = config.parallel.cpu_offload
     sharded = ranks > 1 or offload or config.parallel.shard
-    there = 0 if offload else 1 / ranks
+    there = 0 if offload else 1 / shares
     adapters = sum(part.trainable for part in models if part.lora)  # whole on every rank
     resident = {
         "weights": 4 * (there * (sum(part.held for part in models) - adapters) + adapters),
@@ -191,12 +194,13 @@ def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape
         tokens = micro_batch_tokens(part.optimizer, longest, config.device)
         if part.trained:
             again = -(-rows * longest // tokens) > 1  # micro-batches, on the longest sequences
-            own = 0 if offload else part.trainable / (1 if part.lora else ranks)
+            own = 0 if offload else part.trainable / (1 if part.lora else shares)
             found = training_bytes(part, tokens, again, own, sharded, bfloat16, config.device != "cpu")
         else:
             found = scoring_bytes(part.shape, tokens, sharded, bfloat16, config.device != "cpu")
         phases["training" if part.role == "model" else part.role] = resident | of_batch | found
-    return Budget(phases, resident, host_bytes(config, machine, models))
+    saved = 12.0 * sum(part.trainable for part in models)  # weights and AdamW's two moments
+    return Budget(phases, resident, host_bytes(config, machine, models), saved)
 
 
 def candidate_bytes(config: DistillRLConfig, shape: Shape) -> float:
@@ -337,7 +341,9 @@ def host_bytes(config: TrainingConfig, machine: Machine, models: list[Part]) -> 
     trainable, held = sum(p.trainable for p in models), sum(p.held for p in models)
     return {
         "processes": 3.0 * GiB * ranks,
-        "offloaded": share * (4 * held + 12 * trainable) if config.parallel.cpu_offload else 0.0,
+        "offloaded": config.parallel.replicas * share * (4 * held + 12 * trainable)
+        if config.parallel.cpu_offload
+        else 0.0,
         "checkpoint": share * 12 * trainable,
         "export": 4.0 * max(p.shape.parameters for p in models if p.trained),
         "verifiers": (config.verify.workers or 8 * ranks) * 0.3 * GiB,
