@@ -74,6 +74,8 @@ class RunConfig(FolderConfig):
     """Steps between samples written to samples.jsonl; 0 is never."""
     wandb: str = ""
     """Weights & Biases project to log to as well."""
+    kernels: Literal["torch", "liger"] = "torch"
+    """liger: norms, rotary positions and feed-forward layers as single kernels of liger-kernel, on a GPU."""
     verify: VerifyConfig = VerifyConfig()
     parallel: ParallelConfig = ParallelConfig()
 

@@ -1,6 +1,7 @@
 """Where models are kept, and how precisely they multiply."""
 
 import contextlib
+import importlib.util
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,16 +25,28 @@ class Placement:
     """Sharded weights stay in the host's memory; the GPU holds the block at work."""
     shard: bool = False
     """A single process keeps its weights as several ranks do."""
+    liger: bool = False
+    """Models compute with Liger's kernels (`models/liger.py`)."""
 
     @classmethod
     def of(cls, config: DeviceConfig) -> "Placement":
-        """What a command's settings ask for. Raises UserError for a device that is not there."""
+        """What a command's settings ask for.
+
+        Raises UserError for a device that is not there, and for Liger's kernels without it or on a CPU.
+        """
         device = pick_device(config.device)
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and fast)
         if not isinstance(config, RunConfig):
             return cls(device, bfloat16)
-        return cls(device, bfloat16, config.parallel.cpu_offload, config.parallel.shard)
+        liger = config.kernels == "liger"
+        if liger and device.type != "cuda":
+            raise UserError(f"kernels=liger needs a GPU, and device is {device.type}: set kernels=torch")
+        if liger and importlib.util.find_spec("liger_kernel") is None:
+            raise UserError(
+                "kernels=liger, but liger-kernel is not installed: pip install 'openprime[liger]', or set kernels=torch"
+            )
+        return cls(device, bfloat16, config.parallel.cpu_offload, config.parallel.shard, liger)
 
     @property
     def notes(self) -> list[str]:
