@@ -74,7 +74,7 @@ def host_bytes() -> int:
 
 
 def attention(folder: Path, args: argparse.Namespace) -> list[dict]:
-    """F1, F2: no plan for every shape; float32 is not quadratic in memory."""
+    """F1, F2, F12: no plan for every shape; float32 is not quadratic in memory; `varlen_attn` beside padded blocks."""
     import torch
     from torch.nn import Module
 
@@ -121,6 +121,128 @@ def attention(folder: Path, args: argparse.Namespace) -> list[dict]:
             bound = 6 * out.numel() * out.element_size()  # quadratic: 1,500 x 1,500 numbers a head
             rows.append(row("F2", f"a layer of 16,500 tokens in {dtype}", f"{most / 2**20:,.0f} MiB",
                             f"below {bound / 2**20:,.0f}", most < bound))  # fmt: skip
+    return rows + packed_attention(args) + gathered()
+
+
+def log_normal(rows: int, responses: int, prompt: int, longest: int, tokens: int) -> tuple[Any, Any]:
+    """token_ids and mask [B, T] of log-normal responses, groups with a prompt each, of `tokens` tokens at most."""
+    import torch
+
+    g = torch.Generator().manual_seed(0)
+    lengths = (
+        torch.empty(rows).log_normal_(6.6, 0.7, generator=g).mul(longest / 3072).clamp(8, longest).long()
+    )
+    lengths = lengths[(lengths + prompt).cumsum(0) <= tokens] + prompt
+    group, places = torch.arange(len(lengths)) // responses, torch.arange(int(lengths.max()))
+    ids = torch.randint(500, (len(lengths), len(places)), generator=g)
+    ids[:, :prompt] = ids[group * responses, :prompt]
+    return ids, (places >= prompt) & (places < lengths[:, None])
+
+
+def packed_attention(args: argparse.Namespace) -> list[dict]:
+    """`varlen_attn` and padded blocks against float64: values, gradients, times; on a CPU its stand-in."""
+    import torch
+    from torch.nn import Module
+
+    from openprime.models import attention as module
+    from openprime.models.logprobs import pack
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from support.varlen import plain_varlen_attn
+
+    cuda, device, rows, real = args.device == "cuda", torch.device(args.device), [], module.varlen_attn
+    sizes = (64, 4, 200, 3072, 16384) if cuda else (8, 4, 8, 96, 400)
+    ids, mask = log_normal(*sizes)
+    owner = Module()
+    owner.num_key_value_groups = 7  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
+    owner.is_causal = True  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
+    g = torch.Generator().manual_seed(0)
+    tokens = pack(ids, mask).token_ids.shape[1]
+    drawn = [torch.randn(1, h, tokens, 128, generator=g).bfloat16() for h in (28, 4, 4)]
+    slope = torch.randn(1, tokens, 28, 128, generator=g).to(device)
+    for window in (None, 512 if cuda else 16):
+        found: dict[str, list] = {}
+        for name, dtype in (
+            ("float64", torch.float64),
+            ("blocks", torch.bfloat16),
+            ("varlen", torch.bfloat16),
+        ):
+            packing = pack(ids, mask, device, sequences=name != "blocks")
+            parts = [x.to(device, dtype, copy=True).requires_grad_() for x in drawn]
+            module.varlen_attn = plain_varlen_attn if name == "float64" or not cuda else real
+
+            how = {"packing": packing, "scaling": 128**-0.5, "sliding_window": window}
+
+            def attend(parts=parts, how=how):
+                return module.attention(owner, *parts, None, **how)[0]
+
+            def train(attend=attend):
+                out = attend()
+                out.backward(slope.to(out.dtype))
+                return out.detach()
+
+            found[name] = [train(), *(part.grad.clone() for part in parts)]
+            if cuda and name != "float64":
+                took = seconds_of(args, attend, 5), seconds_of(args, train, 5)
+                what = f"attention, {name}{', window of 512' * bool(window)}: forward; forward and backward"
+                said = f"{1e3 * took[0]:.2f}; {1e3 * took[1]:.2f} ms"
+                rows.append(row("F12", f"{what}, {tokens:,} tokens of 7B", said, "", None))
+        blocks, ours = (
+            [
+                float((x.double() - y).norm() / y.norm())
+                for x, y in zip(found[name], found["float64"], strict=True)
+            ]
+            for name in ("blocks", "varlen")
+        )
+        bounds = [2 * gap for gap in blocks] if cuda else [1e-2] * 4  # blocks are float32 on a CPU
+        right = all(gap <= bound for gap, bound in zip(ours, bounds, strict=True))
+        said, wanted = (", ".join(f"{gap:.1e}" for gap in gaps) for gaps in (ours, bounds))
+        what = f"varlen_attn{', window' * bool(window)}: error of values and of three gradients"
+        rows.append(row("F12", what, said, f"at most {wanted}", right))
+    module.varlen_attn = real
+    return rows
+
+
+def gathered() -> list[dict]:
+    """F12: what attention is handed and copies in a layer of 7B, counted on tensors without memory, on any machine."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn import Module
+
+    from openprime.models import attention as module
+    from openprime.models.logprobs import pack
+
+    ids, mask = log_normal(64, 4, 200, 3072, 16384)
+    real, rows = (module.embedding, module.varlen_attn, module._set_out), []
+    for name, sequences in (("padded blocks, as before", False), ("varlen_attn", True)):
+        packing, copied, handed = pack(ids, mask, sequences=sequences), [], []
+
+        def copy(index, weight, copied=copied):
+            copied.append(index.numel() * weight[0].numel() * weight.element_size())
+            return real[0](index, weight)
+
+        def note(q, k, v, *args, handed=handed, **how):
+            handed.append(tuple(q.shape))
+            return real[1](q, k, v, *args, **how)
+
+        def block(owner, q, *args, handed=handed, **how):
+            handed.append(tuple(q.shape))
+            return q.transpose(1, 2)
+
+        module.embedding, module.varlen_attn, module._set_out = copy, note, block
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.autocast("cpu", torch.bfloat16),
+            torch.no_grad(),
+        ):
+            # Rotation leaves queries and keys in float32.
+            parts = [torch.empty(1, packing.token_ids.shape[1], h, 128).transpose(1, 2) for h in (28, 4, 4)]
+            module.attention(Module(), *parts, None, packing, scaling=0.1)
+        module.embedding, module.varlen_attn, module._set_out = real
+        said = f"{sum(copied) / 2**20:,.0f} MiB in {len(copied)} copies, {len(handed)} calls"
+        rows.append(
+            row("F12", f"a layer of 7B, {packing.token_ids.shape[1]:,} tokens, {name}", said, "", None)
+        )
     return rows
 
 
@@ -378,6 +500,48 @@ def logprobs(folder: Path, args: argparse.Namespace) -> list[dict]:
         said = f"{gap:.1e} nats on average, norm {off:+.2%}"
         what = f"log-probabilities in {'bfloat16' if bfloat16 else 'float32'} against the CPU's float32"
         rows.append(row("F2", what, said, f"below {bound}, {far:.0%}", gap < bound and abs(off) < far))
+    return rows
+
+
+def liger(folder: Path, args: argparse.Namespace) -> list[dict]:
+    """F12: Liger's kernels beside transformers' modules: against float32, and the time of an update."""
+    import torch
+
+    from openprime.config import OptimizerConfig
+    from openprime.models.hub import load_model
+    from openprime.models.liger import use_liger
+    from openprime.models.lm import LM
+    from openprime.models.placement import Placement
+    from openprime.prime.learner import Learner
+    from openprime.prime.losses import sft_loss
+
+    place, batch, rows = Placement(torch.device(args.device), True), ragged(32, 512), []
+    batch = batch.to(place.device)
+
+    def learner(place: Placement, kernels: bool) -> Learner:
+        model = load_model(str(folder / "sft"), args.device)
+        if kernels:
+            use_liger("sft", model)
+        return Learner(LM(model, place), OptimizerConfig(lr=1e-9), 99)
+
+    def update(own: Learner):
+        return own.update(
+            batch, lambda lp, micro: sft_loss(lp, micro.response_mask), int(batch.response_mask.sum())
+        )
+
+    exact, gaps = update(learner(Placement(place.device), False)), []
+    for kernels in (False, True):  # the rotation stays Liger's from then on
+        own = learner(place, kernels)
+        done = update(own)
+        gaps.append(float((done.logprobs - exact.logprobs)[batch.response_mask].abs().mean()))
+        took = seconds_of(args, lambda own=own: update(own), 5)
+        name = "Liger's kernels" if kernels else "transformers' modules"
+        said = f"{1e3 * took:.1f} ms, norm {done.grad_norm / exact.grad_norm - 1:+.2%}, {gaps[-1]:.1e} nats"
+        rows.append(row("F12", f"an update, {name}, against float32", said, "", None))
+    worst = f"below {1.25 * gaps[0]:.1e}"
+    rows.append(
+        row("F12", "Liger's log-probabilities", f"{gaps[1]:.1e} nats", worst, gaps[1] <= 1.25 * gaps[0])
+    )
     return rows
 
 
@@ -717,6 +881,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], list[dict]]] = {
     "padded": padded,
     "shards": shards,
     "logprobs": logprobs,
+    "liger": liger,
     "prime": lambda folder, args: step_of("prime", folder, args),
     "outcome": lambda folder, args: step_of("outcome", folder, args),
     "distill": lambda folder, args: step_of("distill", folder, args),
@@ -724,7 +889,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], list[dict]]] = {
     "vllm": vllm,
     "trl": trl,
 }
-NEEDS = {"vllm": "vllm", "trl": "trl"}
+NEEDS = {"liger": "liger_kernel", "vllm": "vllm", "trl": "trl"}
 """Parts for which a bare CUDA image lacks a package."""
 
 

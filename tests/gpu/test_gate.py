@@ -32,10 +32,11 @@ def check(parts: tuple[str, ...], out: Path, *flags: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("part", [*PARTS, "vllm"])
+@pytest.mark.parametrize("part", [*PARTS, "liger", "vllm"])
 def test_gate__on_a_gpu(part: str, tmp_path: Path):
-    if part == "vllm" and importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
+    package = {"liger": "liger_kernel", "vllm": "vllm"}.get(part)
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     check((part,), tmp_path)
 
 

@@ -1,16 +1,20 @@
 """Which models read packed tokens, and what attention computes where heads share keys."""
 
+import inspect
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openprime.models.attention import NAME, PACKS, attention, packs
-from openprime.models.logprobs import token_logprobs
+from openprime.models.attention import NAME, PACKS, Sequences, attention, packs, takes_sequences
+from openprime.models.logprobs import pack, token_logprobs
 from support.tiny_zoo import PLAIN, SCALED, make
+from support.varlen import plain_varlen_attn
 
 
 def test_packs__the_architectures_that_are_tried_with_their_log_probabilities():
@@ -86,3 +90,75 @@ def test_attention__packed_rows_on_a_cpu_are_multiplied_in_float32_within_autoca
     with Seen(), torch.autocast("cpu", torch.bfloat16):
         token_logprobs(model, ids, mask)
     assert seen == {torch.float32}
+
+
+def test_varlen_attn__its_stand_in_takes_what_it_takes():
+    """So that the tests on a CPU cannot drift from the kernel."""
+    real, plain = (inspect.signature(f).parameters for f in (varlen_attn, plain_varlen_attn))
+    assert list(real) == list(plain)
+    assert [(p.kind, p.default) for p in real.values()] == [(p.kind, p.default) for p in plain.values()]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("shared", [False, True])
+def test_attention__varlen_attn_itself_takes_what_a_gpu_would_hand_it(shared: bool, window: int | None):
+    """On tensors without memory, which need no device: shapes and types of forward and backward passes."""
+    ids = torch.arange(12).view(2, 6)
+    ids[1, :2] = ids[0, :2] if shared else ids[1, :2]
+    mask = torch.tensor([[False, False, True, True, True, True]] * 2)
+    tokens, seen = (8 if shared else 10), []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.extend([args] if func is torch.ops.torch_attn._varlen_attn.default else [])
+            return func(*args, **(kwargs or {}))
+
+    packing = pack(ids, mask, sequences=True)
+    rows = packing.rows
+    assert isinstance(rows, Sequences)
+    assert (rows.keys is not None) == shared
+    with FakeTensorMode():
+        moved = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype)
+            for name in ("keys", "new", "seen")
+            if (tensor := getattr(rows, name)) is not None
+        }
+        packing = replace(packing, rows=replace(rows, **moved))
+        leaves = [torch.empty(1, tokens, h, 8, dtype=torch.bfloat16, requires_grad=True) for h in (6, 2, 2)]
+        parts = [leaf.transpose(1, 2) for leaf in leaves]
+        with Seen():
+            found, _ = attention(torch.nn.Module(), *parts, None, packing, scaling=0.3, sliding_window=window)
+        found.float().sum().backward()
+    assert (found.shape, found.dtype) == ((1, tokens, 6, 8), torch.bfloat16)
+    assert all(leaf.grad is not None and leaf.grad.shape == leaf.shape for leaf in leaves)
+    ((query, key, _, _, _, most_new, most_seen, causal, scale, sides, gqa, *_),) = seen
+    assert (query.shape, key.shape) == ((tokens, 6, 8), (10, 2, 8))
+    assert (most_new, most_seen, scale, gqa) == (5, 5, 0.3, True)
+    assert (causal, sides) == (window is None, [-1 if window is None else 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "takes"),
+    [
+        ("qwen2", {}, True),
+        ("mistral", {}, True),
+        ("llama", {"hidden_size": 48}, False),  # heads of 12
+        ("llama", {"head_dim": 264}, False),
+        ("gemma2", {}, False),  # soft caps
+        ("gemma2", {"attn_logit_softcapping": None}, True),
+    ],
+)
+def test_takes_sequences__heads_that_the_kernel_knows(
+    name: str, changes: dict, takes: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    model = make(name, **changes)
+    assert takes_sequences(model, torch.device("cuda")) == takes
+    assert not takes_sequences(model, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not takes_sequences(model, torch.device("cuda"))  # Turing
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    assert not takes_sequences(model, torch.device("cuda"))  # float32

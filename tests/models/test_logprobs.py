@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openprime.models import logprobs
-from openprime.models.attention import packs
+from openprime.models import attention, logprobs
+from openprime.models.attention import Blocks, Sequences, packs
 from openprime.models.logprobs import (
     candidate_logprobs,
     has_plain_head,
@@ -25,6 +25,7 @@ from openprime.models.placement import Placement
 from support import architectures
 from support.host_reads import ReadsWithin
 from support.tiny_zoo import PLAIN, SCALED, VOCABULARY, logits_of_head, make
+from support.varlen import plain_varlen_attn
 
 property_test = settings(max_examples=150, deadline=None, derandomize=True)
 ALL = (True, True, True)
@@ -481,14 +482,15 @@ def test_pack__keeps_every_token_that_counts_with_all_that_it_sees(batch: tuple[
     tokens, positions = found.token_ids[0].tolist(), found.positions[0].tolist()
     contexts: dict[int, tuple[int, ...]] = {}  # of each place: the tokens up to it
     flat = []
-    for block in found.rows:
+    assert isinstance(found.rows, Blocks)
+    for block in found.rows.rows:
         for row in block.tolist():
             flat += row
             for t in range(len(row)):
                 if positions[row[t]] == t and row[t] not in contexts:
                     contexts[row[t]] = tuple(tokens[place] for place in row[: t + 1])
     assert sorted(contexts) == list(range(len(tokens)))  # every place is in a row
-    assert [flat[i] for i in found.back.tolist()] == list(range(len(tokens)))
+    assert [flat[i] for i in found.rows.back.tolist()] == list(range(len(tokens)))
     before = [tuple(ids[b, :t].tolist()) for b, t in mask.nonzero().tolist()]
     assert [contexts[place] for place in found.places.tolist()] == before
     prompts, own = set(), 0
@@ -498,3 +500,105 @@ def test_pack__keeps_every_token_that_counts_with_all_that_it_sees(batch: tuple[
             prompts.add(tuple(row[:start]))
             own += end - start
     assert len(tokens) == sum(len(prompt) for prompt in prompts) + own
+
+
+@property_test
+@given(rows())
+def test_pack__in_sequences_every_query_sees_what_stands_to_its_left(batch: tuple[Tensor, Tensor]):
+    """Of rows with fewer queries than keys the last query is at the last key. Against the tokens of the batch."""
+    ids, mask = batch
+    found, rows = pack(ids, mask, sequences=True), pack(ids, mask).rows
+    plain = pack(ids, mask)
+    assert torch.equal(found.token_ids, plain.token_ids)
+    assert torch.equal(found.positions, plain.positions)
+    assert torch.equal(found.places, plain.places)
+    assert isinstance(rows, Blocks)
+    sequences = found.rows
+    assert isinstance(sequences, Sequences)
+    tokens = found.token_ids[0].tolist()
+    keys = list(range(len(tokens))) if sequences.keys is None else sequences.keys.tolist()
+    new, seen = sequences.new.tolist(), sequences.seen.tolist()
+    assert (new[-1], seen[-1]) == (len(tokens), len(keys))
+    contexts = {}  # of each place: the tokens up to it
+    for i in range(len(new) - 1):
+        queries, own = new[i + 1] - new[i], keys[seen[i] : seen[i + 1]]
+        assert 0 < queries <= sequences.most_new
+        assert len(own) <= sequences.most_seen
+        for j in range(queries):
+            sees = own[: len(own) - queries + j + 1]
+            assert sees[-1] == new[i] + j  # itself
+            contexts[new[i] + j] = tuple(tokens[place] for place in sees)
+    before = [tuple(ids[b, :t].tolist()) for b, t in mask.nonzero().tolist()]
+    assert [contexts[place] for place in found.places.tolist()] == before
+    assert {len(contexts[place]) - 1 for place in contexts} == set(found.positions[0].tolist())
+
+
+UNCAPPED = [name for name in (*PLAIN, *SCALED) if "gemma2" not in name] + ["gemma2 uncapped"]
+
+
+@pytest.fixture
+def varlen(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Models attend as on a GPU, by loops; shapes of the queries and keys that they hand over."""
+    handed: list[tuple] = []
+
+    def record(query: Tensor, key: Tensor, *args, **how) -> Tensor:
+        handed.append((tuple(query.shape), tuple(key.shape), query.dtype))
+        return plain_varlen_attn(query, key, *args, **how)
+
+    monkeypatch.setattr(attention, "varlen_attn", record)
+    monkeypatch.setattr(logprobs, "takes_sequences", lambda model, device: True)
+    return handed
+
+
+def uncapped(name: str):
+    return make(name, attn_logit_softcapping=None) if name == "gemma2 uncapped" else make(name)
+
+
+@pytest.mark.parametrize("name", UNCAPPED)
+def test_token_logprobs__by_varlen_attn_are_those_of_the_models_own_logits(name: str, varlen: list[tuple]):
+    """Values and gradients of every architecture, with shared prompts, against its own attention on whole rows."""
+    ours, theirs = uncapped(name), uncapped(name)
+    values = token_logprobs(ours, IDS, MASK, 0.7)
+    torch.testing.assert_close(values, own_logprobs(theirs, 0.7), rtol=1e-4, atol=1e-4)
+    shared = getattr(ours.config, "num_key_value_heads", 4)
+    new = sum(STARTS[i] for i in (0, 2, 5)) + sum(n - 1 for n in RESPONSES)
+    # The fourth row's one token is predicted from a prompt that is there: it has no query, and needs no keys.
+    seen = sum(LENGTHS[i] - 1 for i in (0, 1, 2, 4, 5))
+    assert varlen == [((new, 4, 8), (seen, shared, 8), torch.float32)] * 2
+    (values * WEIGHTS).sum().backward()
+    (own_logprobs(theirs, 0.7) * WEIGHTS).sum().backward()
+    largest = max(float(p.grad.abs().max()) for p in theirs.parameters() if p.grad is not None)
+    for (key, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-4 * largest, msg=key)
+
+
+def test_token_logprobs__varlen_attn_is_handed_bfloat16_and_no_copy_where_no_prompt_is_shared(
+    varlen: list[tuple],
+):
+    model, own = make("qwen2"), [0, 2, 5]
+    exact = token_logprobs(model, IDS[own], MASK[own])
+    with Placement(bfloat16=True).autocast():
+        layout = lay_out(model, IDS[own], MASK[own])
+        ours = token_logprobs(model, IDS[own], MASK[own], layout=layout)
+    assert layout.packing is not None
+    assert isinstance(layout.packing.rows, Sequences)
+    assert layout.packing.rows.keys is None
+    assert varlen[-1][2] == torch.bfloat16
+    assert 0 < float((ours - exact).detach().abs().mean()) < 0.05
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_token_logprobs__by_varlen_attn_the_host_reads_nothing(
+    recompute: bool, varlen: list[tuple], monkeypatch
+):
+    """With a layout; the kernel's own stand-in, which reads lengths, is left out."""
+    model = make("mistral")
+    if recompute:
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    monkeypatch.setattr(logprobs, "by_tokens", lambda device: True)
+    monkeypatch.setattr(attention, "varlen_attn", lambda q, k, v, *args, **how: q + 0 * k.sum() + 0 * v.sum())
+    token_logprobs(model, IDS, MASK)
+    layout = lay_out(model, IDS, MASK)
+    with ReadsWithin() as reads:
+        token_logprobs(model, IDS, MASK, layout=layout).sum().backward()
+    assert not reads.found

@@ -49,8 +49,17 @@ def test_plan__the_published_recipe_by_hand(capsys: pytest.CaptureFixture):
     # Forward, backward and recomputing are four passes of two models, the reference's is one: 9 x 2 P a token.
     read = 1024 * (512 / 4 + 1535)  # four responses share their prompt
     assert step["training_flops"] == pytest.approx(9 * 2 * P * read, rel=0.12)
-    seconds = step["training_flops"] / (8 * 312e12 * 0.35) + step["sampling_flops"] / (8 * 312e12 * 0.1)
-    assert found["hours"] == pytest.approx(592 * seconds / 3600)
+    seconds = found["seconds"]
+    assert list(seconds) == ["sampling", "policy", "prm", "reference", "weights"]
+    # 0.67 x 0.4^1.5 more draws, whose longest response has 3,072 tokens of 2 P bytes each.
+    more = 0.67 * 0.4**1.5 * 3072 * 2 * P / 1.6e12
+    assert seconds["sampling"] == pytest.approx(step["sampling_flops"] / (8 * 312e12 * 0.1) + more)
+    assert seconds["weights"] == pytest.approx(2 * P / 3e9)
+    # Products of 6.5G weights of the blocks, forward alone, by 8 GPUs at 60 % of their peak.
+    products = 2 * 6_525_288_448 * read / (8 * 312e12 * 0.6)
+    assert found["parts"]["reference"]["products"] == pytest.approx(products, rel=1e-3)
+    assert seconds["policy"] == seconds["prm"] > 3.5 * seconds["reference"]
+    assert found["hours"] == pytest.approx(592 * sum(seconds.values()) / 3600)
     assert found["cost"] == pytest.approx(found["hours"] * 8 * 2)
 
 
@@ -72,6 +81,7 @@ def test_plan__measured_rates_take_the_place_of_assumed_ones(capsys: pytest.Capt
     assert step["sampled_tokens"] == pytest.approx(drawn * 800)
     assert step["sampling_seconds"] == pytest.approx(drawn * 800 / 20000)
     assert step["training_seconds"] == pytest.approx(step["training_flops"] / (8 * 312e12 * 0.4))
+    assert found["parts"] == {}
     assert found["cost"] == pytest.approx(found["gpu_hours"] * 3)
     assert any("20,000 tokens/s, as measured" in line for line in found["assumed"])
 

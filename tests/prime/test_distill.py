@@ -16,6 +16,7 @@ from openprime.config import (
     DistillRLConfig,
     LoRAConfig,
 )
+from openprime.models import logprobs as logprobs_module
 from openprime.models.hub import load_tokenizer
 from openprime.models.lm import LM, Loader
 from openprime.models.placement import Placement
@@ -27,6 +28,7 @@ from openprime.prime.rewards import with_group_outcome
 from openprime.run.console import Clock
 from openprime.types import Batch
 from support import brute
+from support.host_reads import OnDevice, on_device
 from support.tiny_lm import (
     VOCABULARY,
     catch_gradients,
@@ -201,6 +203,24 @@ def test_teach__without_outcome_weight_looks_at_no_outcome(batch: Batch):
         method.teach(policy, replace(known, outcome=outcome), generator())
         results.append(weights(policy.lm.model))
     assert torch.equal(*results)
+
+
+def test_teach__the_host_reads_the_batch_no_more_often_for_more_micro_batches(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+):
+    """As in a step of PRIME (test_learner.py); the loss of outcomes is there too."""
+    monkeypatch.setattr(logprobs_module, "by_tokens", lambda device: True)
+    found = []
+    for tokens in (1000, 20):
+        policy, method = make_policy(), make_method(outcome_weight=0.3)
+        policy.lm = replace(policy.lm, tokens_per_microbatch=tokens)
+        known = learn(method, policy, batch)
+        method.teach(policy, known, generator())  # what is found out once is found
+        OnDevice.found.clear()
+        method.teach(policy, on_device(known), generator())
+        found.append(dict(OnDevice.found))
+    assert found[0] == found[1]
+    assert found[0]  # the counter counts
 
 
 def test_distill_step__reads_the_batch_once_for_the_reference_and_once_for_the_targets(

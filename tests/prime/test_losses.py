@@ -495,23 +495,24 @@ def test_prm_shifted_loss__a_mixed_group_pushes_as_much_up_as_down_and_a_sure_er
 def test_distillation_loss__is_a_kl_to_the_tilted_reference(
     seed: int, low: float, high: float, coefficient: float
 ):
-    """c * KL(policy || ref exp(clip(log phi/ref)/c)/Z) - c log Z, token by token."""
+    """c * KL(policy || ref exp(clip(log phi/ref)/c)/Z) - c log Z, token by token of the mask."""
     draw = torch.Generator().manual_seed(seed)
     pi, phi, ref = (
-        torch.randn(3, 7, generator=draw, dtype=torch.float64).mul(2).log_softmax(-1) for _ in range(3)
+        torch.randn(2, 3, 7, generator=draw, dtype=torch.float64).mul(2).log_softmax(-1) for _ in range(3)
     )
-    expected = 0.0
-    for n in range(3):
+    mask, expected = torch.rand(2, 3, generator=draw) < 0.6, 0.0
+    for n in mask.nonzero().unbind():
+        n = tuple(n.tolist())
         weights = [
-            math.exp(float(ref[n, a]) + min(max(float(phi[n, a] - ref[n, a]), low), high) / coefficient)
+            math.exp(float(ref[n][a]) + min(max(float(phi[n][a] - ref[n][a]), low), high) / coefficient)
             for a in range(7)
         ]
         z = math.fsum(weights)
         for a in range(7):
-            p = math.exp(float(pi[n, a]))
-            expected += coefficient * p * (float(pi[n, a]) - math.log(weights[a] / z))
+            p = math.exp(float(pi[n][a]))
+            expected += coefficient * p * (float(pi[n][a]) - math.log(weights[a] / z))
         expected -= coefficient * math.log(z)
-    found = distillation_loss(pi, tilted_reference(phi, ref, low, high, coefficient), coefficient)
+    found = distillation_loss(pi, tilted_reference(phi, ref, low, high, coefficient), mask, coefficient)
     assert found.item() == pytest.approx(expected, abs=1e-9)
 
 
@@ -522,7 +523,8 @@ def test_distillation_loss__has_no_gradient_at_its_target():
 
     def slope(logits: Tensor) -> float:
         leaf = logits.detach().requires_grad_()
-        return gradient(distillation_loss(leaf.log_softmax(-1), tilted, 0.5), leaf).abs().max().item()
+        loss = distillation_loss(leaf.log_softmax(-1), tilted, torch.ones(4), 0.5)
+        return gradient(loss, leaf).abs().max().item()
 
     assert slope(ref + (phi - ref).clamp(-2, 0.3) / 0.5) < 1e-12
     assert slope(ref + 0.1 * phi) > 1e-3

@@ -74,6 +74,8 @@ class RunConfig(FolderConfig):
     """Steps between samples written to samples.jsonl; 0 is never."""
     wandb: str = ""
     """Weights & Biases project to log to as well."""
+    kernels: Literal["torch", "liger"] = "torch"
+    """liger: norms, rotary positions and feed-forward layers as single kernels of liger-kernel, on a GPU."""
     verify: VerifyConfig = VerifyConfig()
     parallel: ParallelConfig = ParallelConfig()
 
@@ -629,8 +631,10 @@ class PlanConfig(Section):
     """The same of `prm.model`."""
     gpu_tflops: Scale = 312.0
     """Peak of a GPU in bfloat16, in 10^12 FLOPs a second: 312 for A100 and A800, 989 for H100."""
-    mfu: Annotated[float, Field(ge=1e-6, le=1)] = 0.35
-    """Share of the peak that training reaches."""
+    gpu_bandwidth: Scale = 2.0
+    """Of a GPU's memory, in 10^12 bytes a second: 2.0 for A100 and A800 of 80 GB, 3.35 for H100."""
+    mfu: Annotated[float, Field(ge=0, le=1), zero_or(1e-6)] = 0.0
+    """Measured: share of the peak that training reaches, what is computed again included. 0: from its parts."""
     sampling_mfu: Annotated[float, Field(ge=1e-6, le=1)] = 0.1
     """Share of the peak that sampling reaches, where `tokens_per_second` is not given."""
     tokens_per_second: Annotated[float, Field(ge=0, le=1e12), zero_or(1e-12)] = 0.0

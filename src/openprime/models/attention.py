@@ -1,7 +1,8 @@
 """Attention over packed tokens and over a cache, in the place of transformers' `sdpa`.
 
 Packed tokens have no padding, and rows that begin with the same prompt share it: everything but attention itself
-works on each token once. Attention sets the rows out again, for a moment, one layer at a time.
+works on each token once. On a GPU in half precision one call of `varlen_attn` a layer reads them as they are, beside a
+copy of the keys and values; elsewhere attention sets the rows out again, for a moment, one layer at a time.
 """
 
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
@@ -22,14 +24,38 @@ PACKS = frozenset(("llama", "mistral", "qwen2", "qwen3", "phi", "gemma2", "coher
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """Rows set out in blocks of about one length, padded: what `sdpa` takes."""
+
+    rows: tuple[
+        Tensor, ...
+    ]  # each [b, t]: places of rows' tokens among the N; any place where a row has ended
+    back: Tensor  # [N]: where each token stands among the tokens of `rows`, flattened and put together
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Rows one behind the other, without padding: what `varlen_attn` takes.
+
+    Of R rows each is the first to bring some of the N tokens: its own, and its prompt where no row before had it. They
+    stand together, so that queries need no copy. A row sees its whole prompt.
+    """
+
+    keys: Tensor | None  # [K]: places of the tokens that each row sees; None where they are the N, in order
+    new: Tensor  # [R + 1] int32: tokens that the rows before bring
+    seen: Tensor  # [R + 1] int32: tokens that the rows before see
+    most_new: int
+    most_seen: int
+
+
+@dataclass(frozen=True, slots=True)
 class Packing:
     """N tokens of a batch [B, T] in one row. Padding, and what nothing is predicted from, is left out."""
 
     token_ids: Tensor  # [1, N]
     positions: Tensor  # [1, N]: of each token in its own row
-    # Each [b, t]: places of rows of about one length; any place where a row has ended.
-    rows: tuple[Tensor, ...]
-    back: Tensor  # [N]: where each token stands among the tokens of `rows`, flattened and put together
+    rows: Blocks | Sequences
+    """How attention finds them again."""
     places: Tensor  # [M]: of the tokens before the M True places of the mask, row by row
 
 
@@ -72,6 +98,25 @@ def packs(model: PreTrainedModel) -> bool:
     return use_own_attention(model) and model.config.model_type in PACKS
 
 
+def takes_sequences(model: PreTrainedModel, device: torch.device) -> bool:
+    """True where `varlen_attn` attends for a model that packs: in half precision (autocast) on an NVIDIA GPU.
+
+    Its kernels are those of flash attention, from Ampere on, for heads of up to 256 numbers, a multiple of 8. They know
+    sliding windows and shared key heads, and no soft caps.
+    """
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return (
+        device.type == "cuda"
+        and torch.is_autocast_enabled(device.type)
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and width % 8 == 0
+        and width <= 256
+        and not getattr(config, "attn_logit_softcapping", None)
+    )
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -83,7 +128,9 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """query [B, H, T, D], key and value [B, H', T', D]: attention as transformers calls it; [B, T, H, D]."""
     if packing is not None:
-        return _packed(module, query, key, value, packing, **kwargs), None
+        if isinstance(packing.rows, Sequences):
+            return _in_sequences(query, key, value, packing.rows, **kwargs), None
+        return _in_blocks(module, query, key, value, packing.rows, **kwargs), None
     one_mask = attention_mask is None or attention_mask.shape[1] == 1
     plain = one_mask and kwargs.get("position_bias") is None and kwargs.get("softcap") is None
     if query.shape[2] > 1 or query.shape[1] == key.shape[1] or not plain:
@@ -91,8 +138,34 @@ def attention(
     return _shared_heads(query, key, value, attention_mask, kwargs.get("scaling")), None
 
 
-def _packed(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, packing: Packing, **kwargs
+def _in_sequences(query: Tensor, key: Tensor, value: Tensor, rows: Sequences, **kwargs) -> Tensor:
+    """Causal attention within each row; query [1, H, N, D], and the result [1, N, H, D] in autocast's precision."""
+    assert kwargs.get("softcap") is None
+    kind = query.device.type
+    half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    q, k, v = (x[0].transpose(0, 1).to(half) for x in (query, key, value))  # [N, H, D]
+    if rows.keys is not None:
+        k, v = (embedding(rows.keys, x.flatten(1)).unflatten(-1, x.shape[1:]) for x in (k, v))  # [K, H', D]
+    window = kwargs.get("sliding_window")
+    found = varlen_attn(
+        q,
+        k,
+        v,
+        rows.new,
+        rows.seen,
+        rows.most_new,
+        rows.most_seen,
+        scale=kwargs.get("scaling"),
+        # Tokens to the left and to the right of a query's own place, where its row's last query stands at its last key.
+        window_size=(window - 1 if window else -1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(found, Tensor)  # not with its log-sum-exp
+    return found[None]
+
+
+def _in_blocks(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, **kwargs
 ) -> Tensor:
     """Causal attention within each row; query [1, H, N, D], and the result [1, N, H, D]."""
     dtype = query.dtype
@@ -103,7 +176,7 @@ def _packed(
     flat = [x[0].transpose(0, 1).flatten(1).to(wide) for x in (query, key, value)]  # [N, H * D]
     heads = [x.shape[1] for x in (query, key, value)]
     found = []
-    for rows in packing.rows:
+    for rows in blocks.rows:
         window = kwargs.get("sliding_window")
         mask = _band(rows.shape[1], window, rows.device) if window and window < rows.shape[1] else None
         q, k, v = (
@@ -114,7 +187,7 @@ def _packed(
             out = _set_out(module, q, k, v, mask, **kwargs)  # [b, t, H, D]
         found.append(out.flatten(2).flatten(0, 1))
     together = found[0] if len(found) == 1 else torch.cat(found)
-    return embedding(packing.back, together).unflatten(-1, (heads[0], -1)).to(dtype)[None]
+    return embedding(blocks.back, together).unflatten(-1, (heads[0], -1)).to(dtype)[None]
 
 
 def _band(width: int, window: int, device: torch.device) -> Tensor:

@@ -79,7 +79,10 @@ class LM:
         for rows, own in zip(cuts, on_host, strict=True):
             chosen = own if len(own) else lengths.argmin()[None]
             width = int(lengths[chosen].max())
-            layout = lay_out(self.model, ids[chosen, :width], mask[chosen, :width], batch.token_ids.device)
+            with self.place.autocast():
+                layout = lay_out(
+                    self.model, ids[chosen, :width], mask[chosen, :width], batch.token_ids.device
+                )
             micro = batch.select(rows if len(own) else sent(chosen, rows.device), width)
             yield MicroBatch(rows, micro, layout)
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from openprime.models.attention import Packing, packs
+from openprime.models.attention import Blocks, Packing, Sequences, packs, takes_sequences
 from openprime.models.shape import count_pass
 
 BLOCK_ELEMENTS = 2**22
@@ -53,13 +54,16 @@ class Layout:
 def lay_out(
     model: PreTrainedModel, token_ids: Tensor, mask: Tensor, device: torch.device | None = None
 ) -> Layout:
-    """The layout, on `device` or their own, of rows token_ids and mask [B, T], which are best on the host."""
+    """The layout, on `device` or their own, of rows token_ids and mask [B, T], which are best on the host.
+
+    Made within the autocast that the model will compute in, for attention depends on it.
+    """
     device = device or token_ids.device
     at = mask.flatten().nonzero()[:, 0]
     ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
     squares = sum(max(0, end - 1) ** 2 for end in ends)  # nothing is predicted from the last token
     if packs(model) and len(at):
-        packing = pack(token_ids, mask, device)
+        packing = pack(token_ids, mask, device, takes_sequences(model, device))
         return Layout(sent(at, device), packing, (), at[:0], packing.token_ids.shape[1], squares)
     # Padded rows, those of about one length together; they need no attention mask: nothing looks to the right.
     together = similar_lengths(ends) or [[0]]  # one row where nothing is asked for: all passes leave a graph
@@ -202,50 +206,78 @@ def _head_logprobs(
     return ids, logits.log_softmax(-1).gather(-1, ids)
 
 
-def pack(token_ids: Tensor, mask: Tensor, device: torch.device | None = None) -> Packing:
+def pack(
+    token_ids: Tensor, mask: Tensor, device: torch.device | None = None, sequences: bool = False
+) -> Packing:
     """Pack all tokens that come before a True of `mask`, token_ids and mask [B, T], on `device` or their own.
 
     What comes before a row's first True is its prompt; equal prompts are packed once. At least one row has a True,
-    and none at position 0.
+    and none at position 0. `sequences`: for `varlen_attn`.
     """
-    ids, wanted = token_ids.tolist(), mask.tolist()
-    tokens: list[int] = []
-    positions: list[int] = []
-    prompts: dict[tuple[int, ...], int] = {}  # first place of each
-    rows: list[list[int]] = []  # places of each row's tokens
-    for row, marks in zip(ids, wanted, strict=True):
-        if True not in marks:
-            rows.append([])
-            continue
-        start, end = marks.index(True), len(marks) - 1 - marks[::-1].index(True)
-        assert start, "no token comes before position 0"
-        prompt = tuple(row[:start])
-        if prompt not in prompts:
-            prompts[prompt] = len(tokens)
-            tokens += prompt
-            positions += range(start)
-        first = prompts[prompt]
-        own = range(len(tokens), len(tokens) + end - start)
-        tokens += row[start:end]
-        positions += range(start, end)
-        rows.append([*range(first, first + start), *own])
     device = device or token_ids.device
-    back, offset, blocks = [0] * len(tokens), 0, []
+    ids, wanted = token_ids.cpu().numpy(), mask.cpu().numpy()
+    starts, ends = wanted.argmax(1).tolist(), (wanted.shape[1] - 1 - wanted[:, ::-1].argmax(1)).tolist()
+    tokens: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    prompts: dict[bytes, int] = {}  # first place of each
+    rows: list[np.ndarray] = []  # places of each row's tokens
+    places: list[np.ndarray] = []
+    new: list[int] = []  # tokens that each row brings
+    packed = 0
+    for row, marks, start, end in zip(ids, wanted, starts, ends, strict=True):
+        if not marks[start]:
+            rows.append(np.arange(0))
+            new.append(0)
+            continue
+        assert start, "no token comes before position 0"
+        prompt, before = row[:start].tobytes(), packed
+        if prompt not in prompts:
+            prompts[prompt] = packed
+            packed += start
+        kept = start if prompts[prompt] < before else 0
+        first = prompts[prompt]
+        rows.append(
+            np.concatenate([np.arange(first, first + start), np.arange(packed, packed + end - start)])
+        )
+        packed += end - start
+        tokens.append(row[kept:end])
+        positions.append(np.arange(kept, end))
+        places.append(rows[-1][marks.nonzero()[0] - 1])
+        new.append(packed - before)
+    found = _sequences(rows, new, packed, device) if sequences else _blocks_of(rows, packed, device)
+    return Packing(
+        token_ids=_made(tokens, device)[None],
+        positions=_made(positions, device)[None],
+        rows=found,
+        places=_made(places, device),
+    )
+
+
+def _made(parts: list[np.ndarray], device: torch.device) -> Tensor:
+    """Numbers on the device."""
+    return sent(torch.from_numpy(np.concatenate(parts)), device)
+
+
+def _sequences(rows: list[np.ndarray], new: list[int], packed: int, device: torch.device) -> Sequences:
+    """Rows by their places, and how many of the `packed` tokens each brings; those that bring none are left out."""
+    bring = [(row, count) for row, count in zip(rows, new, strict=True) if count]
+    seen = [len(row) for row, _ in bring]
+    keys = None if sum(seen) == packed else _made([row for row, _ in bring], device)
+    ends = [np.cumsum([0, *counts], dtype=np.int32) for counts in ([count for _, count in bring], seen)]
+    return Sequences(keys, _made(ends[:1], device), _made(ends[1:], device), max(new), max(seen))
+
+
+def _blocks_of(rows: list[np.ndarray], packed: int, device: torch.device) -> Blocks:
+    """Rows by their places in blocks of about one length, and where each of the `packed` tokens stands in them."""
+    back, offset, blocks = np.zeros(packed, np.int64), 0, []
     for block in similar_lengths([len(row) for row in rows]):
         width = len(rows[block[0]])
-        blocks.append([rows[b] + [0] * (width - len(rows[b])) for b in block])
-        for b in block:
-            for t, place in enumerate(rows[b]):
-                back[place] = offset + t
+        blocks.append(np.zeros((len(block), width), np.int64))
+        for i, b in enumerate(block):
+            blocks[-1][i, : len(rows[b])] = rows[b]
+            back[rows[b]] = np.arange(offset, offset + len(rows[b]))
             offset += width
-    places = [rows[b][t - 1] for b, t in mask.nonzero().tolist()]
-    return Packing(
-        token_ids=sent(torch.tensor([tokens]), device),
-        positions=sent(torch.tensor([positions]), device),
-        rows=tuple(sent(torch.tensor(block), device) for block in blocks),
-        back=sent(torch.tensor(back), device),
-        places=sent(torch.tensor(places, dtype=torch.long), device),
-    )
+    return Blocks(tuple(_made([block], device) for block in blocks), _made([back], device))
 
 
 def similar_lengths(lengths: list[int]) -> list[list[int]]:

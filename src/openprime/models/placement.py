@@ -1,6 +1,7 @@
 """Where models are kept, and how precisely they multiply."""
 
 import contextlib
+import importlib.util
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,23 +28,34 @@ class Placement:
     """A single process keeps its weights as several ranks do."""
     replicas: int = 1
     """Copies of a model among the ranks, each in shares over its part of them."""
+    liger: bool = False
+    """Models compute with Liger's kernels (`models/liger.py`)."""
 
     @classmethod
     def of(cls, config: DeviceConfig) -> "Placement":
-        """What a command's settings ask for. Raises UserError for a device that is not there, and for copies that
-        cannot be shared evenly.
+        """What a command's settings ask for.
+
+        Raises UserError for a device that is not there, for copies that cannot be shared evenly, and for Liger's
+        kernels without it or on a CPU.
         """
         device = pick_device(config.device)
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and fast)
         if not isinstance(config, RunConfig):
             return cls(device, bfloat16)
+        liger = config.kernels == "liger"
+        if liger and device.type != "cuda":
+            raise UserError(f"kernels=liger needs a GPU, and device is {device.type}: set kernels=torch")
+        if liger and importlib.util.find_spec("liger_kernel") is None:
+            raise UserError(
+                "kernels=liger, but liger-kernel is not installed: pip install 'openprime[liger]', or set kernels=torch"
+            )
         parallel = config.parallel
         if world() % parallel.replicas:
             raise UserError(
                 f"parallel.replicas={parallel.replicas}: {world()} ranks cannot be divided into as many equal parts"
             )
-        return cls(device, bfloat16, parallel.cpu_offload, parallel.shard, parallel.replicas)
+        return cls(device, bfloat16, parallel.cpu_offload, parallel.shard, parallel.replicas, liger)
 
     @property
     def notes(self) -> list[str]:

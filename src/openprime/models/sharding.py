@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from openprime.models.checks import check_finite, check_weights, first_line
 from openprime.models.gguf import gguf_file
 from openprime.models.hub import load_model, persistent_buffers, read_architecture, read_generation
+from openprime.models.liger import use_liger
 from openprime.models.logprobs import whole_logprobs
 from openprime.models.placement import Placement
 from openprime.ranks import together, world
@@ -41,12 +42,13 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
     """A model with float32 weights, from a folder or a hub id: in shares on several ranks, or with `place.shard`.
 
     Then every rank reads its own share of the weights only, but a GGUF file whole. Raises UserError as `load_model`
-    does.
+    and `use_liger` do.
     """
-    if world() == 1 and not place.shard:
-        return load_model(name, place.device)
-    if gguf_file(name):
-        model = load_model(name, "cpu" if place.cpu_offload else place.device)
+    whole = world() == 1 and not place.shard
+    if whole or gguf_file(name):
+        model = load_model(name, "cpu" if place.cpu_offload and not whole else place.device)
+        if place.liger:
+            use_liger(name, model)
         shard(model, place)
         return model
     config = read_architecture(name)
@@ -56,6 +58,8 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
     except Exception as error:  # not our code: anything may come
         raise UserError(f"{name}: its config.json cannot be used: {first_line(error)}") from error
     model.generation_config = read_generation(name, config)
+    if place.liger:
+        use_liger(name, model)
     shard(model, place)
     materialise(model, torch.device("cpu") if place.cpu_offload else place.device)
     folder = name

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,18 @@ from openprime.plan.memory import (
     parts_of,
     read_shape,
     work_of,
+)
+from openprime.plan.seconds import (
+    ATTENTION,
+    BANDWIDTH,
+    COPIED,
+    FLOAT32,
+    LAUNCH,
+    PRODUCTS,
+    TF32,
+    phase_seconds,
+    sampling_seconds,
+    weights_seconds,
 )
 from openprime.types import UserError
 
@@ -209,17 +221,23 @@ def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) 
         steps = math.ceil(round(run.epochs * steps, 6))
     prompt = config.prompt_tokens or prompt_limit / 2
     response = config.response_tokens or response_limit / 2
-    work = work_of(run, parts_of(run, shape, prm), prompt, response, config.pass_rate)
-    peak = config.gpus * config.gpu_tflops * 1e12
-    training = work["training_flops"] / (peak * config.mfu)
-    sampling = work["sampling_flops"] / (peak * config.sampling_mfu)
-    if config.tokens_per_second:
-        sampling = work["sampled_tokens"] / config.tokens_per_second
-    hours = steps * (training + sampling) / 3600
+    models = parts_of(run, shape, prm)
+    work = work_of(run, models, prompt, response, config.pass_rate)
+    parts = {part.role: phase_seconds(config, run, part, prompt, response) for part in models}
+    seconds = {role: phase.total for role, phase in parts.items()}
+    if config.mfu:
+        peak = config.gpus * config.gpu_tflops * 1e12
+        rate = work["training_flops"] / (peak * config.mfu) / sum(seconds.values())
+        seconds = {role: rate * phase for role, phase in seconds.items()}
+    training, sampling = sum(seconds.values()), 0.0
+    if isinstance(run, RLConfig):
+        sampling = sampling_seconds(config, run, shape, work)
+        seconds = {"sampling": sampling, **seconds, "weights": weights_seconds(run, shape)}
+    hours = steps * sum(seconds.values()) / 3600
     assumed = [
         f"prompts of {prompt:,.0f} and responses of {response:,.0f} tokens on average"
         + ("" if config.prompt_tokens and config.response_tokens else " (half of the longest)"),
-        f"training at {config.mfu:.0%} of {config.gpu_tflops:,.0f} TFLOPS a GPU",
+        *training_assumptions(config, run),
         f"{config.price_per_gpu_hour:.2f} a GPU and hour",
     ]
     if isinstance(run, RLConfig):
@@ -227,19 +245,37 @@ def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) 
             f"{config.pass_rate:.0%} of the groups pass the filter",
             f"sampling at {config.tokens_per_second:,.0f} tokens/s, as measured"
             if config.tokens_per_second
-            else f"sampling at {config.sampling_mfu:.0%} of the same",
-            "no time for verifiers, evaluation and checkpoints",
+            else f"sampling at {config.sampling_mfu:.0%} of the peak, and where a step needs a second draw its longest "
+            "response alone",
+            f"new weights to the engine at {COPIED / 1e9:g} GB/s",
+            "no time for verifiers, evaluation and checkpoints, nor for the network between GPUs",
         ]
     elif not steps:
         assumed.append("the number of steps is not known: give --rows")
     return {
         "step": work | {"sampling_seconds": sampling, "training_seconds": training},
+        "seconds": seconds,
+        "parts": {} if config.mfu else {role: asdict(phase) for role, phase in parts.items()},
         "steps": steps,
         "hours": hours,
         "gpu_hours": hours * config.gpus,
         "cost": hours * config.gpus * config.price_per_gpu_hour,
         "assumed": assumed,
     }
+
+
+def training_assumptions(config: PlanConfig, run: TrainingConfig) -> list[str]:
+    """What the times of forward and backward passes rest on."""
+    if config.mfu:
+        return [f"training at {config.mfu:.0%} of {config.gpu_tflops:,.0f} TFLOPS a GPU, as measured"]
+    narrow = is_bfloat16(run)
+    part, head = 1.0 if narrow else FLOAT32, TF32 if narrow else FLOAT32
+    return [
+        f"of {config.gpu_tflops:,.0f} TFLOPS a GPU the blocks' products reach {PRODUCTS * part:.2g}, attention "
+        f"{ATTENTION * part:.2g}, the head {PRODUCTS * head:.2g} of the peak",
+        f"norms, rotation, gates and softmax at {BANDWIDTH:.0%} of {config.gpu_bandwidth:g} TB/s",
+        f"{LAUNCH * 1e6:g} microseconds of the host for a kernel, beside the GPU",
+    ]
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -274,6 +310,11 @@ def show(found: dict[str, Any], console: Console) -> None:
         if tokens:
             work = f"{step[f'{kind}_flops']:.2e} FLOPs; {step[f'{kind}_seconds']:,.1f} s"
             say(f"a step: {tokens:,.0f} tokens {what}; {work}")
+    of = {role: sum(v for k, v in parts.items() if k != "host") for role, parts in found["parts"].items()}
+    say("seconds of a step: " + ", ".join(f"{role} {took:,.1f}" for role, took in found["seconds"].items()))
+    for role, parts in found["parts"].items():
+        slow = " (the host is slower)" if parts["host"] > of[role] else ""
+        say(f"  {role}: " + ", ".join(f"{name} {took:,.1f}" for name, took in parts.items()) + slow)
     if found["steps"]:
         say(
             f"{found['steps']:,} steps: {found['hours'] / 24:.1f} days, {found['gpu_hours']:,.0f} GPU hours, "

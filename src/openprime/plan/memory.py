@@ -380,25 +380,45 @@ def work_of(
 
 def flops_of_row(part: Part, config: TrainingConfig, prompt: float, response: float) -> float:
     """FLOPs of a model's passes over one prompt and response in a step."""
+    return sum(flops_by_part(part, config, prompt, response).values())
+
+
+def flops_by_part(part: Part, config: TrainingConfig, prompt: float, response: float) -> dict[str, float]:
+    """`flops_of_row` of the blocks' matrices, of attention, and of the head."""
     s, length = part.shape, prompt + response - 1  # nothing is predicted from the last token
-    read = length
-    if isinstance(config, RLConfig):  # packed tokens: a prompt is read once for its responses
-        read -= prompt * (1 - 1 / config.rollout.responses)
-    body = 2 * read * s.used + 2 * s.layers * s.query * length**2  # causal attention: half of the positions
-    head = response * 2 * s.head
-    if not part.trained:
-        return body + head
+    read = tokens_read(config, prompt, response)
+    forward = {
+        "blocks": 2 * read * s.used,
+        "attention": 2 * s.layers * s.query * length**2,  # causal: half of the positions
+        "head": response * 2 * s.head,
+    }
     # Backward is twice forward, once where the weights are frozen; the head forms its logits again.
-    update = (2 if part.lora else 3) * body + (3 if part.lora else 4) * head
+    times = 2 if part.lora else 3
+    update = {"blocks": times * forward["blocks"], "attention": times * forward["attention"]}
+    update["head"] = (times + 1) * forward["head"]
     if part.optimizer.gradient_checkpointing:
         # A block is computed again up to the last product that is needed: not its own last one, but an adapter's.
-        update += body - (0 if part.lora else read * 2 * s.layers * s.width * s.mlp)
-    passes, scorings = 1, 0
+        update["blocks"] += forward["blocks"] - (0 if part.lora else read * 2 * s.layers * s.width * s.mlp)
+        update["attention"] += forward["attention"]
+    updates, scorings = passes_of(part, config)
+    return {kind: updates * update[kind] + scorings * forward[kind] for kind in forward}
+
+
+def tokens_read(config: TrainingConfig, prompt: float, response: float) -> float:
+    """Tokens of a prompt and response that go through the blocks: packed, a prompt once for all its responses."""
+    length = prompt + response - 1
+    return length - (prompt * (1 - 1 / config.rollout.responses) if isinstance(config, RLConfig) else 0.0)
+
+
+def passes_of(part: Part, config: TrainingConfig) -> tuple[int, int]:
+    """(updates, forward passes beside them) that a step makes of each row with a model."""
+    if not part.trained:
+        return 0, 1
     if isinstance(config, RLConfig) and part.role == "policy":
-        passes = config.policy.epochs
-    elif isinstance(config, DistillRLConfig):
-        passes, scorings = config.distill.prm_epochs, 1
-    elif isinstance(config, PrimeConfig):
+        return config.policy.epochs, 0
+    if isinstance(config, DistillRLConfig):
+        return config.distill.prm_epochs, 1
+    if isinstance(config, PrimeConfig):
         whole = config.prm.minibatch in (0, config.rollout.prompts * config.rollout.responses)
-        scorings = {"after": 0 if whole else 1, "before": 2}.get(config.prm.update, 0)
-    return passes * update + scorings * (body + head)
+        return 1, {"after": 0 if whole else 1, "before": 2}.get(config.prm.update, 0)
+    return 1, 0

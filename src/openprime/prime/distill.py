@@ -153,7 +153,7 @@ class Distill:
             assert old is not None
             assert advantages is not None
             mask = micro.response_mask
-            total = distillation_loss(with_rest(logprobs[..., 1:][mask]), targets[mask], how.kl_coefficient)
+            total = distillation_loss(with_rest(logprobs[..., 1:]), targets, mask, how.kl_coefficient)
             if how.outcome_weight:
                 own = logprobs[..., 0]
                 found = policy_loss(own, old, advantages, mask.float(), CLIP_LOW, CLIP_HIGH)
@@ -218,9 +218,9 @@ class Distill:
 
 def target_kl(log_ref: Tensor, targets: Tensor, mask: Tensor, kl_coefficient: float) -> float:
     """Mean over tokens of KL(ref || target) in nats: how far the policy is to move. [B, T, k + 1], mask [B, T]."""
-    ref, tilted = log_ref[mask], targets[mask]
-    less_constant = distillation_loss(ref, tilted, kl_coefficient) / kl_coefficient
-    return float(less_constant + (tilted / kl_coefficient).logsumexp(-1).sum()) / len(ref)
+    less_constant = distillation_loss(log_ref, targets, mask, kl_coefficient) / kl_coefficient
+    constant = ((targets / kl_coefficient).logsumexp(-1) * mask).sum()
+    return float((less_constant + constant) / mask.sum())
 
 
 @torch.no_grad()

@@ -99,14 +99,14 @@ def tilted_reference(
     return kl_coefficient * log_ref + (log_prm - log_ref).clamp(clip_low, clip_high)
 
 
-def distillation_loss(log_policy: Tensor, tilted: Tensor, kl_coefficient: float) -> Tensor:
-    """Sum over tokens of kl_coefficient * KL(policy || tilted reference), less a constant.
+def distillation_loss(log_policy: Tensor, tilted: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
+    """Sum over the tokens of `mask` of kl_coefficient * KL(policy || tilted reference), less a constant.
 
     On-policy distillation towards a reward-tilted reference: the same as
     -E_policy[clip(log phi/ref)] + kl_coefficient * KL(policy || ref), with no sampled token in it. log_policy
-    [N, k + 1] of N response tokens; `tilted` from `tilted_reference`. Count: N.
+    [B, T, k + 1]; `tilted` from `tilted_reference`; mask [B, T]. Count: the tokens of the mask.
     """
-    return (log_policy.exp() * (kl_coefficient * log_policy - tilted)).sum()
+    return ((log_policy.exp() * (kl_coefficient * log_policy - tilted)).sum(-1) * mask).sum()
 
 
 def importance_weights(logprobs: Tensor, sampled: Tensor, mask: Tensor, ceiling: float) -> Tensor:
