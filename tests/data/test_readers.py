@@ -4,6 +4,7 @@ import datetime
 import decimal
 import json
 import os
+import subprocess
 import sys
 import types
 
@@ -233,15 +234,48 @@ def test_read_prompts__shapes_are_recognised(source, tokenizer, row, messages, a
     assert tokenizer.decode(prompt.token_ids) == "<|user|>1+1?<|end|><|assistant|>"
 
 
-def test_read_prompts__a_token_is_one_object_in_all_prompts(source, tokenizer):
-    """A number of its own for each would take four times the memory."""
-    read = read_prompts(
-        DataConfig(source=source([{"prompt": f"What is {i} plus 7?", "answer": "8"} for i in range(50)])),
-        tokenizer,
-    )
-    ids = [token for prompt in read.prompts for token in prompt.token_ids]
-    assert len(ids) > 500
-    assert len({id(token) for token in ids}) == len(set(ids))
+MEMORY = """
+import gc, json, sys
+from pathlib import Path
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from openprime.config import DataConfig
+from openprime.data.readers import read_prompts
+
+core = Tokenizer(models.WordLevel({f"w{i}": 1000 + i for i in range(3600)} | {"?": 0}, unk_token="?"))
+core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?", eos_token="?")
+path = Path(sys.argv[1])
+with path.open("w") as file:
+    for i in range(20000):
+        words = " ".join(f"w{(180 * i + j) % 3600}" for j in range(180))
+        file.write(json.dumps({"prompt": words, "answer": "1"}) + "\\n")
+
+def mebibytes(line):
+    return int(Path("/proc/self/status").read_text().split(line + ":")[1].split()[0]) / 1024
+
+config = DataConfig(source=str(path), chat_template="none")
+read_prompts(config.model_copy(update={"limit": 10}), tokenizer)
+before = mebibytes("VmRSS")
+prompts = read_prompts(config, tokenizer).prompts
+tokens = [token for prompt in prompts for token in prompt.token_ids]
+print(len(tokens), len(set(map(id, tokens))), tokens[180 * 20 - 1], mebibytes("VmHWM") - before)
+"""
+"""Reads 20,000 prompts of 180 tokens, and prints their tokens and the most memory that reading took."""
+
+
+@pytest.mark.slow
+def test_read_prompts__memory_is_a_small_part_of_a_number_for_each_token(tmp_path):
+    """A number of its own takes 36 bytes, and what tokenizers return of a token 120 more."""
+    said = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "data.jsonl")],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    tokens, objects, last, peak = said.split()
+    assert (int(tokens), int(objects), int(last)) == (20000 * 180, 3600, 4599)
+    assert float(peak) * 2**20 < 64 * 20000 * 180
 
 
 def test_read_prompts__verl_parquet_with_an_array_of_structs(tmp_path, tokenizer):

@@ -117,11 +117,7 @@ def read_prompts(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Prom
     tools = [read_tools(q.columns, q.id) for q in questions]
     encoded = encode_prompts(messages, names, config, tokenizer, verifiers, tools)
     kept = short_enough(encoded, names, config, notes)
-    # One object for each token of the vocabulary: 8 bytes for each in a prompt, where its own number takes 36.
-    same: dict[int, int] = {}
-    prompts = [
-        replace(questions[i], token_ids=tuple(map(same.setdefault, encoded[i], encoded[i]))) for i in kept
-    ]
+    prompts = [replace(questions[i], token_ids=tuple(encoded[i])) for i in kept]
     return PromptSet(prompts, len(questions), notes)
 
 

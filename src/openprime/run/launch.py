@@ -218,8 +218,10 @@ def same_everywhere(values: dict[str, Any], advice: str) -> None:
 def same_prompts(prompts: Sequence[Prompt]) -> None:
     """Raises UserError unless every rank has read the same prompts."""
     if world() > 1:
-        text = repr([(prompt.id, prompt.token_ids, prompt.answer) for prompt in prompts])
-        found = {"prompts": f"{len(prompts)}, digest {hashlib.sha256(text.encode()).hexdigest()[:12]}"}
+        digest = hashlib.sha256()
+        for prompt in prompts:
+            digest.update(repr((prompt.id, prompt.token_ids, prompt.answer)).encode())
+        found = {"prompts": f"{len(prompts)}, digest {digest.hexdigest()[:12]}"}
         same_everywhere(found, "the data must be the same on every machine")
 
 
