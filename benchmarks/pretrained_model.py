@@ -31,8 +31,8 @@ METHODS: dict[str, Flags] = {
     "PRIME": (RECIPE,),
     "PRIME, gate": (RECIPE, "--advantage.skill-gate"),
     "distill": (DISTILL,),
-    "distill, shuffled outcomes": (DISTILL, "--algorithm", "shuffled"),
-    "distill, the sharpened policy, no PRM": (DISTILL, "--algorithm", "sharpened"),
+    "distill, shuffled outcomes": (DISTILL, "--algorithm", "shuffled", "--steps", 6),
+    "distill, the sharpened policy, no PRM": (DISTILL, "--algorithm", "sharpened", "--steps", 6),
 }
 """The first is what all others are compared with."""
 
