@@ -140,7 +140,7 @@ def test_trap_02__any_number_of_ranks_does_what_one_process_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["prime", "lora", "distill"])
+@pytest.mark.parametrize("kind", ["prime", "pairs", "lora", "distill"])
 def test_ranks__two_copies_in_two_shares_each_do_what_one_process_does(
     model: Path, tmp_path: Path, run: Callable, kind: str
 ):
@@ -149,11 +149,16 @@ def test_ranks__two_copies_in_two_shares_each_do_what_one_process_does(
     args = rl_args(model, tmp_path / "run", *FLAGS, *KINDS[kind])
     on_ranks(4, [*args, *copies])
     assert_equal_to_rounding(tmp_path / "run", one)
-    for ranks, flags in ((1, ()), (2, ()), (4, copies)):
-        resumed = back_to(1, tmp_path / "run", tmp_path / f"on-{ranks}")
+    background = ("--parallel.save-in-background",)
+    for name, ranks, flags in (
+        ("one", 1, ()),
+        ("flat", 4, background),
+        ("copies", 4, (*copies, *background)),
+    ):
+        resumed = back_to(1, tmp_path / "run", tmp_path / name)
         on_ranks(ranks, [*rl_args(model, resumed, *FLAGS, *KINDS[kind]), *flags, "--resume"])
         assert_equal_to_rounding(resumed, one)
-    resumed = back_to(2, tmp_path / "on-2", tmp_path / "again")
+    resumed = back_to(2, tmp_path / "flat", tmp_path / "again")
     on_ranks(4, [*rl_args(model, resumed, *FLAGS, *KINDS[kind]), *copies, "--resume"])
     assert_equal_to_rounding(resumed, one)
 

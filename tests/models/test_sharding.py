@@ -75,11 +75,23 @@ def test_load_trained__models_in_shares_are_the_whole_models(tmp_path: Path):
     for i, name in enumerate(names):
         tiny_zoo.make(name).save_pretrained(zoo / f"{i:02} {name}" / "whole")
     build_tokenizer(["one two three"], 300).save_pretrained(tokenizer)
+    said = on_ranks(2, "sharded.py", zoo, tokenizer)
+    assert said.count("checked ") == len(names)
+
+
+@pytest.mark.slow
+def test_load_trained__copies_in_shares_are_the_whole_model_and_sum_their_gradients_once(tmp_path: Path):
+    make_model().save_pretrained(tmp_path)
+    assert on_ranks(4, "copies.py", tmp_path).count("checked") == 2
+
+
+def on_ranks(count: int, script: str, *args: Path) -> str:
+    """Run a script of tests/support on ranks, which must succeed; returns what it said."""
     here = Path(__file__).parents[1]
     paths = [str(here), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(count))
     done = subprocess.run(
-        [sys.executable, *torchrun, str(here / "support" / "sharded.py"), str(zoo), str(tokenizer)],
+        [sys.executable, *torchrun, str(here / "support" / script), *map(str, args)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -87,4 +99,4 @@ def test_load_trained__models_in_shares_are_the_whole_models(tmp_path: Path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("checked ") == len(names)
+    return done.stdout

@@ -42,6 +42,8 @@ class MicroBatch:
     rows: Tensor  # [b]: of the batch; none where a rank only keeps step with others, and the row below counts nothing
     batch: Batch
     layout: Layout
+    last: bool
+    """Of those of its batch, and then on every rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class LM:
         cuts = micro_batches(batch.lengths, self.tokens_per_microbatch, batch.group, whole, padded)
         ids, mask, lengths = batch.token_ids.cpu(), batch.response_mask.cpu(), batch.lengths.cpu()
         on_host = torch.cat(cuts).cpu().split([len(rows) for rows in cuts])
-        for rows, own in zip(cuts, on_host, strict=True):
+        for number, (rows, own) in enumerate(zip(cuts, on_host, strict=True), 1):
             chosen = own if len(own) else lengths.argmin()[None]
             width = int(lengths[chosen].max())
             with self.place.autocast():
@@ -84,7 +86,7 @@ class LM:
                     self.model, ids[chosen, :width], mask[chosen, :width], batch.token_ids.device
                 )
             micro = batch.select(rows if len(own) else sent(chosen, rows.device), width)
-            yield MicroBatch(rows, micro, layout)
+            yield MicroBatch(rows, micro, layout, last=number == len(cuts))
 
     def forward(self, micro: Batch, layout: Layout | None = None) -> Tensor:
         """Log-probabilities of a micro-batch's response tokens [b, t], differentiable, within `active()`."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from openprime.config import LoRAConfig
@@ -41,7 +42,7 @@ def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> list[s
     first = name if not has_adapters(model) else model.active_adapters()[0]
     chosen = [layer for layer in layers if layer.split(".")[-1] in (config.targets or known)]
     notes = _left_out(model, set(chosen), least=3 if config.targets else 2)
-    with warnings.catch_warnings():
+    with _whole_shapes(model, chosen), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant
         warnings.filterwarnings("ignore", "While injecting the PEFT adapters")  # names, not a rule for names
         inject_adapter_in_model(
@@ -53,6 +54,26 @@ def add_adapter(model: PreTrainedModel, name: str, config: LoRAConfig) -> list[s
     model._hf_peft_config_loaded = True
     _switch(model, first)
     return notes
+
+
+@contextmanager
+def _whole_shapes(model: PreTrainedModel, layers: list[str]) -> Iterator[None]:
+    """Layers with weights of their whole shape, without memory, in the place of their shares.
+
+    PEFT takes shares over ranks with copies, whose mesh has names, for those of tensor parallelism: its adapters would
+    fit a share.
+    """
+    linear = [module for module in map(model.get_submodule, layers) if isinstance(module, nn.Linear)]
+    modules = [module for module in linear if isinstance(module.weight, DTensor)]
+    shares = [module.weight for module in modules]
+    try:
+        for module, share in zip(modules, shares, strict=True):
+            empty = torch.empty((), device=share.device).expand(share.shape)
+            module.weight = nn.Parameter(empty, requires_grad=False)
+        yield
+    finally:
+        for module, share in zip(modules, shares, strict=True):
+            module.weight = share.requires_grad_(False)
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

@@ -95,13 +95,19 @@ class Learner:
     def _backward(
         self, batch: Batch, loss: Loss, denominator: float, whole_groups: bool, candidates: bool
     ) -> tuple[float, Tensor]:
-        """Fill the gradients, as `update` says. Returns the loss, and this rank's log-probabilities [B, T]."""
+        """Fill the gradients, as `update` says. Returns the loss, and this rank's log-probabilities [B, T].
+
+        Copies of a model (`Placement.replicas`) add up their gradients once, with the last micro-batch. Where weights
+        are offloaded they do so with each, since what has not been added up stays on the GPU.
+        """
         forward = self.lm.forward_candidates if candidates else self.lm.forward
         self.optimizer.zero_grad(set_to_none=True)
         logprobs = torch.zeros(batch.token_ids.shape, device=batch.token_ids.device)  # [B, T]
         total = torch.zeros((), dtype=torch.float64, device=logprobs.device)
         for micro in self.lm.micro_batches(batch, whole_groups):  # nothing within is read by the host
             rows = micro.rows
+            if isinstance(self.lm.model, FSDPModule) and not self.lm.place.cpu_offload:
+                self.lm.model.set_requires_all_reduce(micro.last)
             with self.lm.active():  # around the backward pass, which may compute again
                 current = forward(micro.batch, micro.layout)  # [b, t] or [b, t, 1 + k]
                 part = loss(current, micro.batch) / denominator if len(rows) else 0.0 * current.sum()
