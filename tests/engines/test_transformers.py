@@ -197,6 +197,58 @@ def test_generate__logits_that_are_not_finite_are_an_error(make_engine):
         engine.generate(PROMPTS, Sampling(2, 4), 0)
 
 
+# Products of a CPU
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (module.MANY + 5, 2), (0, 2)])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_onednn_products__are_those_of_the_layers(
+    bfloat16: bool, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    """With a bias and without, of a block and of the head: against float64 of the same factors."""
+    monkeypatch.setattr(module, "LARGE", 1)
+    model = make("qwen2")
+    for layer in (model.model.layers[0].self_attn.q_proj, model.model.layers[0].mlp.up_proj, model.lm_head):
+        narrow = bfloat16 and layer is not model.lm_head
+        x = torch.randn(*shape, layer.in_features, generator=torch.Generator().manual_seed(0))
+        rounded = lambda t, narrow=narrow: t.bfloat16().double() if narrow else t.double()  # noqa: E731
+        bias = 0.0 if layer.bias is None else rounded(layer.bias)
+        exact = rounded(x) @ rounded(layer.weight).T + bias
+        with torch.no_grad(), module.onednn_products(model, bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                found = layer(x)
+            with torch.autocast("cpu", torch.bfloat16, enabled=not narrow):
+                other = layer(x)  # in another precision than was prepared: the layer's own
+        assert found.shape == exact.shape
+        assert found.dtype == (torch.bfloat16 if narrow else torch.float32)
+        assert other.dtype == (torch.float32 if narrow else torch.bfloat16)
+        size = 2**-8 if narrow else 1e-5
+        torch.testing.assert_close(found.double(), exact, rtol=size, atol=size)
+    assert not [layer for layer in model.modules() if "forward" in layer.__dict__]
+
+
+@pytest.mark.parametrize("name", ["qwen2 tied", "phi, head with a bias", *SCALED])
+def test_generate__large_float32_products_give_the_trainers_log_probabilities(
+    name: str, make_engine, monkeypatch: pytest.MonkeyPatch
+):
+    """And the samples that other products give: they differ in rounding alone."""
+    expected = make_engine(name).generate(PROMPTS, Sampling(2, 12), 3)
+    monkeypatch.setattr(module, "LARGE", 1)
+    assert_same_samples(make_engine(name).generate(PROMPTS, Sampling(2, 12), 3), expected)
+
+
+def test_generate__weights_that_changed_are_packed_anew(make_engine):
+    """Nothing is kept between calls: an update in place is seen by the next one."""
+    engine, other = make_engine("llama", bfloat16=True), make("llama", seed=5)
+    before = engine.generate(PROMPTS, Sampling(1, 8, 0.0), 0)
+    with torch.no_grad():
+        for own, new in zip(engine.model.parameters(), other.parameters(), strict=True):
+            own.copy_(new)
+    expected = make_engine(other, bfloat16=True).generate(PROMPTS, Sampling(1, 8, 0.0), 0)
+    assert tokens_of(engine.generate(PROMPTS, Sampling(1, 8, 0.0), 0)) == tokens_of(expected)
+    assert tokens_of(before) != tokens_of(expected)
+
+
 # Against itself
 
 

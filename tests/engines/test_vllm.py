@@ -315,7 +315,9 @@ def test_start_vllm__arguments_are_passed_on_and_unknown_ones_named(monkeypatch:
     def llm(model: str, seed: int = 0, **more: Any) -> None:
         told.update(more, model=model, seed=seed)
 
-    def arguments(max_num_batched_tokens: int = 0, enforce_eager: bool = False) -> None:
+    def arguments(
+        max_num_batched_tokens: int = 0, enforce_eager: bool = False, hf_overrides: object = None
+    ) -> None:
         """As `vllm.EngineArgs` declares them."""
 
     found = importlib.machinery.ModuleSpec("vllm", None)
@@ -325,8 +327,17 @@ def test_start_vllm__arguments_are_passed_on_and_unknown_ones_named(monkeypatch:
     start_vllm("m", Placement(), VLLMEngineConfig(args=args), 8, 100)
     assert (told["max_num_batched_tokens"], told["enforce_eager"]) == (512, False)
     assert (told["model"], told["max_num_seqs"], told["max_model_len"]) == ("m", 8, 100)
+    assert "hf_overrides" not in told
     start_vllm("m", Placement(), VLLMEngineConfig(), 8, 100)
     assert told["enforce_eager"] is True  # on a CPU
+    assert told["enable_chunked_prefill"] is False
+    for asked, overrides in (
+        ({}, {"head_dtype": "float32"}),
+        ({"hf_overrides": {"rope_theta": 1e4}}, {"head_dtype": "float32", "rope_theta": 1e4}),
+        ({"hf_overrides": {"head_dtype": "model"}}, {"head_dtype": "model"}),
+    ):
+        start_vllm("m", Placement(bfloat16=True), VLLMEngineConfig(args=asked), 8, 100)
+        assert told["hf_overrides"] == overrides
     with pytest.raises(
         UserError, match=r"engine\.args: .* no argument max_num_batched_token; did you mean max_num_b"
     ):

@@ -4,12 +4,13 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
@@ -23,7 +24,7 @@ from openprime.models.checks import (
     trial_place,
     trial_rows,
 )
-from openprime.models.logprobs import float32_head, has_plain_head, tensor_float32
+from openprime.models.logprobs import float32_head, has_plain_head
 from openprime.models.lora import has_adapters
 from openprime.models.placement import Placement
 from openprime.types import Group, NonFiniteError, Prompt, RunError, Sampling, UserError
@@ -34,6 +35,13 @@ COMPACT_AT = 0.9
 
 GROW_BY = 128
 """Positions that the cache makes room for at a time."""
+
+LARGE = 2**17
+"""Numbers of a float32 weight from which on oneDNN multiplies: a smaller one takes less time than its start."""
+ROWS = 32
+"""Rows that oneDNN's own layout of a weight is made for."""
+MANY = 256
+"""Rows that are multiplied with it at a time: of more the layout is slow."""
 
 BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed first in sampling."""
@@ -94,6 +102,49 @@ def casts_kept(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def onednn_products(model: PreTrainedModel, bfloat16: bool) -> Iterator[None]:
+    """Let a CPU's linear layers multiply by oneDNN: for a few rows that takes half the time of torch's own products.
+
+    In float32 from a size of LARGE on. With `bfloat16`, within autocast, by copies of the weights in oneDNN's own
+    layout, bfloat16 ones of the blocks and a float32 one of the head. Not for passes that make gradients.
+    """
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        yield
+        return
+    head, changed = model.get_output_embeddings(), []
+    for layer in model.modules():
+        if type(layer) is not nn.Linear or not (bfloat16 or layer.weight.numel() >= LARGE):
+            continue
+        dtype = torch.bfloat16 if bfloat16 and layer is not head else torch.float32
+        weight = layer.weight.detach().to(dtype)
+        if bfloat16:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+        setattr(layer, "forward", partial(_onednn_product, layer, weight, bias, dtype))  # noqa: B010
+        changed.append(layer)
+    try:
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _onednn_product(
+    layer: nn.Linear, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, x: Tensor
+) -> Tensor:
+    """x @ weight.T + bias in `dtype`, where the layer would have computed in it."""
+    own = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
+    if own != dtype or not x.numel():
+        return nn.functional.linear(x, layer.weight, layer.bias)
+    parts = [
+        torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "")
+        for part in x.to(dtype).flatten(0, -2).split(MANY)
+    ]
+    found = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return found.unflatten(0, x.shape[:-1])
 
 
 class _UnfitError(ValueError):
@@ -208,7 +259,8 @@ class TransformersEngine:
         )
         per_batch = max(1, self.sequences // sampling.responses)
         # Not inference_mode, in which autocast would cast all weights again for every token.
-        with casts_kept(self.model), torch.no_grad(), self.place.autocast():
+        products = onednn_products(self.model, self.place.bfloat16)
+        with casts_kept(self.model), products, torch.no_grad(), self.place.autocast():
             for chosen in _batches([len(p.token_ids) for p in prompts], per_batch, not self.pads):
                 uniforms = torch.stack([_uniforms(seed, first + i, sampling) for i in chosen])
                 # [P, K, max_tokens]
@@ -296,15 +348,8 @@ class TransformersEngine:
                 return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         out = self.model.base_model(**inputs, use_cache=True)
         head: Any = self.model.get_output_embeddings()
-        hidden = out.last_hidden_state[:, -1].float()
-        tf32 = ids.device.type == "cuda" and self.place.bfloat16  # as in the trainer's log-probabilities
-        with torch.autocast(ids.device.type, enabled=False), tensor_float32(tf32):
-            if ids.device.type == "cpu" and self.place.bfloat16 and torch.backends.mkldnn.is_available():
-                # oneDNN's float32 product of a few rows is twice as fast as the other library's, which float32 models
-                # keep: they repeat bit for bit what they sampled before.
-                own = torch.ops.mkldnn._linear_pointwise
-                return own(hidden, head.weight, head.bias, "none", [], "")
-            return torch.nn.functional.linear(hidden, head.weight, head.bias)
+        with float32_head(self.model):
+            return head(out.last_hidden_state[:, -1])
 
 
 def _cache_name(model: PreTrainedModel) -> str:

@@ -23,6 +23,8 @@ from openprime.models.checks import first_line
 from openprime.models.placement import Placement
 from openprime.types import EngineError, Group, Prompt, RunError, Sampling, UserError
 
+HEAD = {"head_dtype": "float32"}
+"""Of vLLM's model configuration: logits are float32, as the trainer's are (trap 11), and not rounded to bfloat16."""
 EXTENSION = "openprime.engines.vllm_worker.Weights"
 """Mixed into vLLM's worker, to take over weights."""
 SHARED_MEMORY = Path("/dev/shm")
@@ -82,8 +84,14 @@ def start_vllm(
         "seed": 0,
     }
     assert ours.keys() == VLLM_OURS.keys()
-    free = {"use_tqdm_on_load": False, "enforce_eager": place.device.type == "cpu"}
-    llm = make(**ours, **free | config.args)
+    on_cpu = place.device.type == "cpu"
+    free: dict[str, Any] = {"use_tqdm_on_load": False, "enforce_eager": on_cpu}
+    if on_cpu:  # where vLLM cannot put back the random numbers of a response whose prompt it has read in part
+        free["enable_chunked_prefill"] = False
+    own = dict(config.args)
+    if place.bfloat16:
+        own["hf_overrides"] = HEAD | own.get("hf_overrides", {})
+    llm = make(**ours, **free | own)
     if (
         place.device.type == "cuda"
     ):  # vLLM leaves one thread to this process, whose optimiser may be on the CPU

@@ -333,11 +333,14 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 def float32_head(model: PreTrainedModel) -> Iterator[None]:
     """Let the model's own head multiply in float32 within autocast (trap 11)."""
     head: Any = model.get_output_embeddings()
+    before = head.__dict__.get("forward")  # another library's product (engines/transformers.py)
 
     def forward(hidden: Tensor) -> Tensor:
         kind = hidden.device.type
         narrow = torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False), tensor_float32(kind == "cuda" and narrow):
+            if before is not None:
+                return before(hidden.float())
             return nn.functional.linear(hidden.float(), head.weight, head.bias)
 
     head.forward = forward
@@ -345,6 +348,8 @@ def float32_head(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del head.forward
+        if before is not None:
+            head.forward = before
 
 
 @contextlib.contextmanager

@@ -324,13 +324,17 @@ def sampling_bytes(config: RLConfig, machine: Machine, shape: Shape, bfloat16: b
     rows = min(rollout.sequences, round(drawn * rollout.responses / machine.ranks))
     rows = max(1, rows // rollout.responses) * rollout.responses
     sharded, offloaded = machine.ranks > 1 or config.parallel.shard, config.parallel.cpu_offload
+    if config.device == "cpu" and bfloat16:
+        copies = 2.0 * s.matrices + 4.0 * s.head  # in oneDNN's own layout
+    else:
+        copies = 0.0 if sharded else copied_bytes(s, offloaded, bfloat16, whole=True)
     positions = -(-longest_of(config) // GROW_BY) * GROW_BY
     cache = rows * positions * cache_per_token(s, bfloat16, "transformers")
     uniforms = rows * rollout.max_response_tokens * 8
     return {
         "cache": cache * (1 + 1 / (2 * s.layers)),
         "logits": 3 * 4 * rows * s.vocabulary + uniforms,
-        "copies": 0.0 if sharded else copied_bytes(s, offloaded, bfloat16, whole=True),
+        "copies": copies,
     }
 
 
