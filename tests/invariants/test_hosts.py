@@ -1,6 +1,7 @@
-"""Two machines: network namespaces with a cable between them, each with a home, a cache and temporary files.
+"""Two machines: namespaces of network, processes, shared memory and mounts, with a cable between them.
 
-What they share is the folder of the run and the model, as a network file system would have it.
+What they share is the folder of the run, as a network file system would have it. Each has a hub's cache of its own,
+with the model, where the other one cannot look.
 """
 
 import os
@@ -45,6 +46,14 @@ def hosts() -> Iterator[None]:
             ip("netns", "del", name, check=False)
 
 
+def cached(model: Path, cache: Path, name: str) -> None:
+    """Put a model into a hub's cache as a download does."""
+    place = cache / "hub" / f"models--{name.replace('/', '--')}"
+    shutil.copytree(model, place / "snapshots" / "0123abcd")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0123abcd")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_hosts__two_machines_with_a_copy_each_do_what_one_process_does(
@@ -54,22 +63,26 @@ def test_hosts__two_machines_with_a_copy_each_do_what_one_process_does(
     port = str(free_port())
     processes = []
     for number, (name, _) in enumerate(HOSTS):
-        home = tmp_path / name
-        for folder in ("cache", "temporary"):
-            (home / folder).mkdir(parents=True)
+        home, other = tmp_path / name, tmp_path / HOSTS[1 - number][0]
+        (home / "temporary").mkdir(parents=True)
+        other.mkdir(exist_ok=True)
+        cached(model, home / "cache", "tiny/clock")
+        hidden = f"mount -t tmpfs none {other}; mount -t tmpfs none /dev/shm"
         torchrun = ("--nnodes", "2", "--node-rank", str(number))
         torchrun = (*torchrun, "--master-addr", HOSTS[0][1], "--master-port", port)
         processes.append(
             start(
                 2,
-                [*rl_args(model, out, *FLAGS), "--parallel.replicas", "2"],
+                [*rl_args(Path("tiny/clock"), out, *FLAGS), "--parallel.replicas", "2"],
                 *torchrun,
                 before=(
-                    *("ip", "netns", "exec", name, "unshare", "--uts", "--ipc"),
-                    *("bash", "-c", f'hostname {name}; exec "$@"', "-"),
+                    *("ip", "netns", "exec", name, "unshare", "--uts", "--ipc", "--mount"),
+                    *("--pid", "--fork", "--kill-child", "--mount-proc"),
+                    *("bash", "-ec", f'hostname {name}; {hidden}; exec "$@"', "-"),
                 ),
                 HOME=str(home),
                 HF_HOME=str(home / "cache"),
+                HF_HUB_OFFLINE="1",
                 TMPDIR=str(home / "temporary"),
                 GLOO_SOCKET_IFNAME="eth0",
             )

@@ -11,6 +11,7 @@ from openprime.config import PrimeConfig, ScoreConfig
 from openprime.models.lm import Loader
 from openprime.models.placement import SLOW, Placement, pick_device
 from openprime.types import UserError
+from support.ranks import become
 from support.tiny_prm import save_prm
 
 
@@ -66,6 +67,21 @@ def test_placement_of__the_default_precision_is_that_of_the_device(
     cuda(True, supported)
     assert ScoreConfig().dtype == "auto"
     assert Placement.of(ScoreConfig.model_validate({"device": device, "dtype": dtype})).bfloat16 == bfloat16
+
+
+@pytest.mark.parametrize(
+    ("ranks", "copies", "fits"), [(4, 2, True), (4, 4, True), (6, 4, False), (1, 2, False)]
+)
+def test_placement_of__copies_share_the_ranks_evenly(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, copies: int, fits: bool
+):
+    become(monkeypatch, 0, ranks)
+    config = PrimeConfig.model_validate({"parallel": {"replicas": copies}})
+    if fits:
+        assert Placement.of(config).replicas == copies
+    else:
+        with pytest.raises(UserError, match=f"parallel.replicas={copies}: {ranks} ranks"):
+            Placement.of(config)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_plan__the_published_recipe_by_hand(capsys: pytest.CaptureFixture):
     assert found["checkpoint"] == pytest.approx(
         2 * 12 * P / 2**30
     )  # weights and two moments of policy and PRM
+    assert found["checkpoint_seconds"] == pytest.approx(2 * 12 * P / 2**30 / 2)
     assert found["checkpoints"] == 3
     assert found["steps"] == 592
     step = found["step"]
@@ -61,6 +62,11 @@ def test_plan__the_published_recipe_by_hand(capsys: pytest.CaptureFixture):
     assert seconds["policy"] == seconds["prm"] > 3.5 * seconds["reference"]
     assert found["hours"] == pytest.approx(592 * sum(seconds.values()) / 3600)
     assert found["cost"] == pytest.approx(found["hours"] * 8 * 2)
+
+
+def test_plan__a_slower_disk_takes_longer(capsys: pytest.CaptureFixture):
+    found = planned(capsys, RECIPE, *MODEL, "--disk-bandwidth", "0.5")
+    assert found["checkpoint_seconds"] == pytest.approx(2 * found["checkpoint"])
 
 
 def test_plan__copies_of_models_have_fewer_ranks_each(capsys: pytest.CaptureFixture):

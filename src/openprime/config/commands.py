@@ -633,6 +633,8 @@ class PlanConfig(Section):
     """Peak of a GPU in bfloat16, in 10^12 FLOPs a second: 312 for A100 and A800, 989 for H100."""
     gpu_bandwidth: Scale = 2.0
     """Of a GPU's memory, in 10^12 bytes a second: 2.0 for A100 and A800 of 80 GB, 3.35 for H100."""
+    disk_bandwidth: Scale = 2.0
+    """Of the file system that holds checkpoints, in GiB a second, all ranks together."""
     mfu: Annotated[float, Field(ge=0, le=1), zero_or(1e-6)] = 0.0
     """Measured: share of the peak that training reaches, what is computed again included. 0: from its parts."""
     sampling_mfu: Annotated[float, Field(ge=1e-6, le=1)] = 0.1

@@ -108,6 +108,8 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         "host": {name: size / GiB for name, size in budget.host.items() if size},
         "checkpoint": budget.checkpoint / GiB,
         "checkpoints": run.keep + 1,
+        "checkpoint_seconds": budget.checkpoint / GiB / config.disk_bandwidth,
+        "disk_bandwidth": config.disk_bandwidth,
         "notes": notes(run, machine, shape),
         **estimate(config, run, shape, prm),
     }
@@ -204,10 +206,6 @@ def notes(run: TrainingConfig, machine: Machine, shape: Shape) -> list[str]:
     ]
 
 
-DISK = 2.0
-"""GiB that are written a second, all ranks together."""
-
-
 def estimate(config: PlanConfig, run: TrainingConfig, shape: Shape, prm: Shape) -> dict[str, Any]:
     """Tokens, FLOPs, hours and cost, and what was assumed for them."""
     if isinstance(run, RLConfig):
@@ -301,9 +299,9 @@ def show(found: dict[str, Any], console: Console) -> None:
         say("  - " + "; ".join(group))
     host = ", ".join(f"{name} {size:,.0f}" for name, size in found["host"].items())
     say(f"memory of a node: {sum(found['host'].values()):,.0f} GiB ({host})")
-    size = found["checkpoint"]
-    speed = f"{size / DISK:,.0f} s at {DISK:g} GiB/s"
-    say(f"a checkpoint: {size:,.1f} GiB, {speed}; at most {found['checkpoints']} on the disk")
+    size, most = found["checkpoint"], found["checkpoints"]
+    speed = f"{found['checkpoint_seconds']:,.0f} s at {found['disk_bandwidth']:g} GiB/s"
+    say(f"a checkpoint: {size:,.1f} GiB, {speed}; at most {most} on the disk, {most * size:,.0f} GiB")
     step = found["step"]
     for what, tokens in (("sampled", step["sampled_tokens"]), ("trained on", step["trained_tokens"])):
         kind = "sampling" if what == "sampled" else "training"
