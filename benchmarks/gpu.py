@@ -751,6 +751,10 @@ def vllm(folder: Path, args: argparse.Namespace) -> list[dict]:
         engine = VLLMEngine(start, tokenizer, ends, weights=lambda model=model: model.named_parameters())
         kept = torch.get_num_threads() == threads or args.device == "cpu"
         rows.append(row("F4b", f"{kind}: CPU threads left to the trainer", kept, "True", kept))
+        head = engine.llm.llm_engine.vllm_config.model_config.head_dtype
+        rows.append(
+            row("F8", f"{kind}: vLLM's head gives", str(head), "torch.float32", head == torch.float32)
+        )
         gaps, asleep = [], []
         for version in range(1, 5):
             if version == 4:

@@ -208,6 +208,7 @@ def test_onednn_products__are_those_of_the_layers(
     """With a bias and without, of a block and of the head: against float64 of the same factors."""
     monkeypatch.setattr(module, "LARGE", 1)
     model = make("qwen2")
+    torch.nn.init.normal_(model.model.layers[0].self_attn.q_proj.bias)
     for layer in (model.model.layers[0].self_attn.q_proj, model.model.layers[0].mlp.up_proj, model.lm_head):
         narrow = bfloat16 and layer is not model.lm_head
         x = torch.randn(*shape, layer.in_features, generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -327,8 +328,8 @@ def test_start_vllm__arguments_are_passed_on_and_unknown_ones_named(monkeypatch:
     start_vllm("m", Placement(), VLLMEngineConfig(args=args), 8, 100)
     assert (told["max_num_batched_tokens"], told["enforce_eager"]) == (512, False)
     assert (told["model"], told["max_num_seqs"], told["max_model_len"]) == ("m", 8, 100)
+    start_vllm("m", Placement(bfloat16=True), VLLMEngineConfig(), 8, 100)
     assert "hf_overrides" not in told
-    start_vllm("m", Placement(), VLLMEngineConfig(), 8, 100)
     assert told["enforce_eager"] is True  # on a CPU
     assert told["enable_chunked_prefill"] is False
     for asked, overrides in (
@@ -336,7 +337,7 @@ def test_start_vllm__arguments_are_passed_on_and_unknown_ones_named(monkeypatch:
         ({"hf_overrides": {"rope_theta": 1e4}}, {"head_dtype": "float32", "rope_theta": 1e4}),
         ({"hf_overrides": {"head_dtype": "model"}}, {"head_dtype": "model"}),
     ):
-        start_vllm("m", Placement(bfloat16=True), VLLMEngineConfig(args=asked), 8, 100)
+        start_vllm("m", replace(CUDA, bfloat16=True), VLLMEngineConfig(args=asked), 8, 100)
         assert told["hf_overrides"] == overrides
     with pytest.raises(
         UserError, match=r"engine\.args: .* no argument max_num_batched_token; did you mean max_num_b"

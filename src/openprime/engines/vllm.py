@@ -89,7 +89,7 @@ def start_vllm(
     if on_cpu:  # where vLLM cannot put back the random numbers of a response whose prompt it has read in part
         free["enable_chunked_prefill"] = False
     own = dict(config.args)
-    if place.bfloat16:
+    if place.bfloat16 and not on_cpu:  # where vLLM would cast the head's weights for every token
         own["hf_overrides"] = HEAD | own.get("hf_overrides", {})
     llm = make(**ours, **free | own)
     if (
