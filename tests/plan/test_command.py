@@ -106,6 +106,7 @@ def test_plan__what_auto_samples_with_is_said(capsys: pytest.CaptureFixture):
     [
         (("--gpus=8", "--set", "engine.kind=transformers"), False),
         (("--gpus=2",), False),
+        (("--gpus=8", "--set", "parallel.replicas=8"), False),
         (("--gpus=1", "--gpu-memory=46"), True),  # one change is not enough
     ],
 )
@@ -178,6 +179,7 @@ def test_plan__steps_of_other_commands_follow_from_the_rows(capsys: pytest.Captu
         ([RECIPE, *MODEL, "--set", "polcy.lr=1"], "unknown key polcy"),
         ([RECIPE, *MODEL, "--set", "steps=0"], "--set: steps: "),
         ([RECIPE, *MODEL, "--set", "steps"], "expected key=value"),
+        ([RECIPE, *MODEL, "--set", "parallel.replicas=3"], "8 ranks cannot be divided"),
         (["nothing.yaml"], "no such configuration file"),
         ([], "config is not set"),
     ],

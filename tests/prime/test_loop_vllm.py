@@ -96,6 +96,7 @@ def serve(model: Path, folder: Path) -> tuple[str, subprocess.Popen]:
         [
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
             *("--port", str(port), "--dtype", "float32", "--max-model-len", "512", "--enforce-eager"),
+            "--no-enable-chunked-prefill",
             *("--logprobs-mode", "processed_logprobs"),
             *("--worker-extension-cls", "openprime.engines.vllm_worker.Weights"),
         ],
@@ -239,7 +240,8 @@ def test_server_engine__in_flight_a_response_goes_on_from_the_new_weights(three,
         ServerEngineConfig(urls=urls, in_flight=True),
         *(str(sft), load_tokenizer(str(sft)), frozenset(), size, 8, 512, tmp_path / "weights"),
     )
-    engine.generate([prompt] * 4, Sampling(1, 4), 0)  # both have the first weights
+    for server in engine.servers:  # both need the first weights
+        server.take(engine.source)
     before = [tokens_of(url) for url in urls]
     loaded: list[bool] = []
 
@@ -248,9 +250,8 @@ def test_server_engine__in_flight_a_response_goes_on_from_the_new_weights(three,
             loaded.append(True)
             engine.load(((name, weight.detach()) for name, weight in new.named_parameters()), 1)
 
-    # At most 2,048 tokens on a server, which it can compute anew at once.
-    groups = engine.generate([prompt] * 2, Sampling(4, 480), 5, load_once)
-    assert [group.policy_version for group in groups] == [0] * 2
+    groups = engine.generate([prompt] * 4, Sampling(4, 480), 5, load_once)
+    assert [group.policy_version for group in groups] == [0] * 4
 
     def under(model: PreTrainedModel, tokens: tuple[int, ...]) -> torch.Tensor:
         with torch.no_grad():

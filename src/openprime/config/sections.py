@@ -612,6 +612,14 @@ class ParallelConfig(Section):
     """Write checkpoints while training goes on: it waits until they have been copied to the host's memory, which must
     have room for them (12 bytes a trained parameter, over all ranks)."""
 
+    def shares(self, ranks: int) -> int:
+        """Shares of each copy of a model. Raises UserError where the ranks cannot be divided among the copies."""
+        if ranks % self.replicas:
+            raise UserError(
+                f"parallel.replicas={self.replicas}: {ranks} ranks cannot be divided into as many equal parts"
+            )
+        return ranks // self.replicas
+
 
 def value_of(config: BaseModel, path: str) -> Any:
     """The setting at a dotted path."""

@@ -51,10 +51,7 @@ class Placement:
                 "kernels=liger, but liger-kernel is not installed: pip install 'openprime[liger]', or set kernels=torch"
             )
         parallel = config.parallel
-        if world() % parallel.replicas:
-            raise UserError(
-                f"parallel.replicas={parallel.replicas}: {world()} ranks cannot be divided into as many equal parts"
-            )
+        parallel.shares(world())
         return cls(device, bfloat16, parallel.cpu_offload, parallel.shard, parallel.replicas, liger)
 
     @property

@@ -169,6 +169,8 @@ def changes(run: TrainingConfig, gpus: int) -> list[str]:
     def of_all(key: str, value: object) -> None:
         found.append(" ".join(f"{name}.{key}={value}" for name in names))
 
+    if run.parallel.replicas > 1:
+        found.append("parallel.replicas=1")
     if not all(section.gradient_checkpointing for section in sections):
         of_all("gradient_checkpointing", "true")
     if max(section.tokens_per_microbatch for section in sections) > longest:

@@ -168,9 +168,12 @@ OWN = ("auto", "transformers")
 
 
 def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape) -> Budget:
-    """Bytes on each device, phase by phase, for the longest sequences that the configuration allows."""
+    """Bytes on each device, phase by phase, for the longest sequences that the configuration allows.
+
+    Raises UserError where the machine's ranks cannot be divided among the copies of models.
+    """
     models, bfloat16, ranks = parts_of(config, shape, prm), is_bfloat16(config), machine.ranks
-    shares = ranks / config.parallel.replicas
+    shares = config.parallel.shares(ranks)
     offload = config.parallel.cpu_offload
     sharded = ranks > 1 or offload or config.parallel.shard
     there = 0 if offload else 1 / shares
