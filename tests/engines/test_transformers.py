@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from openprime.data.collate import collate
 from openprime.engines import transformers as module
 from openprime.engines.transformers import TransformersEngine, sample
+from openprime.models import products
 from openprime.models.logprobs import token_logprobs
 from openprime.models.placement import Placement
 from openprime.models.tiny import build_tokenizer
@@ -201,21 +202,17 @@ def test_generate__logits_that_are_not_finite_are_an_error(make_engine):
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (module.MANY + 5, 2), (0, 2)])
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_onednn_products__are_those_of_the_layers(
-    bfloat16: bool, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-):
+def test_packed_products__are_those_of_the_layers(shape: tuple[int, int]):
     """With a bias and without, of a block and of the head: against float64 of the same factors."""
-    monkeypatch.setattr(module, "LARGE", 1)
     model = make("qwen2")
     torch.nn.init.normal_(model.model.layers[0].self_attn.q_proj.bias)
     for layer in (model.model.layers[0].self_attn.q_proj, model.model.layers[0].mlp.up_proj, model.lm_head):
-        narrow = bfloat16 and layer is not model.lm_head
+        narrow = layer is not model.lm_head
         x = torch.randn(*shape, layer.in_features, generator=torch.Generator().manual_seed(0))
         rounded = lambda t, narrow=narrow: t.bfloat16().double() if narrow else t.double()  # noqa: E731
         bias = 0.0 if layer.bias is None else rounded(layer.bias)
         exact = rounded(x) @ rounded(layer.weight).T + bias
-        with torch.no_grad(), module.onednn_products(model, bfloat16):
+        with torch.no_grad(), module.packed_products(model):
             with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
                 found = layer(x)
             with torch.autocast("cpu", torch.bfloat16, enabled=not narrow):
@@ -229,13 +226,15 @@ def test_onednn_products__are_those_of_the_layers(
 
 
 @pytest.mark.parametrize("name", ["qwen2 tied", "phi, head with a bias", *SCALED])
-def test_generate__large_float32_products_give_the_trainers_log_probabilities(
+def test_generate__onednns_float32_products_give_the_trainers_log_probabilities(
     name: str, make_engine, monkeypatch: pytest.MonkeyPatch
 ):
     """And the samples that other products give: they differ in rounding alone."""
     expected = make_engine(name).generate(PROMPTS, Sampling(2, 12), 3)
-    monkeypatch.setattr(module, "LARGE", 1)
-    assert_same_samples(make_engine(name).generate(PROMPTS, Sampling(2, 12), 3), expected)
+    monkeypatch.setattr(products, "LARGE", 1)
+    engine = make_engine(name)
+    products.use_onednn(engine.model)
+    assert_same_samples(engine.generate(PROMPTS, Sampling(2, 12), 3), expected)
 
 
 def test_generate__weights_that_changed_are_packed_anew(make_engine):

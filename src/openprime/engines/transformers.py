@@ -27,6 +27,7 @@ from openprime.models.checks import (
 from openprime.models.logprobs import float32_head, has_plain_head
 from openprime.models.lora import has_adapters
 from openprime.models.placement import Placement
+from openprime.models.products import Linear, linear
 from openprime.types import Group, NonFiniteError, Prompt, RunError, Sampling, UserError
 
 COMPACT_AT = 0.9
@@ -36,8 +37,6 @@ COMPACT_AT = 0.9
 GROW_BY = 128
 """Positions that the cache makes room for at a time."""
 
-LARGE = 2**17
-"""Numbers of a float32 weight from which on oneDNN multiplies: a smaller one takes less time than its start."""
 ROWS = 32
 """Rows that oneDNN's own layout of a weight is made for."""
 MANY = 256
@@ -105,25 +104,23 @@ def casts_kept(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def onednn_products(model: PreTrainedModel, bfloat16: bool) -> Iterator[None]:
-    """Let a CPU's linear layers multiply by oneDNN: for a few rows that takes half the time of torch's own products.
+def packed_products(model: PreTrainedModel) -> Iterator[None]:
+    """Let a CPU's linear layers multiply by copies of their weights in oneDNN's layout: few rows take half the time.
 
-    In float32 from a size of LARGE on. With `bfloat16`, within autocast, by copies of the weights in oneDNN's own
-    layout, bfloat16 ones of the blocks and a float32 one of the head. Not for passes that make gradients.
+    For passes within bfloat16's autocast and without gradients: bfloat16 copies of the blocks' weights and a float32
+    one of the head's.
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         yield
         return
     head, changed = model.get_output_embeddings(), []
     for layer in model.modules():
-        if type(layer) is not nn.Linear or not (bfloat16 or layer.weight.numel() >= LARGE):
+        if type(layer) is not nn.Linear and type(layer) is not Linear:
             continue
-        dtype = torch.bfloat16 if bfloat16 and layer is not head else torch.float32
-        weight = layer.weight.detach().to(dtype)
-        if bfloat16:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        dtype = torch.float32 if layer is head else torch.bfloat16
+        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), ROWS)
         bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-        setattr(layer, "forward", partial(_onednn_product, layer, weight, bias, dtype))  # noqa: B010
+        setattr(layer, "forward", partial(_packed_product, layer, weight, bias, dtype))  # noqa: B010
         changed.append(layer)
     try:
         yield
@@ -132,13 +129,13 @@ def onednn_products(model: PreTrainedModel, bfloat16: bool) -> Iterator[None]:
             del layer.forward
 
 
-def _onednn_product(
+def _packed_product(
     layer: nn.Linear, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, x: Tensor
 ) -> Tensor:
     """x @ weight.T + bias in `dtype`, where the layer would have computed in it."""
     own = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
     if own != dtype or not x.numel():
-        return nn.functional.linear(x, layer.weight, layer.bias)
+        return linear(x, layer.weight, layer.bias)
     parts = [
         torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "")
         for part in x.to(dtype).flatten(0, -2).split(MANY)
@@ -259,7 +256,8 @@ class TransformersEngine:
         )
         per_batch = max(1, self.sequences // sampling.responses)
         # Not inference_mode, in which autocast would cast all weights again for every token.
-        products = onednn_products(self.model, self.place.bfloat16)
+        narrow = self.place.bfloat16
+        products = packed_products(self.model) if narrow else contextlib.nullcontext()
         with casts_kept(self.model), products, torch.no_grad(), self.place.autocast():
             for chosen in _batches([len(p.token_ids) for p in prompts], per_batch, not self.pads):
                 uniforms = torch.stack([_uniforms(seed, first + i, sampling) for i in chosen])

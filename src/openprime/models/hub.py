@@ -39,6 +39,7 @@ from openprime.models.gguf import (
     split_as_named,
     weights_options,
 )
+from openprime.models.products import use_onednn
 from openprime.ranks import first, on_first
 from openprime.types import StorageError, UserError
 
@@ -83,6 +84,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> PreTrainedModel
     model.generation_config = generation
     model = model.to(device)  # pyright: ignore[reportArgumentType]
     check_finite(name, model)
+    use_onednn(model)
     return model
 
 

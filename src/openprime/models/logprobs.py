@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from openprime.models.attention import Blocks, Packing, Sequences, packs, takes_sequences
+from openprime.models.products import linear, matmul
 from openprime.models.shape import count_pass
 
 BLOCK_ELEMENTS = 2**22
@@ -341,7 +342,7 @@ def float32_head(model: PreTrainedModel) -> Iterator[None]:
         with torch.autocast(kind, enabled=False), tensor_float32(kind == "cuda" and narrow):
             if before is not None:
                 return before(hidden.float())
-            return nn.functional.linear(hidden.float(), head.weight, head.bias)
+            return linear(hidden.float(), head.weight, head.bias)
 
     head.forward = forward
     try:
@@ -439,9 +440,9 @@ class _SelectedLogprobs(torch.autograd.Function):
             grad_logits.index_put_((rows, entries), scale[rows, columns], accumulate=True)
             narrow = grad_logits.to(dtype)
             if grad_hidden is not None:
-                grad_hidden += narrow @ weight[part].to(dtype)
+                grad_hidden += matmul(narrow, weight[part].to(dtype))
             if grad_weight is not None:
-                grad_weight[part] = narrow.t() @ narrow_hidden
+                grad_weight[part] = matmul(narrow.t(), narrow_hidden)
             if grad_bias is not None:
                 grad_bias[part] = grad_logits.sum(0)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
@@ -557,7 +558,7 @@ def _add(logits: Tensor, partition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = nn.functional.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 

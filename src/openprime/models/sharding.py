@@ -29,6 +29,7 @@ from openprime.models.hub import load_model, persistent_buffers, read_architectu
 from openprime.models.liger import use_liger
 from openprime.models.logprobs import whole_logprobs
 from openprime.models.placement import Placement
+from openprime.models.products import use_onednn
 from openprime.ranks import together, world
 from openprime.types import UserError
 
@@ -139,6 +140,7 @@ def materialise(model: PreTrainedModel, device: torch.device) -> None:
     for parameter in model.parameters():
         parameter._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
     model.initialize_weights()  # what is left: buffers, such as the frequencies of rotary positions
+    use_onednn(model)
 
 
 def sampling_model(model: PreTrainedModel, place: Placement) -> PreTrainedModel:
