@@ -96,6 +96,13 @@ def test_documentation__links_lead_somewhere(document: Path):
     assert not wrong, "\n".join(wrong)
 
 
+def test_readme__names_every_module_of_the_package_and_no_other():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The files")[1].split("\n## ")[0]
+    package = tree.split("configs/ ")[0]
+    modules = {path.name for path in (ROOT / "src" / "openprime").rglob("*.py") if path.name[0] != "_"}
+    assert set(re.findall(r"\w+\.py", package)) == modules
+
+
 def test_traps__are_fifteen_with_code_and_test_each():
     page = (ROOT / "docs" / "traps.md").read_text(encoding="utf-8")
     sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
