@@ -8,10 +8,19 @@ from torch import Tensor
 from openprime.config import ALGORITHMS, DistillConfig, DistillRLConfig, OutcomeConfig, PrimeConfig
 from openprime.config.sections import Rate, Scale
 from openprime.models.lm import LM, Loader
-from openprime.prime.advantages import Centring, centre, skill_gate, with_advantages
+from openprime.prime.advantages import (
+    Centring,
+    centre,
+    moments,
+    outcome_returns,
+    returns_to_go,
+    skill_gate,
+    whiten,
+    with_advantages,
+)
 from openprime.prime.distill import Distill, copy_weights, target_kl
-from openprime.prime.learner import Learner
-from openprime.prime.losses import with_rest
+from openprime.prime.learner import Learner, minibatches
+from openprime.prime.losses import policy_loss, with_rest
 from openprime.prime.methods import OutcomeOnly, Prime, minibatch_generator, update_policy, with_old_policy
 from openprime.prime.prm import minibatches_of_groups, moving_average
 from openprime.prime.rewards import (
@@ -228,6 +237,87 @@ class Improved(Prime):
         return replace(batch, rewards=self.prm.beta * ratio[..., 0] * mask), surplus * mask
 
 
+class DistRLConfig(PrimeConfig):
+    """`--algorithm distrl`."""
+
+    algorithm: str = "distrl"
+    likely: Rate = 0.1
+    """Tokens that the old policy gives so much probability are candidates."""
+    candidate_weight: Scale = 0.1
+    """Weight of their loss beside that of the sampled tokens."""
+    process_weight: Scale = 0.05
+    """Weight of the sampled tokens' process advantage beside the outcome's."""
+
+
+class DistRL(Prime):
+    """Distribution-level updates (arXiv 2604.13197, section 4 and eq. 10) beside those of sampled tokens.
+
+    Its PRM is that of PRIME with `prm.loss: prefix`, `prm.balance`, `prm.reference: policy`, `prm.update: before`.
+    Every likely token a of a place has the advantage beta log(phi(a) / old(a)) over the standard deviation of the
+    prefix values; its loss is PPO's, and a place's is their mean by old(a). A sampled token has the outcome's
+    advantage, normalised within its group, and the whitened return to go of the centred process rewards.
+    """
+
+    def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
+        """The PRM's update and its scores, then one pass of policy updates."""
+        self.steps += 1
+        settings, how = self.config, self.config.policy
+        assert isinstance(settings, DistRLConfig)
+        generator = minibatch_generator(settings.seed, self.steps)
+        batch, metrics = self.prm.score_and_update(batch)
+        with self.clock.phase("prm"):
+            ids, old = policy.lm.likeliest(batch, int(1 / settings.likely))  # no more tokens are that likely
+            batch = replace(batch, candidates=ids, old_logprobs=old[..., 0])
+            phi = self.prm.lm.candidate_logprobs(batch)  # [B, T, 1 + k]
+        batch = replace(batch, advantages=self.sampled_advantages(batch, settings.process_weight))
+        credit = self.credit(batch, phi[..., 1:], old[..., 1:])
+        batch = replace(batch, targets=torch.cat([old[..., 1:], credit], -1))  # [B, T, 2 k]
+
+        def loss(logprobs: Tensor, micro: Batch) -> Tensor:
+            assert micro.targets is not None
+            assert micro.old_logprobs is not None
+            assert micro.advantages is not None
+            mask, clips = micro.response_mask.float(), (how.clip_low, how.clip_high)
+            known, advantages = micro.targets.chunk(2, -1)
+            weights = self.shares(known) * mask[..., None]
+            sampled = policy_loss(logprobs[..., 0], micro.old_logprobs, micro.advantages, mask, *clips)
+            others = policy_loss(logprobs[..., 1:], known, advantages, weights, *clips)
+            return sampled.loss + settings.candidate_weight * others.loss
+
+        done = []
+        with self.clock.phase("policy"):
+            for _ in range(how.epochs):
+                for part in minibatches(batch, how.minibatch, generator):
+                    done.append(policy.update(part, loss, int(part.response_mask.sum()), candidates=True))
+        return replace(batch, targets=None), metrics | {
+            "policy/loss": sum(update.loss for update in done) / len(done),
+            "policy/grad_norm": sum(update.grad_norm for update in done) / len(done),
+            "policy/lr": done[-1].lr,
+        }
+
+    def sampled_advantages(self, batch: Batch, process_weight: float) -> Tensor:
+        """Of the sampled tokens, [B, T]."""
+        assert batch.rewards is not None
+        mask = batch.response_mask
+        own = outcome_returns(batch, self.advantage.model_copy(update={"estimator": "grpo"}))
+        centred = (batch.rewards - batch.rewards[mask].mean()) * mask
+        process = returns_to_go(centred, mask, 1.0)
+        return own + process_weight * whiten(process, mask, moments(process, mask))
+
+    def credit(self, batch: Batch, phi: Tensor, old: Tensor) -> Tensor:
+        """Of the candidates, [B, T, k], from log phi and log old."""
+        assert batch.rewards is not None
+        mask = batch.response_mask
+        values = prefix_values(batch.rewards, mask)[mask]
+        return self.prm.beta * (phi - old) / values.std(correction=0).clamp(min=1e-6)
+
+    def shares(self, old: Tensor) -> Tensor:
+        """Of each candidate in its place's loss, [B, T, k], from log old; all 0 where no token is likely enough."""
+        assert isinstance(self.config, DistRLConfig)
+        kept = old.exp() * (old.exp() >= self.config.likely)
+        return kept / kept.sum(-1, keepdim=True).clamp(min=1e-9)
+
+
 class UndistilledConfig(DistillRLConfig):
     """`--algorithm undistilled`."""
 
@@ -308,6 +398,7 @@ ALGORITHMS |= {
     "spro": (SPROConfig, "candidates:SPRO"),
     "checker": (CheckerConfig, "candidates:Checker"),
     "improved": (ImprovedConfig, "candidates:Improved"),
+    "distrl": (DistRLConfig, "candidates:DistRL"),
     "undistilled": (UndistilledConfig, "candidates:Undistilled"),
     "shuffled": (ShuffledConfig, "candidates:Shuffled"),
     "sharpened": (SharpenedConfig, "candidates:Sharpened"),

@@ -142,6 +142,7 @@ METHODS = {
     "PRIME, prefix, balanced, policy reference, 4 epochs": Method(
         algorithm("prime", *PREFIX, *SCALED, *REUSED, "--prm.balance", *FOLLOWING)
     ),
+    "DistRL, 4 epochs": Method(algorithm("distrl", *PREFIX, *REUSED, "--prm.balance", *FOLLOWING)),
     "PRIME, frozen PRM, 4 epochs": Method(
         algorithm("prime", *PROCESS, *REUSED, "--prm.update", "never"), 128
     ),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openprime.cli import main
 from openprime.config import ALGORITHMS, OutcomeConfig, PolicyConfig
 from openprime.models.lm import LM
-from openprime.prime.learner import Learner
+from openprime.prime.learner import Learner, Update
 from openprime.run.console import Clock
 from openprime.types import Batch
 from support import brute
@@ -173,6 +173,84 @@ def test_spro_step__adds_it_to_the_advantage_of_the_outcome():
         expected.append([value + outcomes[i] - sum(others) / len(others) for value in row])
     assert max(abs(value) for row in own for value in row) > 0.1
     check_clipped_step(method, batch, expected)
+
+
+def test_distrl__the_loss_equals_the_loops():
+    """At random log-probabilities, with places that have no likely token, one and several."""
+    generator = torch.Generator().manual_seed(0)
+    batch, k = make_batch(), 10
+    mask, places = batch.response_mask, (*batch.response_mask.shape, 1 + k)
+    old, new, phi = (torch.randn(places, generator=generator).mul(2).log_softmax(-1) for _ in range(3))
+    old[0] = -3.0  # nobody is likely there
+    rewards = torch.randn(mask.shape, generator=generator) * mask
+    config = candidates.DistRLConfig(policy=PolicyConfig(minibatch=len(batch)))
+    losses, seen = [], []
+
+    class Recorded:
+        """A policy whose only update says what the loss is."""
+
+        class lm:
+            likeliest = staticmethod(lambda batch, count: (torch.zeros(places, dtype=torch.long), old))
+
+        @staticmethod
+        def update(part: Batch, loss, count: float, candidates: bool):
+            width = part.rewards.shape[1]
+            rows = [
+                next(i for i, row in enumerate(rewards) if torch.equal(own, row[:width]))
+                for own in part.rewards
+            ]
+            losses.append(float(loss(new[rows][:, :width], part)))
+            seen.append((count, candidates))
+            return Update(losses[-1], 1.0, 1e-3, part.logprobs)
+
+    class Known:
+        """A PRM with these rewards."""
+
+        beta = 0.7
+
+        class lm:
+            candidate_logprobs = staticmethod(lambda batch: phi)
+
+        @staticmethod
+        def score_and_update(batch: Batch):
+            return replace(batch, rewards=rewards), {}
+
+    method = candidates.DistRL(config, Clock(), Known(), lambda folder: None)
+    done, _ = method.step(Recorded(), batch)  # pyright: ignore[reportArgumentType]
+
+    tokens = [(b, t) for b, t in mask.nonzero().tolist()]
+    by_row = [[t for b, t in tokens if b == row] for row in range(len(batch))]
+    mean_reward = sum(float(rewards[b, t]) for b, t in tokens) / len(tokens)
+    prefix = [
+        sum(float(rewards[b, u]) for u in by_row[b] if u <= t) / (by_row[b].index(t) + 1) for b, t in tokens
+    ]
+    centre_of = sum(prefix) / len(prefix)
+    spread = math.sqrt(sum((v - centre_of) ** 2 for v in prefix) / len(prefix))
+    returns = [sum(float(rewards[b, u]) - mean_reward for u in by_row[b] if u >= t) for b, t in tokens]
+    middle = sum(returns) / len(returns)
+    width = math.sqrt(sum((g - middle) ** 2 for g in returns) / len(returns) + 1e-8)
+    group, outcomes = batch.group.tolist(), batch.outcome.tolist()
+    expected = 0.0
+    for (b, t), value in zip(tokens, returns, strict=True):
+        own = [outcomes[j] for j in range(len(batch)) if group[j] == group[b]]
+        mean = sum(own) / len(own)
+        deviation = math.sqrt(sum((o - mean) ** 2 for o in own) / (len(own) - 1))
+        advantage = (outcomes[b] - mean) / (deviation + 1e-6) + 0.05 * (value - middle) / width
+        assert float(done.advantages[b, t]) == pytest.approx(advantage, abs=1e-4)
+
+        def ppo(place: int, advantage: float, b: int = b, t: int = t) -> float:
+            ratio = math.exp(float(new[b, t, place] - old[b, t, place]))
+            low, high = 1 - config.policy.clip_low, 1 + config.policy.clip_high
+            return -min(ratio * advantage, min(max(ratio, low), high) * advantage)
+
+        expected += ppo(0, advantage)
+        likely = [a for a in range(1, 1 + k) if math.exp(float(old[b, t, a])) >= 0.1]
+        total = sum(math.exp(float(old[b, t, a])) for a in likely)
+        for a in likely:
+            credit = 0.7 * float(phi[b, t, a] - old[b, t, a]) / spread
+            expected += 0.1 * math.exp(float(old[b, t, a])) / total * ppo(a, credit)
+    assert losses == [pytest.approx(expected, rel=1e-4)]
+    assert seen == [(len(tokens), True)]
 
 
 # As the command runs them
