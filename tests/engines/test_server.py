@@ -168,6 +168,7 @@ def test_load__in_flight_servers_take_new_weights_in_mid_response(
         assert versions == [0] * 24
     assert not any(server.paused for server in servers)
     assert engine.rejected == 0
+    assert sum(len(server.asked) for server in servers) == len(prompts)  # none is answered anew
     later = engine.generate(prompts, SAMPLING, 1)
     assert_right(later, prompts, 1, 1)
     for group, other in zip(groups, later, strict=True):

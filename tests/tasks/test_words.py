@@ -62,6 +62,13 @@ def test_rows__no_pair_of_the_test_is_in_training_in_either_order():
         ("The horse waits. The bridge is old.", 0),
         ("Horse, bridge, horse, bridge, horse, bridge.", 0),
         ("The horse " + "and then another " * 10 + "bridge.", 0),
+        (
+            "The horse waits at the bridge for all ten of us who come from so far to see it here.",
+            1,
+        ),  # 20 words
+        ("The horse waits at the bridge for all ten of us who come from so far to see it here now.", 0),
+        ("A horse, a bridge.", 0),
+        ("A horse on a bridge.", 1),
         ("", 0),
         ("The horse and the bridge " * 10**6, 0),
     ],

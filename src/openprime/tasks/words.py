@@ -56,7 +56,7 @@ def is_right(completion: str | list[dict[str, str]], words: Sequence[str]) -> bo
     Without the limits on length and repetition the shortest list of the words would be as good as a sentence.
     """
     text = completion if isinstance(completion, str) else completion[-1]["content"]
-    if len(text) > 1000 or not re.fullmatch(r"[A-Z][^.!?\n]*[.!?]", text.strip()):
+    if not re.fullmatch(r"[A-Z][^.!?\n]*[.!?]", text.strip()):
         return False
     found = re.findall(r"[a-z']+", text.lower())
     return 5 <= len(found) <= 20 and len(set(found)) > 0.7 * len(found) and set(words) <= set(found)
