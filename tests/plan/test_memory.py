@@ -276,7 +276,31 @@ def test_work_of__distillation_trains_its_prm_for_several_epochs(shape: Shape):
     assert flops(9) > 4 * flops(1)
 
 
+@pytest.mark.parametrize("depth", [0.5, 1.0])
+def test_flops_of_row__a_prm_of_the_last_blocks_has_no_backward_pass_below_them(shape: Shape, depth: float):
+    config = build(RLConfig, {"algorithm": "distill", "distill": {"prm_depth": depth, "prm_epochs": 1}})
+    part = parts_of(config, shape, shape)[1]
+    length, response = 39, 30
+    packed = 10 / config.rollout.responses + 29  # a prompt once for all its responses
+    blocks = 2 * packed * shape.used + 2 * shape.layers * shape.query * length**2
+    head = response * 2 * shape.head
+    # A pass to score, and one forward and backward; the head forms its logits again, and its weights may be frozen.
+    expected = (2 + 2 * depth) * blocks + (1 + (4 if depth == 1 else 3)) * head
+    assert flops_of_row(part, config, 10, 30) == pytest.approx(expected)
+
+
 # Memory
+
+
+def test_memory_of__distillation_of_the_last_blocks_trains_and_keeps_these_alone(shape: Shape):
+    config = build(RLConfig, {"algorithm": "distill", "distill": {"prm_depth": 0.5}})
+    found, own = memory_of(config, Machine(), shape, shape), shape.matrices / 2
+    assert found.resident == {
+        "weights": pytest.approx(4 * (2 * shape.parameters + own), rel=0.01),
+        "optimiser": pytest.approx(8 * (shape.parameters + own), rel=0.01),
+    }
+    whole = memory_of(build(RLConfig, {"algorithm": "distill"}), Machine(), shape, shape)
+    assert found.phases["prm"]["gradients"] < whole.phases["prm"]["gradients"]
 
 
 def test_memory_of__weights_and_optimiser_are_shared_out_over_ranks(shape: Shape):

@@ -20,13 +20,14 @@ from openprime.models import logprobs as logprobs_module
 from openprime.models.hub import load_tokenizer
 from openprime.models.lm import LM, Loader
 from openprime.models.placement import Placement
+from openprime.models.sharding import freeze_below
 from openprime.prime.distill import CLIP_HIGH, CLIP_LOW, Distill
 from openprime.prime.learner import Learner, minibatch_rows
 from openprime.prime.losses import prm_shifted_loss
 from openprime.prime.prm import ImplicitPRM
 from openprime.prime.rewards import with_group_outcome
 from openprime.run.console import Clock
-from openprime.types import Batch
+from openprime.types import Batch, UserError
 from support import brute
 from support.host_reads import OnDevice, on_device
 from support.tiny_lm import (
@@ -123,6 +124,44 @@ def test_learn__begins_every_step_anew(policy: Learner, batch: Batch):
     found = [learn(method, policy, batch) for method in (one, two)]
     assert torch.equal(weights(one.prm.lm.model), weights(two.prm.lm.model))
     assert torch.equal(found[0].targets, found[1].targets)
+
+
+def learnt_by(depth: float) -> tuple[Distill, set[str]]:
+    """A method whose PRM learns its last blocks, and the names of the weights that it learns."""
+    model = make_model(seed=1)
+    freeze_below("m", model, depth)
+    config = DistillRLConfig(prm=DistillPRMConfig(lr=0.01, minibatch=3), distill=HOW)
+    method = Distill(config, LM(model), Clock())
+    return method, {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_learn__of_the_last_blocks_alone_leaves_the_others_the_policys(policy: Learner, batch: Batch):
+    method, names = learnt_by(0.5)
+    layers = policy.lm.model.config.num_hidden_layers
+    assert {int(n.split(".")[2]) for n in names if ".layers." in n} == set(
+        range(layers - layers // 2, layers)
+    )
+    assert {n for n in names if ".layers." not in n} == {"model.norm.weight"}
+    whole, start = learnt_by(1.0)[0], dict(policy.lm.model.named_parameters())
+    known = learn(method, policy, batch)
+    for name, weight in method.weights.items():
+        assert torch.equal(weight, start[name]) == (name not in names), name
+    assert method.start.keys() == names
+    with method.as_it_began():
+        assert torch.equal(weights(method.prm.lm.model), weights(policy.lm.model))
+    phi = naive_logprobs(method.prm.lm.model, batch).detach()
+    ref = naive_logprobs(policy.lm.model, batch).detach()
+    torch.testing.assert_close(known.rewards, method.prm.beta * (phi - ref), rtol=1e-3, atol=1e-5)
+    scores = known.rewards.sum(-1)
+    assert scores[batch.outcome > 0.5].mean() > scores[batch.outcome < 0.5].mean() + 0.1
+    assert not torch.equal(learn(whole, policy, batch).rewards, known.rewards)
+
+
+def test_freeze_below__says_where_blocks_are_not_known():
+    model = make_model()
+    model._no_split_modules = None
+    with pytest.raises(UserError, match=r"m: nobody knows .* blocks: set distill\.prm_depth=1"):
+        freeze_below("m", model, 0.5)
 
 
 def test_train__skill_is_measured_in_the_first_epoch_before_each_update(policy: Learner, batch: Batch):
@@ -242,16 +281,20 @@ def test_distill_step__reads_the_batch_once_for_the_reference_and_once_for_the_t
     )
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize(("rank", "depth"), [(0, 1.0), (0, 0.5), (4, 1.0)])
 def test_distill_models__are_the_prm_and_the_policy_that_it_began_from(
-    rank: int, model: Path, tmp_path: Path
+    rank: int, depth: float, model: Path, tmp_path: Path
 ):
     """Read again they have the rewards of the last step, with an adapter too."""
     if rank:
         pytest.importorskip("peft")
     settings = DistillPolicyConfig(lr=0.01, minibatch=8, lora=LoRAConfig(rank=rank))
     config = DistillRLConfig(
-        model=str(model), policy=settings, prm=DistillPRMConfig(lr=0.05, minibatch=4), out=str(tmp_path)
+        model=str(model),
+        policy=settings,
+        prm=DistillPRMConfig(lr=0.05, minibatch=4),
+        distill=DistillConfig(prm_depth=depth),
+        out=str(tmp_path),
     )
     models, tokenizer = Loader(Placement()), load_tokenizer(str(model))
     policy = Learner(models.trained(str(model), "policy", settings), settings, 10)

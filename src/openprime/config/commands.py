@@ -283,6 +283,10 @@ class DistillRLConfig(RLConfig):
         check_adapters(self.parallel, self.policy)
         if self.policy.lora.rank:
             check_shared_base(self.policy, self.prm)
+            if self.distill.prm_depth < 1:
+                raise UserError(
+                    "an adapter is learnt in all blocks: set distill.prm_depth=1 or policy.lora.rank=0"
+                )
         return super().check()
 
 

@@ -231,10 +231,15 @@ class Loader:
         self.notes = place.notes
         """What a user should know of the models that were loaded."""
 
-    def trained(self, name: str, adapter: str, config: OptimizerConfig, temperature: float = 1.0) -> LM:
-        """A model to train: whole, or with `lora.rank` an `adapter` on a base that others may use too."""
+    def trained(
+        self, name: str, adapter: str, config: OptimizerConfig, temperature: float = 1.0, depth: float = 1.0
+    ) -> LM:
+        """A model to train: whole, or with `lora.rank` an `adapter` on a base that others may use too.
+
+        `depth`: the share of a whole model's blocks, the last ones, that learn.
+        """
         if not (isinstance(config, LoRAOptimizerConfig) and config.lora.rank):
-            lm = LM(load_trained(name, self.place).eval(), self.place, temperature=temperature)
+            lm = LM(load_trained(name, self.place, depth).eval(), self.place, temperature=temperature)
             check_scoring(name, lm)
             return lm
         model = self.reference(name).model

@@ -4,6 +4,7 @@ import copy
 from functools import cache
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,17 +40,18 @@ NAMES = (
 )
 
 
-def load_trained(name: str, place: Placement) -> PreTrainedModel:
+def load_trained(name: str, place: Placement, depth: float = 1.0) -> PreTrainedModel:
     """A model with float32 weights, from a folder or a hub id: in shares on several ranks, or with `place.shard`.
 
-    Then every rank reads its own share of the weights only, but a GGUF file whole. Raises UserError as `load_model`
-    and `use_liger` do.
+    `depth`: the share of its blocks that learns (`freeze_below`). On several ranks every rank reads its own share of
+    the weights only, but a GGUF file whole. Raises UserError as `load_model`, `use_liger` and `freeze_below` do.
     """
     whole = world() == 1 and not place.shard
     if whole or gguf_file(name):
         model = load_model(name, "cpu" if place.cpu_offload and not whole else place.device)
         if place.liger:
             use_liger(name, model)
+        freeze_below(name, model, depth)
         shard(model, place)
         return model
     config = read_architecture(name)
@@ -61,6 +63,7 @@ def load_trained(name: str, place: Placement) -> PreTrainedModel:
     model.generation_config = read_generation(name, config)
     if place.liger:
         use_liger(name, model)
+    freeze_below(name, model, depth)
     shard(model, place)
     materialise(model, torch.device("cpu") if place.cpu_offload else place.device)
     folder = name
@@ -131,6 +134,22 @@ def blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The transformer's blocks."""
     names = model._no_split_modules or ()
     return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def freeze_below(name: str, model: PreTrainedModel, depth: float) -> None:
+    """Let the last blocks of a model alone learn, a share `depth` of them, and the norm behind them; 1: everything.
+
+    Before `shard`. Raises UserError where the blocks are not known.
+    """
+    if depth == 1:
+        return
+    own = blocks(model)
+    if not own:
+        raise UserError(f"{name}: nobody knows which of its layers are blocks: set distill.prm_depth=1")
+    below: list[Any] = own[: len(own) - max(1, round(depth * len(own)))]
+    head: Any = model.get_output_embeddings()
+    for part in (model.get_input_embeddings(), head, *below):
+        part.requires_grad_(False)
 
 
 def materialise(model: PreTrainedModel, device: torch.device) -> None:

@@ -95,6 +95,8 @@ class Part:
     trained: bool = True
     shares_base: bool = False
     """Its own weights are already counted with another part's."""
+    depth: float = 1.0
+    """Share of the blocks that it learns, or that it has of its own; where it is less than 1 no embeddings and head."""
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -105,12 +107,23 @@ class Part:
     @property
     def trainable(self) -> int:
         """Parameters that training changes."""
-        return self.trained * (self.shape.adapter(self.lora) if self.lora else self.shape.parameters)
+        return self.trained * (self.shape.adapter(self.lora) if self.lora else self.own)
+
+    @property
+    def layers(self) -> int:
+        """Blocks that it learns."""
+        return self.shape.layers if self.depth == 1 else max(1, round(self.depth * self.shape.layers))
+
+    @property
+    def own(self) -> int:
+        """Parameters that it learns, or has beside another part's."""
+        s = self.shape
+        return s.parameters if self.depth == 1 else round(s.matrices * self.layers / s.layers)
 
     @property
     def held(self) -> int:
         """Parameters in memory that no other part has."""
-        own = 0 if self.shares_base else self.shape.parameters
+        own = 0 if self.shares_base else self.shape.parameters if self.trained else self.own
         return own + (self.trainable if self.lora else 0)
 
 
@@ -150,8 +163,8 @@ def parts_of(config: TrainingConfig, shape: Shape, prm: Shape) -> list[Part]:
         on_base, learnt = bool(config.policy.lora.rank), LoRAOptimizerConfig.model_validate(settings)
         return [
             policy,
-            Part("prm", shape, learnt, True, on_base),
-            Part("reference", shape, config.policy, False, on_base),
+            Part("prm", shape, learnt, True, on_base, config.distill.prm_depth),
+            Part("reference", shape, config.policy, False, on_base, config.distill.prm_depth),
         ]
     if not isinstance(config, PrimeConfig):
         return [policy]
@@ -260,7 +273,7 @@ def training_bytes(
     """
     s, lora, recompute = part.shape, part.lora, part.optimizer.gradient_checkpointing
     block = kept_per_block(s, bfloat16, lora, gpu)
-    kept = s.layers * (4 * s.width if recompute else block) + (block if recompute else 0)
+    kept = part.layers * (4 * s.width if recompute else block) + (block if recompute else 0)
     kept += 4 * s.width * (2 if lora else 4)  # last state, its norm's, the one for the head, its gradient
     flowing = (
         2 if bfloat16 else 4
@@ -268,7 +281,7 @@ def training_bytes(
     passing = (
         2 * 4 * s.matrices / s.layers if sharded and not lora else 0.0
     )  # whole ones, until they are reduced
-    head = 0.0 if lora else 4.0 * s.head
+    head = 4.0 * s.head if part.own == s.parameters and not lora else 0.0
     if gpu:
         logits = 4.0 * min(CHUNK_ELEMENTS, tokens * s.vocabulary)
     else:
@@ -400,13 +413,15 @@ def flops_by_part(part: Part, config: TrainingConfig, prompt: float, response: f
         "head": response * 2 * s.head,
     }
     # Backward is twice forward, once where the weights are frozen; the head forms its logits again.
-    times = 2 if part.lora else 3
-    update = {"blocks": times * forward["blocks"], "attention": times * forward["attention"]}
-    update["head"] = (times + 1) * forward["head"]
+    times, learnt = 1 if part.lora else 2, part.layers / s.layers
+    back = {"blocks": times * learnt * forward["blocks"], "attention": times * learnt * forward["attention"]}
+    back["head"] = (1 + (times if part.depth == 1 else 1)) * forward["head"]
+    update = {kind: forward[kind] + back[kind] for kind in forward}
     if part.optimizer.gradient_checkpointing:
         # A block is computed again up to the last product that is needed: not its own last one, but an adapter's.
-        update["blocks"] += forward["blocks"] - (0 if part.lora else read * 2 * s.layers * s.width * s.mlp)
-        update["attention"] += forward["attention"]
+        last = 0 if part.lora else read * 2 * s.layers * s.width * s.mlp
+        update["blocks"] += learnt * (forward["blocks"] - last)
+        update["attention"] += learnt * forward["attention"]
     updates, scorings = passes_of(part, config)
     return {kind: updates * update[kind] + scorings * forward[kind] for kind in forward}
 

@@ -63,8 +63,11 @@ class Distill:
         model = replace(model, tokens_per_microbatch=config.prm.tokens_per_microbatch)
         self.prm = ImplicitPRM(model, None, PUBLISHED_BETA)
         self.weights = trained_parameters(model.model, model.adapter)
-        self.start = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        """The PRM's weights before it learnt from the last batch: its reference's."""
+        learnt = {
+            name: weight for name, weight in self.weights.items() if model.adapter or weight.requires_grad
+        }
+        self.start = {name: weight.detach().clone() for name, weight in learnt.items()}
+        """Those of the PRM's weights that it learns, before it learnt from the last batch: its reference's."""
         self.tokenizer: PreTrainedTokenizerBase | None = None
 
     @classmethod
@@ -72,7 +75,8 @@ class Distill:
         cls, config: DistillRLConfig, models: Loader, tokenizer: PreTrainedTokenizerBase, clock: Clock
     ) -> Self:
         """As `Method.build`. Where the policy has an adapter the PRM is another one on the same base."""
-        method = cls(config, models.trained(config.model, "prm", config.policy), clock)
+        model = models.trained(config.model, "prm", config.policy, depth=config.distill.prm_depth)
+        method = cls(config, model, clock)
         method.tokenizer = tokenizer
         return method
 
@@ -98,8 +102,8 @@ class Distill:
     ) -> tuple[Batch, Metrics]:
         """The PRM from the policy and the batch's outcomes; the batch with its process rewards and the targets."""
         assert batch.ref_logprobs is not None
-        for weights in (self.weights, self.start):
-            copy_weights(policy.trained.values(), weights.values())
+        copy_weights(policy.trained.values(), self.weights.values())
+        copy_weights((self.weights[name] for name in self.start), self.start.values())
         self.prm.beta = fitting_beta(median_nats(batch, "sum"))
         metrics = self.train(with_group_outcome(batch), generator)
         found, how = self.prm.lm.candidate_logprobs(batch), self.config.distill  # [B, T, 1 + k]
@@ -208,12 +212,13 @@ class Distill:
     @contextmanager
     def as_it_began(self) -> Iterator[None]:
         """The PRM's model with its reference's weights."""
-        trained = [weight.detach().clone() for weight in self.weights.values()]
-        copy_weights(self.start.values(), self.weights.values())
+        learnt = [self.weights[name] for name in self.start]
+        trained = [weight.detach().clone() for weight in learnt]
+        copy_weights(self.start.values(), learnt)
         try:
             yield
         finally:
-            copy_weights(trained, self.weights.values())
+            copy_weights(trained, learnt)
 
 
 def target_kl(log_ref: Tensor, targets: Tensor, mask: Tensor, kl_coefficient: float) -> float:
