@@ -149,6 +149,9 @@ METHODS = {
     "PRIME, offline start, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED), warm=128),
     "oracle step checker alone, 4 epochs": Method(algorithm("checker", *NO_FILTER, *REUSED), per_step=128),
     "distill": Method(algorithm("distill", *DISTILL), batch=64, per_step=128),
+    "distill, half of the PRM": Method(
+        algorithm("distill", *DISTILL, "--distill.prm-depth", 0.5), batch=64, per_step=128
+    ),
     "distill, five times longer": Method(algorithm("distill", *DISTILL), batch=64, per_step=128, share=5.0),
     "distill, without outcomes beside it": Method(
         algorithm("distill", *DISTILL, "--distill.outcome-weight", 0), batch=64, per_step=128
