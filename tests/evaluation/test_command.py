@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from openprime.cli import main
 from openprime.evaluation.accuracy import step_auc
+from openprime.evaluation.voting import bootstrap_interval
 from openprime.models.hub import load_tokenizer
 from openprime.models.lm import LM
 from openprime.models.tiny import build_model, build_tokenizer
@@ -108,6 +109,15 @@ def test_evaluate__results_follow_from_the_responses(with_prm: Path):
     for table in (results["pass@k"], *results["best_of_n"].values()):
         assert list(table) == ["1", "2", "4", "6"]
     ends = {name: row["6"][0] for name, row in results["best_of_n"].items()}
+    assert set(results["prm_ahead"]) == {"majority vote", "reference log-probability"}
+    for name, (mean, low, high) in results["prm_ahead"].items():
+        each = [
+            brute.best_of([o], [a], {k: [v[i]] for k, v in scores.items()}, 6)
+            for i, (o, a) in enumerate(zip(right, answers, strict=True))
+        ]
+        differences = [row["PRM"] - row[name] for row in each]
+        assert mean == pytest.approx(np.mean(differences)) == pytest.approx(ends["PRM"] - ends[name])
+        assert (low, high) == pytest.approx(bootstrap_interval(differences))
     assert len(set(ends.values())) > 3, "the ways differ, or the test would say little"
     every = [r for row in rows for r in (*row["responses"], row["greedy"])]
     assert results["reasons"] == dict(Counter(r["reason"] for r in every).most_common())

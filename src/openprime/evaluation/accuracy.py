@@ -60,7 +60,10 @@ def summarise(rows: list[dict], benchmark: Benchmark) -> dict[str, Any]:
     scores = {
         name: np.array([[way(r) for r in row["responses"]] for row in rows]) for name, way in ways.items()
     }
-    results["best_of_n"] = curves = best_of(right, answers, scores)
+    results["best_of_n"], ahead = best_of(right, answers, scores)
+    curves = results["best_of_n"]
+    if ahead:
+        results["prm_ahead"] = ahead
     if "majority vote" in curves:
         results["maj@k"] = curves["majority vote"]
     if scores and benchmark.config.data.source == "task:clock":
@@ -68,34 +71,42 @@ def summarise(rows: list[dict], benchmark: Benchmark) -> dict[str, Any]:
     return results
 
 
-def best_of(right: np.ndarray, answers: list[list[str | None]], scores: dict[str, np.ndarray]) -> Curves:
+def best_of(
+    right: np.ndarray, answers: list[list[str | None]], scores: dict[str, np.ndarray]
+) -> tuple[Curves, dict[str, Interval]]:
     """Accuracy of each way to choose one of N responses, for N = 1, 2, 4, ... of all that there are.
+
+    And by how much the PRM's choice of all N is ahead of the other ways', item by item: their intervals may overlap
+    where that of the difference does not reach 0.
 
     For fewer than all: the mean over all choices of N of them, exact for scores, over 200 choices drawn
     with a seed for votes, which there are where anything has an answer. Equal scores share. Intervals are 95 %
     bootstrap intervals over items.
     """
     items, samples = right.shape
+    last: dict[str, np.ndarray] = {}
+    curves: Curves = {}
 
-    def curve(accuracy: Callable[[int, int], float]) -> dict[int, Interval]:
-        """Over N, of what `accuracy(item, n)` says of an item."""
-        return {n: interval([accuracy(i, n) for i in range(items)]) for n in powers(samples)}
+    def add(name: str, accuracy: Callable[[int, int], float]) -> None:
+        """The curve over N of what `accuracy(item, n)` says of an item."""
+        found = {n: np.array([accuracy(i, n) for i in range(items)]) for n in powers(samples)}
+        curves[name], last[name] = {n: interval(values) for n, values in found.items()}, found[samples]
 
-    def highest(score: np.ndarray) -> dict[int, Interval]:
-        return curve(lambda i, n: best_of_n_subsets(score[i], right[i], n))
-
-    def vote(weights: np.ndarray) -> dict[int, Interval]:
-        return curve(lambda i, n: vote_subsets(answers[i], weights[i], right[i], n))
+    def add_vote(name: str, weights: np.ndarray) -> None:
+        add(name, lambda i, n: vote_subsets(answers[i], weights[i], right[i], n))
 
     voting = any(answer is not None for row in answers for answer in row)
-    curves = {"random": curve(lambda i, n: float(right[i].mean()))}
+    add("random", lambda i, n: float(right[i].mean()))
     if voting:
-        curves["majority vote"] = vote(np.ones_like(right))
-    curves |= {name: highest(score) for name, score in scores.items()}
+        add_vote("majority vote", np.ones_like(right))
+    for name, score in scores.items():
+        add(name, lambda i, n, score=score: best_of_n_subsets(score[i], right[i], n))
     if voting and "PRM" in scores:
-        curves["PRM-weighted vote"] = vote(1 / (1 + np.exp(-scores["PRM"])))
-    curves["oracle"] = highest(right)
-    return curves
+        add_vote("PRM-weighted vote", 1 / (1 + np.exp(-scores["PRM"])))
+    add("oracle", lambda i, n: best_of_n_subsets(right[i], right[i], n))
+    others = ("majority vote", "reference log-probability") if "PRM" in last else ()
+    ahead = {name: interval(last["PRM"] - last[name]) for name in others if name in last}
+    return curves, ahead
 
 
 def interval(values) -> Interval:

@@ -218,3 +218,5 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         if len(result.get("best_of_n", {})) > 3:
             console.print(f"{name}: accuracy of the chosen response")
             console.print(page.console_table("chosen by", page.best_of_n_rows(result)))
+            if note := page.ahead_note(result):
+                console.print(note)

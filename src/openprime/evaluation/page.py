@@ -342,6 +342,13 @@ def best_of_n_rows(result: dict[str, Any]) -> Rows:
     return rows
 
 
+def ahead_note(result: dict[str, Any]) -> str:
+    """How far the PRM's choice is ahead of the others, item by item."""
+    found = result.get("prm_ahead", {}).items()
+    said = [f"{mean:+.3f} ({low:+.2f} to {high:+.2f}) of the {name}" for name, (mean, low, high) in found]
+    return f"PRM ahead, item by item, at N={result['samples']}: {'; '.join(said)}" if said else ""
+
+
 def best_of_n(name: str, result: dict[str, Any]) -> str:
     """Best-of-N of a benchmark: curves and table."""
     curves = result["best_of_n"]
@@ -363,6 +370,7 @@ def best_of_n(name: str, result: dict[str, Any]) -> str:
         f"<h2>Best of N: {escape(name)}</h2><p>{escape(note)}</p>",
         figure(drawn, "Accuracy of the chosen response", "N", "accuracy", 380, **axes),
         table("chosen by", best_of_n_rows(result)),
+        f"<p>{escape(ahead_note(result))}</p>",
     ]
     if (auc := result.get("step_auc")) is not None:
         steps = "Rewards of lines against the oracle step checker: area under the ROC curve {:.3f} (.5 is chance)."
