@@ -370,8 +370,9 @@ def best_of_n(name: str, result: dict[str, Any]) -> str:
         f"<h2>Best of N: {escape(name)}</h2><p>{escape(note)}</p>",
         figure(drawn, "Accuracy of the chosen response", "N", "accuracy", 380, **axes),
         table("chosen by", best_of_n_rows(result)),
-        f"<p>{escape(ahead_note(result))}</p>",
     ]
+    if note := ahead_note(result):
+        parts.append(f"<p>{escape(note)}</p>")
     if (auc := result.get("step_auc")) is not None:
         steps = "Rewards of lines against the oracle step checker: area under the ROC curve {:.3f} (.5 is chance)."
         parts.append(f"<p>{steps.format(auc)}</p>")
