@@ -171,14 +171,16 @@ def test_train__skill_is_measured_in_the_first_epoch_before_each_update(policy: 
     _, metrics = method.learn(policy, found, known, generator())
     twin = Learner(LM(make_model(seed=5)), method.config.prm, 9)
     found, scores, draw = with_group_outcome(found), [0.0] * len(batch), generator()
-    for rows in minibatch_rows(batch, 3, draw):
+    parts = minibatch_rows(batch, 3, draw, whole_groups=True)
+    assert len(parts) == 3
+    for rows in parts:
         part, prm = found.select(rows), ImplicitPRM(twin.lm, None, method.prm.beta)
         for row, score in zip(rows.tolist(), prm.token_rewards(part).sum(-1).tolist(), strict=True):
             scores[row] = score if twin.updates else 0.0
         loss = lambda logprobs, micro: prm_shifted_loss(logprobs, micro, method.prm.beta, 3 / 8)  # noqa: E731
         twin.update(part, loss, len(part))
     won, pairs = brute.pairwise_accuracy(scores, batch.outcome.tolist(), batch.group.tolist())
-    assert sum(score != 0 for score in scores) == 5
+    assert sum(score != 0 for score in scores) == len(batch) - len(parts[0])
     assert metrics["prm/pairwise_accuracy"] == pytest.approx(won / pairs)
     assert not math.isclose(won / pairs, 0.5)
 
