@@ -5,7 +5,7 @@ say is then left unused. Here a step
 
 1. looks up the policy's log-probabilities of the sampled tokens and of each place's likeliest tokens, the candidates:
    before its update the policy is the reference, and no other model is asked;
-2. makes the PRM a copy of the policy and trains it on the batch's outcomes (PRIME eq. 4), for a few epochs in minibatches
+2. makes the PRM a copy of the policy and trains it on the outcomes (PRIME eq. 4), for a few epochs in minibatches
    of whole groups, with what a prompt explains taken out (`prior_log_odds`);
 3. moves the policy towards the distribution that the PRM's rewards ask for, at every token, over the candidates and the
    rest of the vocabulary as one outcome (`distillation_loss`), so that no token's reward depends on which one was
