@@ -164,14 +164,17 @@ def test_freeze_below__says_where_blocks_are_not_known():
         freeze_below("m", model, 0.5)
 
 
-def test_train__skill_is_measured_in_the_first_epoch_before_each_update(policy: Learner, batch: Batch):
+@pytest.mark.parametrize("whole", [False, True])
+def test_train__skill_is_measured_in_the_first_epoch_before_each_update(
+    whole: bool, policy: Learner, batch: Batch
+):
     """Against the same updates made by hand, with a forward pass of its own before each."""
-    method = make_method()
+    method = make_method(whole_groups=whole)
     found, known = method.look_up(policy, batch)
     _, metrics = method.learn(policy, found, known, generator())
     twin = Learner(LM(make_model(seed=5)), method.config.prm, 9)
     found, scores, draw = with_group_outcome(found), [0.0] * len(batch), generator()
-    parts = minibatch_rows(batch, 3, draw, whole_groups=True)
+    parts = minibatch_rows(batch, 3, draw, whole)
     assert len(parts) == 3
     for rows in parts:
         part, prm = found.select(rows), ImplicitPRM(twin.lm, None, method.prm.beta)
