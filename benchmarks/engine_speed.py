@@ -185,6 +185,7 @@ def measure(system: str, args: argparse.Namespace) -> None:
     from functools import partial
 
     import torch
+    from transformers import AutoModelForCausalLM
 
     from openprime.config import VLLMEngineConfig
     from openprime.engines.transformers import TransformersEngine
@@ -206,12 +207,12 @@ def measure(system: str, args: argparse.Namespace) -> None:
     ]
     sampling = Sampling(responses, new)
     begun, engine, groups = time.perf_counter(), None, []
-    model = load_model(args.model, place.device).eval()
-    if system == "generate":
-        if place.bfloat16:
-            model = model.bfloat16()
+    if system == "generate":  # as transformers itself loads it: our models multiply otherwise on a CPU
+        dtype = torch.bfloat16 if place.bfloat16 else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(place.device).eval()
         sample = generate_with(model, prompts, sampling)
     else:
+        model = load_model(args.model, place.device).eval()
         sequences, longest = count * responses, PROMPT_TOKENS[1] + new
         if system == "vllm":
             config = VLLMEngineConfig(args=args.vllm)

@@ -638,7 +638,10 @@ STALE = "engine.kind=server engine.urls=[http://a] rollout.max_staleness=1"
         ("prm.update=never", r"prm\.update=never with prm\.model empty"),
         ("prm.loss=dpo prm.balance=true", r"set prm\.loss=ce or prefix, or prm\.balance=false"),
         ("algorithm=distill rollout.temperature=0.7", r"rollout\.temperature=1"),
-        ("algorithm=distill policy.lora.rank=2 distill.prm_depth=0.5", r"distill\.prm_depth=1 or policy\.lora"),
+        (
+            "algorithm=distill policy.lora.rank=2 distill.prm_depth=0.5",
+            r"distill\.prm_depth=1 or policy\.lora",
+        ),
         ("engine.kind=server", r"engine\.urls is empty"),
         ("algorithm=distill engine.kind=server", r"engine\.urls is empty"),
         ("policy.importance_clip=0.5", "shrink"),
