@@ -46,14 +46,7 @@ KINDS = {
         *("--policy.gradient-checkpointing", "--prm.gradient-checkpointing"),
     ),
     "distill": (*DISTILL, "--prm.lr", "1e-3", "--distill.candidates", "8"),
-    "distill, half a PRM": (
-        *DISTILL,
-        "--prm.lr",
-        "1e-3",
-        "--distill.prm-depth",
-        "0.5",
-        "--distill.whole-groups",
-    ),
+    "distill, half a PRM": (*DISTILL, "--prm.lr", "1e-3", "--distill.prm-depth", "0.5"),
     "distill, lora": (
         *(*DISTILL, "--policy.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),
         *("--policy.tokens-per-microbatch", "60", "--prm.tokens-per-microbatch", "60"),

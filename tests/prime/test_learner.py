@@ -18,7 +18,7 @@ from openprime.config import OptimizerConfig
 from openprime.models import logprobs as logprobs_module
 from openprime.models.lm import LM
 from openprime.models.placement import Placement
-from openprime.prime.learner import Learner, Update, learning_rate, minibatch_rows, minibatches
+from openprime.prime.learner import Learner, Update, learning_rate, minibatches
 from openprime.prime.losses import PAIRS, prm_loss, prm_loss_count, sft_loss, token_weights
 from openprime.prime.rewards import with_group_outcome
 from openprime.types import Batch, NonFiniteError
@@ -242,20 +242,6 @@ def test_learner_update__gradients_do_not_leak_into_the_next_step(batch: Batch):
     for one, two in zip(caught[0], caught[1], strict=True):
         torch.testing.assert_close(one, two)
     assert all(p.grad is None for p in learner.lm.model.parameters())
-
-
-@pytest.mark.parametrize(("size", "parts"), [(1, 3), (3, 3), (4, 2), (8, 1), (100, 1)])
-def test_minibatch_rows__of_whole_groups_have_every_row_once(batch: Batch, size: int, parts: int):
-    """Groups of 3, 3 and 2 rows, about `size` rows in a part, and never half of a group."""
-    orders = set()
-    for seed in range(20):
-        found = minibatch_rows(batch, size, torch.Generator().manual_seed(seed), whole_groups=True)
-        assert len(found) == parts
-        assert sorted(torch.cat(found).tolist()) == list(range(len(batch)))
-        groups = [batch.group[rows].unique().tolist() for rows in found]
-        assert sorted(g for own in groups for g in own) == batch.group.unique().tolist()
-        orders.add(str(groups))
-    assert (len(orders) > 1) == (parts > 1)
 
 
 def test_minibatches__take_every_row_once_in_equal_parts(batch: Batch):

@@ -574,9 +574,6 @@ class DistillConfig(Section):
     prm_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the blocks, the last ones, that the PRM learns. Below 1 the others, embeddings and head stay as in the
     policy: they take no backward pass, no optimiser and no second copy. Not with policy.lora."""
-    whole_groups: bool = False
-    """Minibatches of the PRM and the policy have whole groups, whose responses share the work on their prompt: cheaper
-    where prompts are about as long as responses. Where there are many groups of few responses it teaches less."""
     low: Annotated[float, Field(ge=-1e6, le=0)] = -2.0
     """Lower clip of the per-token log-ratio log(phi/ref), in nats."""
     high: Rate = 0.6

@@ -5,7 +5,7 @@ say is then left unused. Here a step
 
 1. looks up the policy's log-probabilities of the sampled tokens and of each place's likeliest tokens, the candidates:
    before its update the policy is the reference, and no other model is asked;
-2. makes the PRM a copy of the policy and trains it on the outcomes (PRIME eq. 4), for a few epochs, with what a
+2. makes the PRM a copy of the policy and trains it on the batch's outcomes (PRIME eq. 4), for a few epochs, with what a
    prompt explains taken out (`prior_log_odds`);
 3. moves the policy towards the distribution that the PRM's rewards ask for, at every token, over the candidates and the
    rest of the vocabulary as one outcome (`distillation_loss`), so that no token's reward depends on which one was
@@ -122,12 +122,11 @@ class Distill:
         assert batch.ref_logprobs is not None
         how, beta, epochs = self.config.prm, self.prm.beta, self.config.distill.prm_epochs
         size, scores = how.minibatch or len(batch), torch.zeros_like(batch.outcome)
-        whole = self.config.distill.whole_groups
         learner = Learner(self.prm.lm, how, epochs * -(-len(batch) // size))
         loss = partial(prm_shifted_loss, beta=beta, overall=float(batch.outcome.mean()))
         done = []
         for epoch in range(epochs):
-            for i, rows in enumerate(minibatch_rows(batch, size, generator, whole)):
+            for i, rows in enumerate(minibatch_rows(batch, size, generator)):
                 part = batch.select(rows)
                 done.append(learner.update(part, loss, len(part)))
                 if epoch == 0 and i > 0:  # before its first update the PRM is its reference: scores of 0
@@ -167,7 +166,7 @@ class Distill:
 
         done = []
         for _ in range(settings.epochs):
-            for part in minibatches(batch, settings.minibatch, generator, how.whole_groups):
+            for part in minibatches(batch, settings.minibatch, generator):
                 done.append(policy.update(part, loss, int(part.response_mask.sum()), candidates=True))
         return {
             "policy/loss": sum(update.loss for update in done) / len(done),

@@ -181,27 +181,15 @@ def fill(target: Tensor, whole: Tensor) -> None:
     target.copy_(whole)
 
 
-def minibatches(
-    batch: Batch, size: int, generator: torch.Generator, whole_groups: bool = False
-) -> list[Batch]:
-    """The batch's rows in a random order, in equal parts of about `size`; with `whole_groups` as `minibatch_rows`."""
-    return [batch.select(rows) for rows in minibatch_rows(batch, size, generator, whole_groups)]
+def minibatches(batch: Batch, size: int, generator: torch.Generator) -> list[Batch]:
+    """The batch's rows in a random order, in equal parts of about `size`."""
+    return [batch.select(rows) for rows in minibatch_rows(batch, size, generator)]
 
 
-def minibatch_rows(
-    batch: Batch, size: int, generator: torch.Generator, whole_groups: bool = False
-) -> tuple[Tensor, ...]:
-    """The rows of each of `minibatches`. With `whole_groups` groups are dealt in a random order, none in parts.
-
-    A group's rows share the work on their prompt, and what an update learns of one is held against the others.
-    """
-    count, device = -(-len(batch) // size), batch.token_ids.device
-    if not whole_groups:
-        return torch.randperm(len(batch), generator=generator).to(device).tensor_split(count)
-    group = batch.group.cpu()
-    order = torch.randperm(int(group.max()) + 1, generator=generator)
-    parts = order.tensor_split(min(count, len(order)))
-    return tuple(torch.isin(group, part).nonzero()[:, 0].to(device) for part in parts)
+def minibatch_rows(batch: Batch, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The rows of each of `minibatches`."""
+    order = torch.randperm(len(batch), generator=generator).to(batch.token_ids.device)
+    return order.tensor_split(-(-len(batch) // size))
 
 
 def learning_rate(config: OptimizerConfig, update: int, total: int) -> float:
