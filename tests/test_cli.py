@@ -113,7 +113,7 @@ ASKED = [
     (["configs", ""], []),
     (["rl", "configs/rl/ti"], ["configs/rl/tiny-distill.yaml", "configs/rl/tiny.yaml"]),
     (["rl", "--filter.l"], ["--filter.low"]),
-    (["rl", "configs/rl/tiny-distill.yaml", "--steps", "3", "--distill.prm"], ["--distill.prm-epochs"]),
+    (["rl", "configs/rl/tiny-distill.yaml", "--steps", "3", "--distill.prm-e"], ["--distill.prm-epochs"]),
     (["rl", "--distill."], []),  # another algorithm's
     (["rl", "--engine.kind", "server", "--engine.u"], ["--engine.urls"]),
     (["rl", "--algorithm", ""], ["distill", "outcome", "prime"]),

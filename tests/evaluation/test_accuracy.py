@@ -24,17 +24,38 @@ def test_best_of__every_way_equals_loops_over_all_choices(
 
     right, answers = rows(0.0, 1.0, 0.5), rows("1", "2", "3", None) if voting else rows(None)
     scores = {name: rows(-1.0, 0.25, 0.5, 2.0) for name in names}
-    table = best_of(np.array(right), answers, {name: np.array(values) for name, values in scores.items()})
+    scored = {name: np.array(values) for name, values in scores.items()}
+    table, ahead = best_of(np.array(right), answers, scored)
     assert all(list(curve) == powers(samples) for curve in table.values())
     for n in powers(samples):
         found = {method: curve[n][0] for method, curve in table.items()}
         voters = answers if any(map(any, answers)) else None
         assert found == pytest.approx(brute.best_of(right, voters, scores, n)), n
+    others = {"majority vote", "reference log-probability"} & found.keys() if "PRM" in found else set()
+    assert {name: mean for name, (mean, *_) in ahead.items()} == pytest.approx(
+        {name: found["PRM"] - found[name] for name in others}
+    )
+
+
+def test_best_of__the_difference_is_item_by_item():
+    """Two ways whose accuracies vary from item to item, one right wherever the other is and in one item more."""
+    rng = np.random.default_rng(0)
+    right = np.array(
+        [[1.0, 0.0] if rng.random() < 0.5 else [0.0, 0.0] for _ in range(40)] + [[1.0, 0.0]] * 10
+    )
+    prm = np.tile([1.0, 0.0], (50, 1))
+    reference = np.array([[1.0, 0.0]] * 40 + [[0.0, 1.0]] * 10)
+    table, ahead = best_of(right, [[None, None]] * 50, {"PRM": prm, "reference log-probability": reference})
+    mean, low, high = ahead["reference log-probability"]
+    assert mean == pytest.approx(0.2)
+    assert 0 < low < mean < high
+    assert table["PRM"][2][1] < table["reference log-probability"][2][2], "their own intervals overlap"
 
 
 def test_best_of__one_response_is_no_choice():
     right = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    table = best_of(right, [["1", "2", "3", "4"]] * 2, {"PRM": np.random.default_rng(0).normal(size=(2, 4))})
+    scores = {"PRM": np.random.default_rng(0).normal(size=(2, 4))}
+    table, _ = best_of(right, [["1", "2", "3", "4"]] * 2, scores)
     assert {row[1][0] for row in table.values()} == {0.25}
 
 
