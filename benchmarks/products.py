@@ -78,7 +78,8 @@ def main() -> None:
     }
     seconds: dict[tuple[str, str], list[float]] = {(what, way): [] for what in work for way in WAYS}
     for turn in range(args.repeats + 1):  # the first one warms up
-        for way, products.LARGE in WAYS.items():
+        for way, large in WAYS.items():
+            products.LARGE = large
             for what, run in work.items():
                 before = time.process_time()
                 run()

@@ -201,30 +201,6 @@ def test_generate__logits_that_are_not_finite_are_an_error(make_engine):
 # Products of a CPU
 
 
-@pytest.mark.parametrize("shape", [(3, 2), (module.MANY + 5, 2), (0, 2)])
-def test_packed_products__are_those_of_the_layers(shape: tuple[int, int]):
-    """With a bias and without, of a block and of the head: against float64 of the same factors."""
-    model = make("qwen2")
-    torch.nn.init.normal_(model.model.layers[0].self_attn.q_proj.bias)
-    for layer in (model.model.layers[0].self_attn.q_proj, model.model.layers[0].mlp.up_proj, model.lm_head):
-        narrow = layer is not model.lm_head
-        x = torch.randn(*shape, layer.in_features, generator=torch.Generator().manual_seed(0))
-        rounded = lambda t, narrow=narrow: t.bfloat16().double() if narrow else t.double()  # noqa: E731
-        bias = 0.0 if layer.bias is None else rounded(layer.bias)
-        exact = rounded(x) @ rounded(layer.weight).T + bias
-        with torch.no_grad(), module.packed_products(model):
-            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-                found = layer(x)
-            with torch.autocast("cpu", torch.bfloat16, enabled=not narrow):
-                other = layer(x)  # in another precision than was prepared: the layer's own
-        assert found.shape == exact.shape
-        assert found.dtype == (torch.bfloat16 if narrow else torch.float32)
-        assert other.dtype == (torch.float32 if narrow else torch.bfloat16)
-        size = 2**-8 if narrow else 1e-5
-        torch.testing.assert_close(found.double(), exact, rtol=size, atol=size)
-    assert not [layer for layer in model.modules() if "forward" in layer.__dict__]
-
-
 @pytest.mark.parametrize("name", ["qwen2 tied", "phi, head with a bias", *SCALED])
 def test_generate__onednns_float32_products_give_the_trainers_log_probabilities(
     name: str, make_engine, monkeypatch: pytest.MonkeyPatch

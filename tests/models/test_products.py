@@ -1,13 +1,18 @@
 """Products by oneDNN: against float64, and in a model."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from openprime.models import products
-from openprime.models.products import Linear, linear, matmul, use_onednn
+from openprime.models.hub import load_model
+from openprime.models.placement import Placement
+from openprime.models.products import Linear, linear, matmul, packed_products, use_onednn
+from openprime.models.sharding import load_trained, materialise
 from support.tiny_zoo import make
 
 
@@ -15,6 +20,11 @@ from support.tiny_zoo import make
 def _all(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small a weight is."""
     monkeypatch.setattr(products, "LARGE", 1)
+
+
+def kinds(model: nn.Module) -> set[type]:
+    """Of a model's linear layers."""
+    return {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)}
 
 
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -90,7 +100,7 @@ def test_use_onednn__a_model_computes_and_trains_as_before(monkeypatch: pytest.M
     plain = make("qwen2")
     model = copy.deepcopy(plain)
     use_onednn(model)
-    assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {Linear}
+    assert kinds(model) == {Linear}
     ids = torch.arange(3, 11)[None]
     for one in (plain, model):
         one(ids, labels=ids).loss.backward()
@@ -100,3 +110,39 @@ def test_use_onednn__a_model_computes_and_trains_as_before(monkeypatch: pytest.M
         torch.testing.assert_close(gradients[name].grad, weight.grad, rtol=1e-4, atol=1e-6)
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert type(copy.deepcopy(model).lm_head) is Linear
+
+
+def test_use_onednn__every_model_that_is_loaded_on_a_cpu(tmp_path: Path):
+    """Also one that is read in shares, and the whole copy that an engine samples from; not one elsewhere."""
+    make("qwen2").save_pretrained(tmp_path)
+    with torch.device("meta"):
+        elsewhere = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    use_onednn(elsewhere)
+    assert kinds(elsewhere) == {nn.Linear}
+    materialise(elsewhere, torch.device("cpu"))
+    for model in (elsewhere, load_model(str(tmp_path)), load_trained(str(tmp_path), Placement())):
+        assert kinds(model) == {Linear}
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (products.MANY + 5, 2), (0, 2)])
+def test_packed_products__are_those_of_the_layers(shape: tuple[int, int]):
+    """With a bias and without, of a block and of the head: against float64 of the same factors."""
+    model = make("qwen2")
+    torch.nn.init.normal_(model.model.layers[0].self_attn.q_proj.bias)
+    for layer in (model.model.layers[0].self_attn.q_proj, model.model.layers[0].mlp.up_proj, model.lm_head):
+        narrow = layer is not model.lm_head
+        x = torch.randn(*shape, layer.in_features, generator=torch.Generator().manual_seed(0))
+        rounded = lambda t, narrow=narrow: t.bfloat16().double() if narrow else t.double()  # noqa: E731
+        bias = 0.0 if layer.bias is None else rounded(layer.bias)
+        exact = rounded(x) @ rounded(layer.weight).T + bias
+        with torch.no_grad(), packed_products(model):
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                found = layer(x)
+            with torch.autocast("cpu", torch.bfloat16, enabled=not narrow):
+                other = layer(x)  # in another precision than was prepared: the layer's own
+        assert found.shape == exact.shape
+        assert found.dtype == (torch.bfloat16 if narrow else torch.float32)
+        assert other.dtype == (torch.float32 if narrow else torch.bfloat16)
+        size = 2**-8 if narrow else 1e-5
+        torch.testing.assert_close(found.double(), exact, rtol=size, atol=size)
+    assert not [layer for layer in model.modules() if "forward" in layer.__dict__]

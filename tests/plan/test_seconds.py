@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from openprime.config import PlanConfig, PrimeConfig, SFTConfig
+from openprime.config import PlanConfig, PrimeConfig, RLConfig, SFTConfig, build
 from openprime.models import attention, logprobs
 from openprime.models.logprobs import pack, packed_inputs, selected_logprobs
 from openprime.models.shape import Shape, shape_of
@@ -161,6 +161,23 @@ def test_phase_seconds__by_hand():
     assert phase_seconds(config, run, parts_of(run, shape, shape)[0], 100, 300).host == pytest.approx(
         8 * host
     )
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_phase_seconds__blocks_that_do_not_learn_are_passed_forward_alone(again: bool):
+    """A PRM of the last half of the blocks: in two epochs these forward and back, the others forward; one scoring."""
+    config, shape = PlanConfig(gpus=1, gpu_bandwidth=1.0), small()
+    settings = {"prm_depth": 0.5, "prm_epochs": 2}
+    checkpointing = {"gradient_checkpointing": again}
+    run = build(RLConfig, {"algorithm": "distill", "distill": settings, "prm": checkpointing})
+    part, half = parts_of(run, shape, shape)[1], shape.layers // 2
+    found = phase_seconds(config, run, part, 100, 300)
+    back, forward = 2 * half, shape.layers + 2 * half + (2 * half if again else 0)
+    blocks = back * block_bytes(shape, True) + forward * block_bytes(shape, False)
+    logits = 2 * head_bytes(shape, True) + head_bytes(shape, False)
+    rows, responses = run.rollout.prompts * run.rollout.responses, run.rollout.responses
+    passed = (100 / responses + 299) * blocks + 300 * logits
+    assert found.memory == pytest.approx(rows * passed / 0.8e12)
 
 
 def test_phase_seconds__float32_is_a_sixteenth_of_the_peak():

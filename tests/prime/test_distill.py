@@ -300,6 +300,7 @@ def test_distill_models__are_the_prm_and_the_policy_that_it_began_from(
     policy = Learner(models.trained(str(model), "policy", settings), settings, 10)
     method = Distill.build(config, models, tokenizer, Clock())
     assert (method.prm.lm.model is policy.lm.model) == bool(rank)
+    assert (len(method.start) < len(method.weights)) == (depth < 1)
     batch = make_batch()
     for _ in range(2):
         batch, _ = method.step(policy, batch)

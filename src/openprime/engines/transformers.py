@@ -4,13 +4,12 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
@@ -27,7 +26,7 @@ from openprime.models.checks import (
 from openprime.models.logprobs import float32_head, has_plain_head
 from openprime.models.lora import has_adapters
 from openprime.models.placement import Placement
-from openprime.models.products import Linear, linear
+from openprime.models.products import packed_products
 from openprime.types import Group, NonFiniteError, Prompt, RunError, Sampling, UserError
 
 COMPACT_AT = 0.9
@@ -36,11 +35,6 @@ COMPACT_AT = 0.9
 
 GROW_BY = 128
 """Positions that the cache makes room for at a time."""
-
-ROWS = 32
-"""Rows that oneDNN's own layout of a weight is made for."""
-MANY = 256
-"""Rows that are multiplied with it at a time: of more the layout is slow."""
 
 BLOCK = 256
 """Tokens of the vocabulary whose probabilities are summed first in sampling."""
@@ -101,47 +95,6 @@ def casts_kept(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-
-
-@contextlib.contextmanager
-def packed_products(model: PreTrainedModel) -> Iterator[None]:
-    """Let a CPU's linear layers multiply by copies of their weights in oneDNN's layout: few rows take half the time.
-
-    For passes within bfloat16's autocast and without gradients: bfloat16 copies of the blocks' weights and a float32
-    one of the head's.
-    """
-    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        yield
-        return
-    head, changed = model.get_output_embeddings(), []
-    for layer in model.modules():
-        if type(layer) is not nn.Linear and type(layer) is not Linear:
-            continue
-        dtype = torch.float32 if layer is head else torch.bfloat16
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), ROWS)
-        bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-        setattr(layer, "forward", partial(_packed_product, layer, weight, bias, dtype))  # noqa: B010
-        changed.append(layer)
-    try:
-        yield
-    finally:
-        for layer in changed:
-            del layer.forward
-
-
-def _packed_product(
-    layer: nn.Linear, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, x: Tensor
-) -> Tensor:
-    """x @ weight.T + bias in `dtype`, where the layer would have computed in it."""
-    own = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
-    if own != dtype or not x.numel():
-        return linear(x, layer.weight, layer.bias)
-    parts = [
-        torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], "")
-        for part in x.to(dtype).flatten(0, -2).split(MANY)
-    ]
-    found = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return found.unflatten(0, x.shape[:-1])
 
 
 class _UnfitError(ValueError):

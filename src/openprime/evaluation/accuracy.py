@@ -60,8 +60,8 @@ def summarise(rows: list[dict], benchmark: Benchmark) -> dict[str, Any]:
     scores = {
         name: np.array([[way(r) for r in row["responses"]] for row in rows]) for name, way in ways.items()
     }
-    results["best_of_n"], ahead = best_of(right, answers, scores)
-    curves = results["best_of_n"]
+    curves, ahead = best_of(right, answers, scores)
+    results["best_of_n"] = curves
     if ahead:
         results["prm_ahead"] = ahead
     if "majority vote" in curves:
@@ -76,12 +76,12 @@ def best_of(
 ) -> tuple[Curves, dict[str, Interval]]:
     """Accuracy of each way to choose one of N responses, for N = 1, 2, 4, ... of all that there are.
 
-    And by how much the PRM's choice of all N is ahead of the other ways', item by item: their intervals may overlap
-    where that of the difference does not reach 0.
-
     For fewer than all: the mean over all choices of N of them, exact for scores, over 200 choices drawn
     with a seed for votes, which there are where anything has an answer. Equal scores share. Intervals are 95 %
     bootstrap intervals over items.
+
+    Beside it: by how much the PRM's choice of all is ahead of a vote's and of the reference's, item by item. Their own
+    intervals may overlap where that of the difference does not reach 0.
     """
     items, samples = right.shape
     last: dict[str, np.ndarray] = {}

@@ -281,7 +281,7 @@ def training_bytes(
     passing = (
         2 * 4 * s.matrices / s.layers if sharded and not lora else 0.0
     )  # whole ones, until they are reduced
-    head = 4.0 * s.head if part.own == s.parameters and not lora else 0.0
+    head = 4.0 * s.head if part.depth == 1 and not lora else 0.0
     if gpu:
         logits = 4.0 * min(CHUNK_ELEMENTS, tokens * s.vocabulary)
     else:

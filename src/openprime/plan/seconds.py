@@ -77,10 +77,12 @@ def phase_seconds(
     share = PRODUCTS if narrow else PRODUCTS * FLOAT32
     updates, scorings = passes_of(part, run)
     again = part.optimizer.gradient_checkpointing
-    forwards = scorings + (updates if again else 0)
-    passed = read * s.layers * (updates * block_bytes(s, True) + forwards * block_bytes(s, False))
+    # Blocks that learn are passed forward and back in an update, and forward once more; those before them forward.
+    back = updates * part.layers
+    forward = scorings * s.layers + (back if again else 0) + updates * (s.layers - part.layers)
+    passed = read * (back * block_bytes(s, True) + forward * block_bytes(s, False))
     passed += response * (updates * head_bytes(s, True) + scorings * head_bytes(s, False))
-    launches = s.layers * (updates * LAUNCHES[1] + forwards * LAUNCHES[0])
+    launches = back * LAUNCHES[1] + forward * LAUNCHES[0]
     return Seconds(
         products=rows * flops["blocks"] / (peak * share),
         attention=rows * flops["attention"] / (peak * (ATTENTION if narrow else ATTENTION * FLOAT32)),
