@@ -226,7 +226,12 @@ def test_print_results__takes_80_columns(
     for values in (results["greedy"], results["avg@16"], results["best_of_n"]["PRM"]["16"]):
         assert f"{values[0]:.3f}" in said
         assert f"{values[1]:.2f}-{values[2]:.2f}" in said
-    assert "[x]" in (out / "results.html").read_text()
+    written = (out / "results.html").read_text()
+    assert "[x]" in written
+    for text in (" ".join(said.split()), written):
+        assert "PRM ahead, item by item, at N=16: " in text
+        for name, (mean, low, high) in results["prm_ahead"].items():
+            assert f"{mean:+.3f} ({low:+.2f} to {high:+.2f}) of the {name}" in text
 
 
 def test_evaluate__several_benchmarks_at_once(model: Path, entry: str, without: Path, tmp_path: Path):

@@ -118,6 +118,7 @@ def records(folder: Path, host: str) -> list[str]:
                 "avg@2": [0.5, 0.4, 0.6],
             },
             **{"best_of_n": {"random": curve, "PRM": curve, text: curve}, "pass@k": curve, "maj@k": curve},
+            "prm_ahead": {text: [0.1, 0.05, 0.15]},
         }
         response = {
             "text": text,

@@ -299,8 +299,17 @@ def test_memory_of__distillation_of_the_last_blocks_trains_and_keeps_these_alone
         "weights": pytest.approx(4 * (2 * shape.parameters + own), rel=0.01),
         "optimiser": pytest.approx(8 * (shape.parameters + own), rel=0.01),
     }
-    whole = memory_of(build(RLConfig, {"algorithm": "distill"}), Machine(), shape, shape)
-    assert found.phases["prm"]["gradients"] < whole.phases["prm"]["gradients"]
+    half, whole = (
+        memory_of(one, Machine(), shape, shape).phases["prm"]
+        for one in (config, build(RLConfig, {"algorithm": "distill"}))
+    )
+    assert half["gradients"] < whole["gradients"]
+    assert whole["logits"] - half["logits"] == 4 * shape.head  # the gradient of the head's weights
+    tokens = micro_batch_tokens(
+        config.prm, config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    )
+    per_block = kept_per_block(shape, True, None, True)
+    assert whole["activations"] - half["activations"] == pytest.approx(tokens * shape.layers / 2 * per_block)
 
 
 def test_memory_of__weights_and_optimiser_are_shared_out_over_ranks(shape: Shape):
