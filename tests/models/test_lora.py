@@ -157,3 +157,5 @@ def test_merged_model__has_the_bases_names_and_computes_the_same(kind: str, tmp_
     for other in (AutoModelForCausalLM.from_pretrained(tmp_path), merged_model(model, "policy")):
         assert_computes(other, model)
         assert not torch.allclose(logits(other), logits(make(kind)), atol=0.01)
+    learnt = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert learnt == set(trained_parameters(model, "policy"))  # the base stays as it is: no gradients of its weights

@@ -206,6 +206,7 @@ def merged_model(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         return model
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+    plain.requires_grad_(False)  # which it passes on to the weights that it takes, the base's own among them
     weights = (
         (name, tensor if world() == 1 else tensor.cpu()) for name, tensor in merged_tensors(model, adapter)
     )
