@@ -35,7 +35,7 @@ from openprime.types import EngineError, Group, Prompt, Sampling, StorageError, 
 
 COMMAND = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs "
-    "--worker-extension-cls openprime.engines.vllm_worker.Weights"
+    '--worker-extension-cls openprime.engines.vllm_worker.Weights --hf-overrides \'{"head_dtype": "float32"}\''
 )
 TRIES = 3
 """Failures of servers over one prompt, after which it is the prompt's fault."""
