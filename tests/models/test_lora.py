@@ -158,4 +158,6 @@ def test_merged_model__has_the_bases_names_and_computes_the_same(kind: str, tmp_
         assert_computes(other, model)
         assert not torch.allclose(logits(other), logits(make(kind)), atol=0.01)
     learnt = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    assert learnt == set(trained_parameters(model, "policy"))  # the base stays as it is: no gradients of its weights
+    assert learnt == set(
+        trained_parameters(model, "policy")
+    )  # the base stays as it is: no gradients of its weights

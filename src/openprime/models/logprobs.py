@@ -212,39 +212,33 @@ def pack(
 ) -> Packing:
     """Pack all tokens that come before a True of `mask`, token_ids and mask [B, T], on `device` or their own.
 
-    What comes before a row's first True is its prompt; equal prompts are packed once. At least one row has a True,
-    and none at position 0. `sequences`: for `varlen_attn`.
+    What comes before a row's first True is its prompt; what several prompts begin with is packed once. At least one row
+    has a True, and none at position 0. `sequences`: for `varlen_attn`.
     """
     device = device or token_ids.device
     ids, wanted = token_ids.cpu().numpy(), mask.cpu().numpy()
     starts, ends = wanted.argmax(1).tolist(), (wanted.shape[1] - 1 - wanted[:, ::-1].argmax(1)).tolist()
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
-    prompts: dict[bytes, int] = {}  # first place of each
+    prompt, seen = ids[0, :0], np.arange(0)  # that of the row before, and the places of its tokens
     rows: list[np.ndarray] = []  # places of each row's tokens
-    places: list[np.ndarray] = []
     new: list[int] = []  # tokens that each row brings
+    places = [seen] * len(ids)
     packed = 0
-    for row, marks, start, end in zip(ids, wanted, starts, ends, strict=True):
-        if not marks[start]:
-            rows.append(np.arange(0))
-            new.append(0)
+    # Sorted, a prompt begins with all that any earlier one shares with it as the one before does.
+    for b in sorted(range(len(ids)), key=lambda b: ids[b, : starts[b]].tobytes()):
+        start, end = starts[b], ends[b]
+        if not wanted[b, start]:
             continue
         assert start, "no token comes before position 0"
-        prompt, before = row[:start].tobytes(), packed
-        if prompt not in prompts:
-            prompts[prompt] = packed
-            packed += start
-        kept = start if prompts[prompt] < before else 0
-        first = prompts[prompt]
-        rows.append(
-            np.concatenate([np.arange(first, first + start), np.arange(packed, packed + end - start)])
-        )
-        packed += end - start
-        tokens.append(row[kept:end])
+        kept, before = _common(ids[b, :start], prompt), packed
+        packed += end - kept
+        rows.append(np.concatenate([seen[:kept], np.arange(before, packed)]))
+        new.append(end - kept)
+        prompt, seen = ids[b, :start], rows[-1][:start]
+        tokens.append(ids[b, kept:end])
         positions.append(np.arange(kept, end))
-        places.append(rows[-1][marks.nonzero()[0] - 1])
-        new.append(packed - before)
+        places[b] = rows[-1][wanted[b].nonzero()[0] - 1]
     found = _sequences(rows, new, packed, device) if sequences else _blocks_of(rows, packed, device)
     return Packing(
         token_ids=_made(tokens, device)[None],
@@ -252,6 +246,13 @@ def pack(
         rows=found,
         places=_made(places, device),
     )
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """How many numbers two rows have in common before they differ."""
+    least = min(len(a), len(b))
+    differ = np.flatnonzero(a[:least] != b[:least])
+    return int(differ[0]) if len(differ) else least
 
 
 def _made(parts: list[np.ndarray], device: torch.device) -> Tensor:
