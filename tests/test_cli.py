@@ -190,6 +190,7 @@ def test_main__bad_input_is_status_2_and_one_message_on_stderr(
         (["rl", *source], "model is not set: put it into the YAML file or give --model"),
         (["sft", *source], "model is not set"),
         (["evaluate", "--benchmark", "clock", "--out", "o"], "model is not set"),
+        (["evaluate", "--data.source", "x", "--out", "o"], "unknown key data.source; did you mean data?"),
         (["rl", *model, "--out", "o"], "data.source is not set"),
         (["rl", *model, "--data.source", "task:clock"], "out is not set"),
         (["rl", *model, *source], str(tmp_path / "nowhere")),

@@ -244,10 +244,12 @@ def unknown(path: str, known: list[str]) -> str:
     """Names the valid key that is nearest to an unknown one."""
     *parents, name = path.split(".")
     depth = len(parents)
-    here = {k.split(".")[depth] for k in known if k.split(".")[:depth] == parents}
+    here = {parts[depth] for k in known if len(parts := k.split(".")) > depth and parts[:depth] == parents}
     beside = [".".join([*parents, k]) for k in difflib.get_close_matches(name, sorted(here), 1)]
     same = [k for k in known if k.split(".")[-1] == name]
     near = beside or same or difflib.get_close_matches(path, known, 1)
+    if ".".join(parents) in known:  # a single value, of which there are no parts
+        near = [".".join(parents)]
     hint = f"did you mean {near[0]}?" if near else f"valid here: {', '.join(sorted(here))}"
     return f"unknown key {path}; {hint}"
 
