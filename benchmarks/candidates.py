@@ -342,6 +342,8 @@ class ShuffledConfig(DistillRLConfig):
 class Shuffled(Distill):
     """A control: distillation from outcomes that say nothing, those of the batch in a random order."""
 
+    chance = -1.0  # the PRM teaches whatever it knows
+
     def step(self, policy: Learner, batch: Batch) -> tuple[Batch, Metrics]:
         """PRM, outcome advantages and the PRM's metrics see shuffled outcomes; the batch keeps its own."""
         draw = minibatch_generator(self.config.seed + 1, self.steps + 1)

@@ -9,9 +9,12 @@ say is then left unused. Here a step
    prompt explains taken out (`prior_log_odds`);
 3. moves the policy towards the distribution that the PRM's rewards ask for, at every token, over the candidates and the
    rest of the vocabulary as one outcome (`distillation_loss`), so that no token's reward depends on which one was
-   sampled. A clipped policy loss on outcomes (eq. 6) stands beside it, for batches that teach a PRM little.
+   sampled. A clipped policy loss on outcomes (eq. 6) stands beside it, for batches that teach a PRM little. It stands
+   alone as long as the PRM's pairwise accuracy on responses that are new to it, a moving average over steps, is not
+   above chance: a PRM that knows nothing would teach just that.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,7 +41,7 @@ from openprime.prime.losses import (
     with_rest,
 )
 from openprime.prime.methods import Write, minibatch_generator, mismatch
-from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, fitting_beta, median_nats
+from openprime.prime.prm import PUBLISHED_BETA, ImplicitPRM, fitting_beta, median_nats, moving_average
 from openprime.prime.rewards import (
     mean_scores,
     pairwise_accuracy,
@@ -57,6 +60,9 @@ CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 class Distill:
     """A PRM of the policy's size, where it began in the last step, and the policy that it teaches."""
 
+    chance = 0.5
+    """The PRM teaches where its skill, a moving average of its pairwise accuracy on new responses, is above this."""
+
     def __init__(self, config: DistillRLConfig, model: LM, clock: Clock) -> None:
         """`model` becomes the PRM; its trained weights must be those of the policy's, one by one."""
         self.config, self.clock, self.steps = config, clock, 0
@@ -69,6 +75,7 @@ class Distill:
         self.start = {name: weight.detach().clone() for name, weight in learnt.items()}
         """Those of the PRM's weights that it learns, before it learnt from the last batch: its reference's."""
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.skill: float | None = None
 
     @classmethod
     def build(
@@ -100,7 +107,10 @@ class Distill:
     def learn(
         self, policy: Learner, batch: Batch, known: Tensor, generator: torch.Generator
     ) -> tuple[Batch, Metrics]:
-        """The PRM from the policy and the batch's outcomes; the batch with its process rewards and the targets."""
+        """The PRM from the policy and the batch's outcomes; the batch with its process rewards and the targets.
+
+        No targets where the PRM's skill is not above chance.
+        """
         assert batch.ref_logprobs is not None
         copy_weights(policy.trained.values(), self.weights.values())
         copy_weights((self.weights[name] for name in self.start), self.start.values())
@@ -112,7 +122,10 @@ class Distill:
         targets = tilted_reference(phi, ref, how.low, how.high, how.kl_coefficient)
         metrics |= mean_scores(response_scores(rewards), batch)
         metrics["policy/target_kl"] = target_kl(ref, targets, batch.response_mask, how.kl_coefficient)
-        return replace(batch, rewards=rewards, targets=targets), metrics
+        self.skill = moving_average(self.skill, metrics.get("prm/pairwise_accuracy", math.nan))
+        metrics |= {} if self.skill is None else {"prm/skill": self.skill}
+        heard = self.skill is None or self.skill > self.chance
+        return replace(batch, rewards=rewards, targets=targets if heard else None), metrics
 
     def train(self, batch: Batch, generator: torch.Generator) -> Metrics:
         """`prm_epochs` of the PRM on the outcomes. Its skill is that of the first epoch's forward passes.
@@ -144,30 +157,33 @@ class Distill:
         return metrics | ({"prm/pairwise_accuracy": float(won / pairs)} if len(last) > 1 else {})
 
     def teach(self, policy: Learner, batch: Batch, generator: torch.Generator) -> Metrics:
-        """The policy from the PRM, and by `outcome_weight` from outcomes."""
+        """The policy from the PRM, and by `outcome_weight` from outcomes; without targets from outcomes alone."""
         how, settings = self.config.distill, self.config.policy
         reference = batch.ref_logprobs
         assert reference is not None
         returns = outcome_returns(batch, OutcomeAdvantageConfig())
         batch = replace(batch, old_logprobs=reference, advantages=returns)
 
-        def loss(logprobs: Tensor, micro: Batch) -> Tensor:
-            targets, old, advantages = micro.targets, micro.old_logprobs, micro.advantages
-            assert targets is not None
+        def outcome_loss(logprobs: Tensor, micro: Batch) -> Tensor:
+            old, advantages, mask = micro.old_logprobs, micro.advantages, micro.response_mask
             assert old is not None
             assert advantages is not None
-            mask = micro.response_mask
-            total = distillation_loss(with_rest(logprobs[..., 1:]), targets, mask, how.kl_coefficient)
+            return policy_loss(logprobs, old, advantages, mask.float(), CLIP_LOW, CLIP_HIGH).loss
+
+        def loss(logprobs: Tensor, micro: Batch) -> Tensor:
+            assert micro.targets is not None
+            rest, mask = with_rest(logprobs[..., 1:]), micro.response_mask
+            total = distillation_loss(rest, micro.targets, mask, how.kl_coefficient)
             if how.outcome_weight:
-                own = logprobs[..., 0]
-                found = policy_loss(own, old, advantages, mask.float(), CLIP_LOW, CLIP_HIGH)
-                total = total + how.outcome_weight * found.loss
+                total = total + how.outcome_weight * outcome_loss(logprobs[..., 0], micro)
             return total
 
+        taught = batch.targets is not None
         done = []
         for _ in range(settings.epochs):
             for part in minibatches(batch, settings.minibatch, generator):
-                done.append(policy.update(part, loss, int(part.response_mask.sum()), candidates=True))
+                count = int(part.response_mask.sum())
+                done.append(policy.update(part, loss if taught else outcome_loss, count, candidates=taught))
         return {
             "policy/loss": sum(update.loss for update in done) / len(done),
             "policy/grad_norm": sum(update.grad_norm for update in done) / len(done),
@@ -178,11 +194,16 @@ class Distill:
         """State for a checkpoint: the last step's PRM and where it began."""
         tensors = self._tensors()
         sharded = isinstance(self.prm.lm.model, FSDPModule)
-        return {SHARDS if sharded else "tensors": tensors, "beta": self.prm.beta, "steps": self.steps}
+        return {
+            SHARDS if sharded else "tensors": tensors,
+            "beta": self.prm.beta,
+            "steps": self.steps,
+            "skill": self.skill,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`, that of another number of ranks too."""
-        self.prm.beta, self.steps = state["beta"], state["steps"]
+        self.prm.beta, self.steps, self.skill = state["beta"], state["steps"], state["skill"]
         if SHARDS in state:
             load_shards(state[SHARDS], self._tensors())
             return
