@@ -1,6 +1,7 @@
 """Distillation: a PRM learnt anew from the policy, and a policy that moves towards what its rewards ask for."""
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,7 @@ def test_learn__begins_every_step_anew(policy: Learner, batch: Batch):
     """What it learnt from another batch before leaves nothing behind, its optimiser's memory included."""
     one, two = make_method(), make_method()
     learn(one, policy, replace(batch, outcome=1 - batch.outcome), seed=1)
+    one.skill = None  # of which there is a memory
     found = [learn(method, policy, batch) for method in (one, two)]
     assert torch.equal(weights(one.prm.lm.model), weights(two.prm.lm.model))
     assert torch.equal(found[0].targets, found[1].targets)
@@ -204,19 +206,26 @@ def test_teach__the_policy_approaches_the_tilted_reference(candidates: int, poli
     assert target_kl(policy.lm.model, start, method, batch) < before / 4
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3])
-@pytest.mark.parametrize("candidates", [1, 6, VOCABULARY, 10 * VOCABULARY])
+@pytest.mark.parametrize(
+    ("candidates", "weight"), [*itertools.product([1, 6, VOCABULARY, 10 * VOCABULARY], [0.0, 0.3]), (6, None)]
+)
 def test_teach__first_gradient_is_that_of_the_kl_and_of_the_outcomes(
-    candidates: int, weight: float, policy: Learner, batch: Batch
+    candidates: int, weight: float | None, policy: Learner, batch: Batch
 ):
-    """By autograd through the definitions, in float64; the coefficient times KL, mean over the batch's tokens."""
-    method = make_method(lr=0.05, candidates=candidates, outcome_weight=weight)
+    """By autograd through the definitions, in float64; the coefficient times KL, mean over the batch's tokens.
+
+    Weight None: the PRM is not heard, and outcomes stand alone, with a weight of 1.
+    """
+    method = make_method(lr=0.05, candidates=candidates, outcome_weight=0.3 if weight is None else weight)
     start = copy.deepcopy(policy.lm.model)
     known = learn(method, policy, batch)
     known = replace(known, ref_logprobs=known.ref_logprobs + 0.3 * torch.randn(known.ref_logprobs.shape))
+    if weight is None:
+        known = replace(known, targets=None)
     twin, caught = copy.deepcopy(policy.lm.model).double(), catch_gradients(policy.optimizer)
     method.teach(policy, known, generator())
-    loss = HOW.kl_coefficient * target_kl(twin, start, method, batch)
+    loss = 0 if weight is None else HOW.kl_coefficient * target_kl(twin, start, method, batch)
+    weight = 1 if weight is None else weight
     for b, (outcome, mask) in enumerate(zip(batch.outcome.tolist(), batch.response_mask, strict=True)):
         others = [
             o for i, o in enumerate(batch.outcome.tolist()) if batch.group[i] == batch.group[b] and i != b
@@ -232,6 +241,20 @@ def test_teach__first_gradient_is_that_of_the_kl_and_of_the_outcomes(
     loss.backward()
     for mine, parameter in zip(caught[0], twin.parameters(), strict=True):
         torch.testing.assert_close(mine.double(), parameter.grad, atol=2e-5, rtol=1e-3)
+
+
+def test_learn__a_prm_that_ranks_no_better_than_chance_is_not_heard(policy: Learner, batch: Batch):
+    """The skill is the moving average of what `train` measures: four fifths of it are what was known before."""
+    for before in (0.0, 0.4, 0.5, 0.6, 1.0, None):
+        method = make_method()
+        method.skill = before
+        found, known = method.look_up(policy, batch)
+        taught, metrics = method.learn(policy, found, known, generator())
+        new = metrics["prm/pairwise_accuracy"]
+        skill = new if before is None else 0.8 * before + 0.2 * new
+        assert metrics["prm/skill"] == pytest.approx(skill)
+        assert (taught.targets is not None) == (skill > 0.5)
+        assert taught.rewards is not None
 
 
 def test_teach__without_outcome_weight_looks_at_no_outcome(batch: Batch):
@@ -321,7 +344,8 @@ def test_distill_restore__is_what_was_saved_and_one_tensor_a_weight(policy: Lear
     count = len(list(policy.lm.model.parameters()))
     assert len(state["tensors"]) == 2 * count, "neither gradients nor an optimiser"
     other.restore(state)
-    assert (other.steps, other.prm.beta) == (method.steps, method.prm.beta)
+    assert method.skill is not None
+    assert (other.steps, other.prm.beta, other.skill) == (method.steps, method.prm.beta, method.skill)
     assert torch.equal(weights(other.prm.lm.model), weights(method.prm.lm.model))
     for name, weight in method.start.items():
         assert torch.equal(other.start[name], weight)
