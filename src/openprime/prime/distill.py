@@ -9,9 +9,9 @@ say is then left unused. Here a step
    prompt explains taken out (`prior_log_odds`);
 3. moves the policy towards the distribution that the PRM's rewards ask for, at every token, over the candidates and the
    rest of the vocabulary as one outcome (`distillation_loss`), so that no token's reward depends on which one was
-   sampled. A clipped policy loss on outcomes (eq. 6) stands beside it, for batches that teach a PRM little. It stands
-   alone as long as the PRM's pairwise accuracy on responses that are new to it, a moving average over steps, is not
-   above chance: a PRM that knows nothing would teach just that.
+   sampled. A clipped policy loss on outcomes (eq. 6) stands beside it, for batches that teach a PRM little. The
+   rewards count as 0 as long as the PRM's pairwise accuracy on responses that are new to it, a moving average over
+   steps, is not above chance: a PRM that knows nothing would teach just that.
 """
 
 import math
@@ -109,7 +109,7 @@ class Distill:
     ) -> tuple[Batch, Metrics]:
         """The PRM from the policy and the batch's outcomes; the batch with its process rewards and the targets.
 
-        No targets where the PRM's skill is not above chance.
+        Where the PRM's skill is not above chance the targets are the reference.
         """
         assert batch.ref_logprobs is not None
         copy_weights(policy.trained.values(), self.weights.values())
@@ -118,14 +118,16 @@ class Distill:
         metrics = self.train(with_group_outcome(batch), generator)
         found, how = self.prm.lm.candidate_logprobs(batch), self.config.distill  # [B, T, 1 + k]
         rewards = token_rewards(found[..., 0], batch.ref_logprobs, batch.response_mask, self.prm.beta)
-        phi, ref = (with_rest(logprobs[..., 1:]) for logprobs in (found, known))  # [B, T, k + 1]
+        self.skill = moving_average(self.skill, metrics.get("prm/pairwise_accuracy", math.nan))
+        heard = self.skill is None or self.skill > self.chance
+        phi, ref = (
+            with_rest(logprobs[..., 1:]) for logprobs in (found if heard else known, known)
+        )  # [B, T, k + 1]
         targets = tilted_reference(phi, ref, how.low, how.high, how.kl_coefficient)
         metrics |= mean_scores(response_scores(rewards), batch)
-        metrics["policy/target_kl"] = target_kl(ref, targets, batch.response_mask, how.kl_coefficient)
-        self.skill = moving_average(self.skill, metrics.get("prm/pairwise_accuracy", math.nan))
         metrics |= {} if self.skill is None else {"prm/skill": self.skill}
-        heard = self.skill is None or self.skill > self.chance
-        return replace(batch, rewards=rewards, targets=targets if heard else None), metrics
+        metrics["policy/target_kl"] = target_kl(ref, targets, batch.response_mask, how.kl_coefficient)
+        return replace(batch, rewards=rewards, targets=targets), metrics
 
     def train(self, batch: Batch, generator: torch.Generator) -> Metrics:
         """`prm_epochs` of the PRM on the outcomes. Its skill is that of the first epoch's forward passes.
@@ -157,33 +159,30 @@ class Distill:
         return metrics | ({"prm/pairwise_accuracy": float(won / pairs)} if len(last) > 1 else {})
 
     def teach(self, policy: Learner, batch: Batch, generator: torch.Generator) -> Metrics:
-        """The policy from the PRM, and by `outcome_weight` from outcomes; without targets from outcomes alone."""
+        """The policy from the PRM, and by `outcome_weight` from outcomes."""
         how, settings = self.config.distill, self.config.policy
         reference = batch.ref_logprobs
         assert reference is not None
         returns = outcome_returns(batch, OutcomeAdvantageConfig())
         batch = replace(batch, old_logprobs=reference, advantages=returns)
 
-        def outcome_loss(logprobs: Tensor, micro: Batch) -> Tensor:
-            old, advantages, mask = micro.old_logprobs, micro.advantages, micro.response_mask
+        def loss(logprobs: Tensor, micro: Batch) -> Tensor:
+            targets, old, advantages = micro.targets, micro.old_logprobs, micro.advantages
+            assert targets is not None
             assert old is not None
             assert advantages is not None
-            return policy_loss(logprobs, old, advantages, mask.float(), CLIP_LOW, CLIP_HIGH).loss
-
-        def loss(logprobs: Tensor, micro: Batch) -> Tensor:
-            assert micro.targets is not None
-            rest, mask = with_rest(logprobs[..., 1:]), micro.response_mask
-            total = distillation_loss(rest, micro.targets, mask, how.kl_coefficient)
+            mask = micro.response_mask
+            total = distillation_loss(with_rest(logprobs[..., 1:]), targets, mask, how.kl_coefficient)
             if how.outcome_weight:
-                total = total + how.outcome_weight * outcome_loss(logprobs[..., 0], micro)
+                own = logprobs[..., 0]
+                found = policy_loss(own, old, advantages, mask.float(), CLIP_LOW, CLIP_HIGH)
+                total = total + how.outcome_weight * found.loss
             return total
 
-        taught = batch.targets is not None
         done = []
         for _ in range(settings.epochs):
             for part in minibatches(batch, settings.minibatch, generator):
-                count = int(part.response_mask.sum())
-                done.append(policy.update(part, loss if taught else outcome_loss, count, candidates=taught))
+                done.append(policy.update(part, loss, int(part.response_mask.sum()), candidates=True))
         return {
             "policy/loss": sum(update.loss for update in done) / len(done),
             "policy/grad_norm": sum(update.grad_norm for update in done) / len(done),
