@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -364,7 +365,12 @@ def test_run__weights_and_biases_gets_settings_metrics_and_samples_and_a_resumed
                     with run.step(number):
                         run.sample([row])
                         run.log({"a/b": number / 2, "d": math.nan})
-    began, first, again, second = (r for r in offline(folder) if "id" in r or "a/b" in r)
+    for _ in range(300):  # its own process goes on writing for a moment
+        found = [r for r in offline(folder) if "id" in r or "a/b" in r]
+        if len(found) == 4:
+            break
+        time.sleep(0.1)
+    began, first, again, second = found
     assert began["id"] == again["id"]
     assert (began["project"], began["model"]) == ("project", "m")
     assert [(r["_step"], r["a/b"], "d" in r) for r in (first, second)] == [(1, 0.5, False), (2, 1.0, False)]
