@@ -78,6 +78,7 @@ GIVEN = {
     "laptop-to-cluster.md": "openai/gsm8k",
     "process-rewards.md": "runs/tiny/sft",
     "report.md": "runs/tiny/rl runs/a-seed0 runs/a-seed1 runs/b-seed0 runs/b-seed1 runs/evaluated RUN",
+    "results.md": "judged.jsonl processbench.jsonl",
     "scaling.md": "CONFIG.yaml MODEL runs/tiny/sft",
     "verifiers.md": "responses.jsonl",
 }
@@ -144,6 +145,22 @@ def shelf(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         path.mkdir()
         (path / "model").symlink_to(model)
 
+    process = {"id": "1", "problem": "2 + 1?", "steps": ["2 + 1 is 3.", "So 3."], "label": -1}
+
+    def judged(path: Path) -> None:
+        lines = [
+            {
+                "conversation": [
+                    {"role": "user", "content": f"1 + {i}?"},
+                    {"role": "assistant", "content": f"It is {1 + i + wrong}."},
+                ],
+                "label": 1 - wrong,
+            }
+            for i in range(12)
+            for wrong in (0, 1)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
     makers: dict[str, Callable[[Path], object]] = {
         "MODEL": lambda path: path.symlink_to(model),
         "MODEL2": lambda path: path.symlink_to(model),
@@ -155,6 +172,7 @@ def shelf(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         ),
         "responses.jsonl": rows(6, response="#### 3"),
         "answers.jsonl": rows(6, response="#### 3"),
+        "judged.jsonl": judged,
         "gsm8k-test.jsonl": rows(24, start=100),
         "aime-2022-2024.jsonl": rows(24, start=200),
         "runs/tiny/sft": sft,
@@ -163,7 +181,8 @@ def shelf(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         "openai/gsm8k": hub("train", "test", subset="main"),
         "HuggingFaceH4/MATH-500": hub("test"),
         "AI-MO/aimo-validation-aime": hub("train"),
-        "Qwen/ProcessBench": hub("gsm8k", id="1", problem="2 + 1?", steps=["2 + 1 is 3.", "So 3."], label=-1),
+        "Qwen/ProcessBench": hub("gsm8k", **process),
+        "processbench.jsonl": rows(6, **process),
     }
     for number, name in enumerate(("a-seed0", "a-seed1", "b-seed0", "b-seed1")):
         settings = {"seed": number % 2, "model": name[0]}
