@@ -327,7 +327,7 @@ class UndistilledConfig(DistillRLConfig):
 class Undistilled(Distill):
     """The PRM is the policy that its rewards ask for with beta = 1; here it becomes the policy as it is."""
 
-    def teach(self, policy: Learner, batch: Batch, generator: torch.Generator) -> Metrics:
+    def teach(self, policy: Learner, batch: Batch, generator: torch.Generator, new: int) -> Metrics:
         """Nothing is distilled."""
         copy_weights(self.weights.values(), policy.trained.values())
         return {}
@@ -374,7 +374,7 @@ class Sharpened(Distill):
     """
 
     def learn(
-        self, policy: Learner, batch: Batch, known: Tensor, generator: torch.Generator
+        self, policy: Learner, batch: Batch, known: Tensor, generator: torch.Generator, new: int
     ) -> tuple[Batch, Metrics]:
         """Targets in the units of `tilted_reference`, with c such that they are as far away as asked for."""
         how, mask = self.config.distill, batch.response_mask

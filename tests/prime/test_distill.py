@@ -75,7 +75,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def learn(method: Distill, policy: Learner, batch: Batch, seed: int = 0) -> Batch:
     """The batch with all that the PRM gives."""
     batch, known = method.look_up(policy, batch)
-    return method.learn(policy, batch, known, generator(seed))[0]
+    return method.learn(policy, batch, known, generator(seed), len(batch))[0]
 
 
 def lumped(table: Tensor, ids: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def test_train__skill_is_measured_in_the_first_epoch_before_each_update(policy: 
     """Against the same updates made by hand, with a forward pass of its own before each."""
     method = make_method()
     found, known = method.look_up(policy, batch)
-    _, metrics = method.learn(policy, found, known, generator())
+    _, metrics = method.learn(policy, found, known, generator(), len(batch))
     twin = Learner(LM(make_model(seed=5)), method.config.prm, 9)
     found, scores, draw = with_group_outcome(found), [0.0] * len(batch), generator()
     for rows in minibatch_rows(batch, 3, draw):
@@ -198,9 +198,9 @@ def test_teach__the_policy_approaches_the_tilted_reference(candidates: int, poli
     known = learn(method, policy, batch)
     before = target_kl(policy.lm.model, start, method, batch)
     found, reference = method.look_up(policy, batch)
-    _, metrics = method.learn(policy, found, reference, generator())
+    _, metrics = method.learn(policy, found, reference, generator(), len(batch))
     assert metrics["policy/target_kl"] == pytest.approx(before.item(), rel=1e-3)
-    method.teach(policy, known, generator())
+    method.teach(policy, known, generator(), len(batch))
     assert before > 0.005
     assert target_kl(policy.lm.model, start, method, batch) < before / 4
 
@@ -216,7 +216,7 @@ def test_teach__first_gradient_is_that_of_the_kl_and_of_the_outcomes(
     known = learn(method, policy, batch)
     known = replace(known, ref_logprobs=known.ref_logprobs + 0.3 * torch.randn(known.ref_logprobs.shape))
     twin, caught = copy.deepcopy(policy.lm.model).double(), catch_gradients(policy.optimizer)
-    method.teach(policy, known, generator())
+    method.teach(policy, known, generator(), len(batch))
     loss = HOW.kl_coefficient * target_kl(twin, start, method, batch)
     for b, (outcome, mask) in enumerate(zip(batch.outcome.tolist(), batch.response_mask, strict=True)):
         others = [
@@ -241,7 +241,7 @@ def test_learn__a_prm_that_ranks_no_better_than_chance_is_not_heard(policy: Lear
         method = make_method()
         method.skill = before
         found, known = method.look_up(policy, batch)
-        taught, metrics = method.learn(policy, found, known, generator())
+        taught, metrics = method.learn(policy, found, known, generator(), len(batch))
         new = metrics["prm/pairwise_accuracy"]
         skill = new if before is None else 0.8 * before + 0.2 * new
         assert metrics["prm/skill"] == pytest.approx(skill)
@@ -258,7 +258,7 @@ def test_teach__without_outcome_weight_looks_at_no_outcome(batch: Batch):
     for outcome in (batch.outcome, 1 - batch.outcome):
         policy, method = make_policy(), make_method(minibatch=4)
         known = learn(method, policy, batch)
-        method.teach(policy, replace(known, outcome=outcome), generator())
+        method.teach(policy, replace(known, outcome=outcome), generator(), len(batch))
         results.append(weights(policy.lm.model))
     assert torch.equal(*results)
 
@@ -273,9 +273,9 @@ def test_teach__the_host_reads_the_batch_no_more_often_for_more_micro_batches(
         policy, method = make_policy(), make_method(outcome_weight=0.3)
         policy.lm = replace(policy.lm, tokens_per_microbatch=tokens)
         known = learn(method, policy, batch)
-        method.teach(policy, known, generator())  # what is found out once is found
+        method.teach(policy, known, generator(), len(batch))  # what is found out once is found
         OnDevice.found.clear()
-        method.teach(policy, on_device(known), generator())
+        method.teach(policy, on_device(known), generator(), len(batch))
         found.append(dict(OnDevice.found))
     assert found[0] == found[1]
     assert found[0]  # the counter counts

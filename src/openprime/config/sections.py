@@ -571,6 +571,9 @@ class DistillConfig(Section):
 
     prm_epochs: Annotated[int, Field(gt=0, le=1000)] = 2
     """Passes of the PRM over the batch's outcomes, in minibatches of prm.minibatch."""
+    replay: Count = 0
+    """Batches of the steps before that PRM and policy learn from again, beside the step's own: fewer rollouts for more
+    compute, for a step learns from 1 + replay batches."""
     prm_depth: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the blocks, the last ones, that the PRM learns. Below 1 the others, embeddings and head stay as in the
     policy: they take no backward pass, no optimiser and no second copy. Not with policy.lora."""

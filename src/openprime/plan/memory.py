@@ -220,11 +220,12 @@ def memory_of(config: TrainingConfig, machine: Machine, shape: Shape, prm: Shape
 
 
 def candidate_bytes(config: DistillRLConfig, shape: Shape) -> float:
-    """Candidates (8 bytes each), targets, and two models' log-probabilities of them, for the whole batch on every rank.
+    """Candidates (8 bytes each), targets, and two models' log-probabilities of them, for all batches on every rank.
 
     Where targets are made there are two more of the latter.
     """
-    places = config.rollout.prompts * config.rollout.responses * longest_of(config)
+    rows = (1 + config.distill.replay) * config.rollout.prompts * config.rollout.responses
+    places = rows * longest_of(config)
     return places * (1 + min(config.distill.candidates, shape.vocabulary)) * (8.0 + 5 * 4)
 
 
@@ -434,12 +435,13 @@ def tokens_read(config: TrainingConfig, prompt: float, response: float) -> float
 
 def passes_of(part: Part, config: TrainingConfig) -> tuple[int, int]:
     """(updates, forward passes beside them) that a step makes of each row with a model."""
+    batches = 1 + config.distill.replay if isinstance(config, DistillRLConfig) else 1
     if not part.trained:
-        return 0, 1
+        return 0, batches
     if isinstance(config, RLConfig) and part.role == "policy":
-        return config.policy.epochs, 0
+        return batches * config.policy.epochs, 0
     if isinstance(config, DistillRLConfig):
-        return config.distill.prm_epochs, 1
+        return batches * config.distill.prm_epochs, batches
     if isinstance(config, PrimeConfig):
         whole = config.prm.minibatch in (0, config.rollout.prompts * config.rollout.responses)
         return 1, {"after": 0 if whole else 1, "before": 2}.get(config.prm.update, 0)

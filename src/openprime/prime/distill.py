@@ -15,14 +15,16 @@ say is then left unused. Here a step
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -76,6 +78,8 @@ class Distill:
         """Those of the PRM's weights that it learns, before it learnt from the last batch: its reference's."""
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.skill: float | None = None
+        self.past: list[Batch] = []
+        """Batches of the last steps, the newest first."""
 
     @classmethod
     def build(
@@ -91,13 +95,15 @@ class Distill:
         """The PRM from the policy and the outcomes, then the policy from the PRM."""
         self.steps += 1
         generator = minibatch_generator(self.config.seed, self.steps)
+        batches, new = [batch, *self.past], len(batch)
+        self.past = batches[: self.config.distill.replay]
         with self.clock.phase("reference"):
-            batch, known = self.look_up(policy, batch)
+            batch, known = self.look_up(policy, joined(batches))
         with self.clock.phase("prm"):
-            batch, metrics = self.learn(policy, batch, known, generator)
+            batch, metrics = self.learn(policy, batch, known, generator, new)
         with self.clock.phase("policy"):
-            taught = self.teach(policy, batch, generator)
-        return batch, metrics | taught
+            taught = self.teach(policy, batch, generator, new)
+        return first_rows(batch, new), metrics | taught
 
     def look_up(self, policy: Learner, batch: Batch) -> tuple[Batch, Tensor]:
         """The batch with its candidates and reference, and log ref of the candidates, [B, T, 1 + k]."""
@@ -105,17 +111,17 @@ class Distill:
         return replace(batch, candidates=candidates, ref_logprobs=known[..., 0]), known
 
     def learn(
-        self, policy: Learner, batch: Batch, known: Tensor, generator: torch.Generator
+        self, policy: Learner, batch: Batch, known: Tensor, generator: torch.Generator, new: int
     ) -> tuple[Batch, Metrics]:
         """The PRM from the policy and the batch's outcomes; the batch with its process rewards and the targets.
 
-        Where the PRM's skill is not above chance the targets are the reference.
+        Where the PRM's skill is not above chance the targets are the reference. Metrics are of the first `new` rows.
         """
         assert batch.ref_logprobs is not None
         copy_weights(policy.trained.values(), self.weights.values())
         copy_weights((self.weights[name] for name in self.start), self.start.values())
         self.prm.beta = fitting_beta(median_nats(batch, "sum"))
-        metrics = self.train(with_group_outcome(batch), generator)
+        metrics = self.train(with_group_outcome(batch), generator, new)
         found, how = self.prm.lm.candidate_logprobs(batch), self.config.distill  # [B, T, 1 + k]
         rewards = token_rewards(found[..., 0], batch.ref_logprobs, batch.response_mask, self.prm.beta)
         self.skill = moving_average(self.skill, metrics.get("prm/pairwise_accuracy", math.nan))
@@ -124,15 +130,15 @@ class Distill:
             with_rest(logprobs[..., 1:]) for logprobs in (found if heard else known, known)
         )  # [B, T, k + 1]
         targets = tilted_reference(phi, ref, how.low, how.high, how.kl_coefficient)
-        metrics |= mean_scores(response_scores(rewards), batch)
+        metrics |= mean_scores(response_scores(rewards[:new]), first_rows(batch, new))
         metrics |= {} if self.skill is None else {"prm/skill": self.skill}
         metrics["policy/target_kl"] = target_kl(ref, targets, batch.response_mask, how.kl_coefficient)
         return replace(batch, rewards=rewards, targets=targets), metrics
 
-    def train(self, batch: Batch, generator: torch.Generator) -> Metrics:
+    def train(self, batch: Batch, generator: torch.Generator, new: int) -> Metrics:
         """`prm_epochs` of the PRM on the outcomes. Its skill is that of the first epoch's forward passes.
 
-        Each response is then scored by what the PRM has learnt from other minibatches.
+        Each of the first `new` responses is then scored by what the PRM has learnt from other minibatches.
         """
         assert batch.ref_logprobs is not None
         how, beta, epochs = self.config.prm, self.prm.beta, self.config.distill.prm_epochs
@@ -155,15 +161,16 @@ class Distill:
             "prm/lr": how.lr,
             "prm/beta": beta,
         }
-        won, pairs = pairwise_accuracy(scores, batch.outcome, batch.group)
+        won, pairs = pairwise_accuracy(scores[:new], batch.outcome[:new], batch.group[:new])
         return metrics | ({"prm/pairwise_accuracy": float(won / pairs)} if len(last) > 1 else {})
 
-    def teach(self, policy: Learner, batch: Batch, generator: torch.Generator) -> Metrics:
-        """The policy from the PRM, and by `outcome_weight` from outcomes."""
+    def teach(self, policy: Learner, batch: Batch, generator: torch.Generator, new: int) -> Metrics:
+        """The policy from the PRM, and by `outcome_weight` from the outcomes of the first `new` rows, its own."""
         how, settings = self.config.distill, self.config.policy
         reference = batch.ref_logprobs
         assert reference is not None
         returns = outcome_returns(batch, OutcomeAdvantageConfig())
+        returns[new:] = 0
         batch = replace(batch, old_logprobs=reference, advantages=returns)
 
         def loss(logprobs: Tensor, micro: Batch) -> Tensor:
@@ -187,7 +194,7 @@ class Distill:
             "policy/loss": sum(update.loss for update in done) / len(done),
             "policy/grad_norm": sum(update.grad_norm for update in done) / len(done),
             "policy/lr": done[-1].lr,
-        } | mismatch(reference, batch)
+        } | mismatch(reference[:new], first_rows(batch, new))
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint: the last step's PRM and where it began."""
@@ -198,11 +205,13 @@ class Distill:
             "beta": self.prm.beta,
             "steps": self.steps,
             "skill": self.skill,
+            "past": [{name: getattr(batch, name) for name in Batch.__slots__} for batch in self.past],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`, that of another number of ranks too."""
         self.prm.beta, self.steps, self.skill = state["beta"], state["steps"], state["skill"]
+        self.past = [Batch(**columns).to(self.prm.lm.device) for columns in state["past"]]
         if SHARDS in state:
             load_shards(state[SHARDS], self._tensors())
             return
@@ -239,6 +248,29 @@ class Distill:
             yield
         finally:
             copy_weights(trained, learnt)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one, row by row, whose groups stay apart. What one of them lacks the whole lacks."""
+    width = max(batch.token_ids.shape[1] for batch in batches)
+    before = [0, *accumulate(int(batch.group.max()) + 1 for batch in batches)]
+
+    def column(name: str) -> Any:
+        parts = [getattr(batch, name) for batch in batches]
+        if any(part is None for part in parts):
+            return None
+        if name == "group":
+            parts = [part + start for part, start in zip(parts, before, strict=False)]
+        if parts[0].dim() > 1:  # [b, t], padded as rows are
+            parts = [F.pad(part, (0, width - part.shape[1])) for part in parts]
+        return torch.cat(parts)
+
+    return Batch(*map(column, Batch.__slots__))
+
+
+def first_rows(batch: Batch, count: int) -> Batch:
+    """A batch's first rows: of the joined batch of a step, the new ones."""
+    return batch.select(torch.arange(count, device=batch.lengths.device))
 
 
 def target_kl(log_ref: Tensor, targets: Tensor, mask: Tensor, kl_coefficient: float) -> float:
