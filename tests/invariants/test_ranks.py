@@ -45,7 +45,7 @@ KINDS = {
         *("--policy.lora.rank", "4", "--prm.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),
         *("--policy.gradient-checkpointing", "--prm.gradient-checkpointing"),
     ),
-    "distill": (*DISTILL, "--prm.lr", "1e-3", "--distill.candidates", "8"),
+    "distill": (*DISTILL, "--prm.lr", "1e-3", "--distill.candidates", "8", "--distill.replay", "1"),
     "distill, half a PRM": (*DISTILL, "--prm.lr", "1e-3", "--distill.prm-depth", "0.5"),
     "distill, lora": (
         *(*DISTILL, "--policy.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),

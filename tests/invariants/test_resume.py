@@ -68,6 +68,8 @@ KINDS = {
             "2",
             "--distill.prm-epochs",
             "2",
+            "--distill.replay",
+            "2",
         ),
         *("--filter.low", "0", "--filter.high", "1"),
     ),

@@ -276,6 +276,14 @@ def test_work_of__distillation_trains_its_prm_for_several_epochs(shape: Shape):
     assert flops(9) > 4 * flops(1)
 
 
+def test_work_of__distillation_passes_every_batch_that_it_learns_from_again(shape: Shape):
+    def flops(replay: int) -> list[float]:
+        config = build(RLConfig, {"algorithm": "distill", "distill": {"replay": replay}})
+        return [flops_of_row(part, config, 10, 30) for part in parts_of(config, shape, shape)]
+
+    assert flops(3) == pytest.approx([4 * one for one in flops(0)])
+
+
 @pytest.mark.parametrize("depth", [0.5, 1.0])
 def test_flops_of_row__a_prm_of_the_last_blocks_has_no_backward_pass_below_them(shape: Shape, depth: float):
     config = build(RLConfig, {"algorithm": "distill", "distill": {"prm_depth": depth, "prm_epochs": 1}})
@@ -346,16 +354,16 @@ def test_memory_of__every_model_of_a_run_is_held(shape: Shape, config, models: i
     assert set(found.phases) <= expected | {"prm", "reference"}
 
 
-@pytest.mark.parametrize(("candidates", "kept"), [(32, 33), (10**6, 1 + 96)])
+@pytest.mark.parametrize(("candidates", "replay", "kept"), [(32, 0, 33), (10**6, 0, 1 + 96), (32, 2, 3 * 33)])
 def test_memory_of__distillation_holds_candidates_and_not_the_vocabulary(
-    shape: Shape, candidates: int, kept: int
+    shape: Shape, candidates: int, replay: int, kept: int
 ):
-    """Ids in 8 bytes, and five numbers of 4; 2 x 3 responses of at most 40 + 60 tokens, on every rank."""
+    """Ids in 8 bytes, and five numbers of 4; 2 x 3 responses of at most 40 + 60 tokens a batch, on every rank."""
     settings = {
         "algorithm": "distill",
         "rollout": {"prompts": 2, "responses": 3, "max_response_tokens": 60},
         "data": {"max_prompt_tokens": 40},
-        "distill": {"candidates": candidates},
+        "distill": {"candidates": candidates, "replay": replay},
     }
     for ranks in (1, 4):
         found = memory_of(build(RLConfig, settings), Machine(ranks), shape, shape)

@@ -24,6 +24,7 @@ from openprime.models.sharding import freeze_below
 from openprime.prime.distill import CLIP_HIGH, CLIP_LOW, Distill
 from openprime.prime.learner import Learner, minibatch_rows
 from openprime.prime.losses import prm_shifted_loss, with_rest
+from openprime.prime.methods import minibatch_generator
 from openprime.prime.prm import ImplicitPRM
 from openprime.prime.rewards import with_group_outcome
 from openprime.run.console import Clock
@@ -205,10 +206,10 @@ def test_teach__the_policy_approaches_the_tilted_reference(candidates: int, poli
     assert target_kl(policy.lm.model, start, method, batch) < before / 4
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3])
+@pytest.mark.parametrize(("weight", "new"), [(0.0, 8), (0.3, 8), (0.3, 4)])
 @pytest.mark.parametrize("candidates", [1, 6, VOCABULARY, 10 * VOCABULARY])
-def test_teach__first_gradient_is_that_of_the_kl_and_of_the_outcomes(
-    candidates: int, weight: float, policy: Learner, batch: Batch
+def test_teach__first_gradient_is_that_of_the_kl_and_of_the_new_outcomes(
+    candidates: int, weight: float, new: int, policy: Learner, batch: Batch
 ):
     """By autograd through the definitions, in float64; the coefficient times KL, mean over the batch's tokens."""
     method = make_method(lr=0.05, candidates=candidates, outcome_weight=weight)
@@ -216,13 +217,14 @@ def test_teach__first_gradient_is_that_of_the_kl_and_of_the_outcomes(
     known = learn(method, policy, batch)
     known = replace(known, ref_logprobs=known.ref_logprobs + 0.3 * torch.randn(known.ref_logprobs.shape))
     twin, caught = copy.deepcopy(policy.lm.model).double(), catch_gradients(policy.optimizer)
-    method.teach(policy, known, generator(), len(batch))
+    method.teach(policy, known, generator(), new)
     loss = HOW.kl_coefficient * target_kl(twin, start, method, batch)
     for b, (outcome, mask) in enumerate(zip(batch.outcome.tolist(), batch.response_mask, strict=True)):
         others = [
             o for i, o in enumerate(batch.outcome.tolist()) if batch.group[i] == batch.group[b] and i != b
         ]
-        advantage = outcome - sum(others) / len(others)  # of each of its tokens: PRIME eq. 5, second term
+        # Of each of its tokens: PRIME eq. 5, second term; what has been sampled before has none.
+        advantage = outcome - sum(others) / len(others) if b < new else 0.0
         for t in mask.nonzero()[:, 0].tolist():
             own = torch.cat(naive_distributions(twin, batch.select(torch.tensor([b]))))
             own = own[t - int(mask.nonzero()[0]), batch.token_ids[b, t]]
@@ -300,6 +302,41 @@ def test_distill_step__reads_the_batch_once_for_the_reference_and_once_for_the_t
     )
 
 
+@pytest.mark.parametrize("replay", [0, 1, 2])
+def test_distill_step__learns_from_the_last_batches_too(replay: int):
+    """The third of three steps is one of a single batch that has all of their rows; its metrics are of the new ones."""
+    batches = [make_batch(outcomes=[i % 2, 1, 0, 1, 0, 1, i % 2, 0], seed=i) for i in range(3)]
+    pairs = [(make_policy(), make_method(minibatch=7, replay=replay, outcome_weight=0.3)) for _ in range(2)]
+    for policy, method in pairs:
+        for batch in batches[:2]:
+            method.step(policy, batch)
+    (policy, method), (twin, other) = pairs
+    done, metrics = method.step(policy, batches[2])
+    rows = [batches[2], *batches[1::-1][:replay]]
+    width = max(batch.token_ids.shape[1] for batch in rows)
+    whole = {}
+    for name in ("token_ids", "response_mask", "lengths", "outcome", "group", "logprobs", "step_end"):
+        columns = [getattr(batch, name) + (10 * i if name == "group" else 0) for i, batch in enumerate(rows)]
+        if columns[0].dim() == 2:
+            wide = [torch.zeros(len(column), width, dtype=column.dtype) for column in columns]
+            for column, padded in zip(columns, wide, strict=True):
+                padded[:, : column.shape[1]] = column
+            columns = wide
+        whole[name] = torch.cat(columns)
+    draw = minibatch_generator(other.config.seed, 3)
+    found, known = other.look_up(twin, Batch(**whole))
+    found, learnt = other.learn(twin, found, known, draw, 8)
+    other.teach(twin, found, draw, 8)
+    assert torch.equal(weights(twin.lm.model), weights(policy.lm.model))
+    assert len(done) == 8
+    assert torch.equal(done.token_ids[:, : batches[2].token_ids.shape[1]], batches[2].token_ids)
+    assert torch.equal(done.rewards, found.rewards[:8])
+    right = batches[2].outcome > 0.5
+    assert metrics["prm/score_right"] == pytest.approx(float(done.rewards.sum(-1)[right].mean()), rel=1e-5)
+    assert metrics["prm/pairwise_accuracy"] == learnt["prm/pairwise_accuracy"]
+    assert len(method.past) == replay
+
+
 @pytest.mark.parametrize(("rank", "depth"), [(0, 1.0), (0, 0.5), (4, 1.0)])
 def test_distill_models__are_the_prm_and_the_policy_that_it_began_from(
     rank: int, depth: float, model: Path, tmp_path: Path
@@ -334,13 +371,15 @@ def test_distill_models__are_the_prm_and_the_policy_that_it_began_from(
 
 
 def test_distill_restore__is_what_was_saved_and_one_tensor_a_weight(policy: Learner, batch: Batch):
-    method, other = make_method(), make_method()
+    method, other = make_method(replay=1), make_method(replay=1)
     method.step(policy, batch)
     state = copy.deepcopy(method.state())
     count = len(list(policy.lm.model.parameters()))
     assert len(state["tensors"]) == 2 * count, "neither gradients nor an optimiser"
     other.restore(state)
     assert method.skill is not None
+    assert torch.equal(other.past[0].token_ids, batch.token_ids)
+    assert other.past[0].ref_logprobs is None
     assert (other.steps, other.prm.beta, other.skill) == (method.steps, method.prm.beta, method.skill)
     assert torch.equal(weights(other.prm.lm.model), weights(method.prm.lm.model))
     for name, weight in method.start.items():

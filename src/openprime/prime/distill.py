@@ -269,8 +269,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 def first_rows(batch: Batch, count: int) -> Batch:
-    """A batch's first rows: of the joined batch of a step, the new ones."""
-    return batch.select(torch.arange(count, device=batch.lengths.device))
+    """A batch's first rows, as wide as it is: of the joined batch of a step, the new ones."""
+    return batch.select(torch.arange(count, device=batch.lengths.device), batch.token_ids.shape[1])
 
 
 def target_kl(log_ref: Tensor, targets: Tensor, mask: Tensor, kl_coefficient: float) -> float:
