@@ -6,7 +6,7 @@ python benchmarks/sample_efficiency.py [--settings clock-8] [--methods distill .
 A seed is a new noisy demonstrator, SFT model and run. Every method of a seed starts from the same SFT model and, where
 it needs an offline PRM, from the same labelled responses, which are counted. Rollouts are counted before the filter;
 each is verified once, so they are the verifier calls too. Two protocols: `equal`, the same learning rate of the
-policy for all, and with --lrs and --batches `tuned`: each method at the best point of the grid on the seeds of
+policy for all whose name says nothing else, and with --lrs and --batches `tuned`: each method at the best point of the grid on the seeds of
 --select, reported on --seeds. Prints how many times fewer rollouts than the baseline an accuracy needs, with 95 %
 bootstrap intervals over seeds, and writes results.json and results.html into --out.
 
@@ -82,7 +82,7 @@ SETTINGS = {
     "gym": Setting("gym-tiny", 4000, 64, thresholds=(0.5, 0.55, 0.6)),
 }
 LR = 4e-4
-"""Of the policy, of every method, in the protocol of equal learning rates; the best for the first method."""
+"""Of the policy, of every method whose name says nothing else, in the protocol `equal`; the best for the first method."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,15 @@ class Method:
     """About how many rollouts a step of 32 prompts, 4 responses each, takes with its filter: how long a run is."""
     share: float = 1.0
     """Of the setting's rollouts: less where a step takes long."""
+    lr: float = LR
+    """Of the policy, in the protocol `equal`."""
 
 
 NO_FILTER: Flags = ("--filter.low", 0, "--filter.high", 1)
 PROCESS: Flags = ("--prm.lr", 1e-3, "--prm.beta", 0.3, "--prm.warmup", 4)
 ONCE: Flags = ("--policy.epochs", 1, "--policy.warmup", 4)
 REUSED: Flags = ("--policy.epochs", 4, "--policy.warmup", 8)
+TWICE_AS_OFTEN: Flags = ("--policy.epochs", 8, "--policy.warmup", 8)
 DISTILL: Flags = (
     *(*NO_FILTER, "--policy.epochs", 1, "--policy.warmup", 8, "--policy.minibatch", 32),
     *("--prm.lr", 3e-3, "--prm.minibatch", 32, "--prm.warmup", 0.1, "--distill.prm-epochs", 2),
@@ -125,6 +128,9 @@ def algorithm(name: str, *flags: object) -> Flags:
 
 METHODS = {
     "outcome-only, 4 epochs": Method(algorithm("outcome", *REUSED)),
+    "outcome-only, 8 epochs": Method(algorithm("outcome", *TWICE_AS_OFTEN)),
+    "MaxRL, 8 epochs": Method(algorithm("maxrl", *TWICE_AS_OFTEN)),
+    "TPO, 8 epochs": Method(algorithm("tpo", *TWICE_AS_OFTEN)),
     "outcome-only": Method(algorithm("outcome", *ONCE)),
     "MaxRL, 4 epochs": Method(algorithm("maxrl", *REUSED)),
     "TPO, 4 epochs": Method(algorithm("tpo", *REUSED)),
@@ -149,6 +155,10 @@ METHODS = {
     "PRIME, offline start, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED), warm=128),
     "oracle step checker alone, 4 epochs": Method(algorithm("checker", *NO_FILTER, *REUSED), per_step=128),
     "distill": Method(algorithm("distill", *DISTILL), batch=64, per_step=128),
+    "distill, twice the rate": Method(algorithm("distill", *DISTILL), batch=64, per_step=128, lr=8e-4),
+    "distill, twice the rate, replay": Method(
+        algorithm("distill", *DISTILL, "--distill.replay", 1), batch=64, per_step=128, lr=8e-4
+    ),
     "distill, half of the PRM": Method(
         algorithm("distill", *DISTILL, "--distill.prm-depth", 0.5), batch=64, per_step=128
     ),
@@ -370,7 +380,7 @@ def main() -> None:
     for setting, protocol in product(args.settings, protocols):
         found, points = {}, {}
         for name in args.methods:
-            points[name] = (LR, max(1, 4 * METHODS[name].batch // args.responses))
+            points[name] = (METHODS[name].lr, max(1, 4 * METHODS[name].batch // args.responses))
             if protocol == "tuned":
                 points[name] = best(bench, setting, name, grid, args.select)
             found[name] = [bench.run(setting, name, seed, *points[name]) for seed in args.seeds]
