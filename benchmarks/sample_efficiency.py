@@ -6,9 +6,9 @@ python benchmarks/sample_efficiency.py [--settings clock-8] [--methods distill .
 A seed is a new noisy demonstrator, SFT model and run. Every method of a seed starts from the same SFT model and, where
 it needs an offline PRM, from the same labelled responses, which are counted. Rollouts are counted before the filter;
 each is verified once, so they are the verifier calls too. Two protocols: `equal`, the same learning rate of the
-policy for all whose name says nothing else, and with --lrs and --batches `tuned`: each method at the best point of the grid on the seeds of
---select, reported on --seeds. Prints how many times fewer rollouts than the baseline an accuracy needs, with 95 %
-bootstrap intervals over seeds, and writes results.json and results.html into --out.
+policy for all whose name says nothing else, and with --lrs and --batches `tuned`: each method at the best point of the
+grid on the seeds of --select, reported on --seeds. Prints how many times fewer rollouts than the baseline an accuracy
+needs, with 95 % bootstrap intervals over seeds, and writes results.json and results.html into --out.
 
 The baseline is outcome rewards alone with every rollout used four times (`policy.epochs: 4`), which needs far fewer
 rollouts than one use of each; most methods below do so too, and say so.
@@ -82,7 +82,7 @@ SETTINGS = {
     "gym": Setting("gym-tiny", 4000, 64, thresholds=(0.5, 0.55, 0.6)),
 }
 LR = 4e-4
-"""Of the policy, of every method whose name says nothing else, in the protocol `equal`; the best for the first method."""
+"""Of the policy, in the protocol `equal`, of every method whose name says nothing else."""
 
 
 @dataclass(frozen=True)
