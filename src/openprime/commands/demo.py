@@ -33,7 +33,7 @@ def demo(config: DemoConfig) -> None:
         f"sft configs/sft/tiny.yaml --out {place}/sft {seed}",
         f"rl configs/rl/tiny.yaml {start} --out {place}/prime",
         f"rl configs/rl/tiny-distill.yaml {start} --out {place}/distill",
-        f"rl configs/rl/tiny.yaml {start} --out {place}/outcome-only --algorithm outcome",
+        f"rl configs/rl/tiny.yaml {start} --out {place}/outcome-only --algorithm outcome --policy.epochs 8",
         f"evaluate configs/evaluate/tiny.yaml {start} --prm {place}/prime/prm --out {place}/best-of-n",
         f"report --title 'openprime demo' --out {place}/report.html --runs {runs} --evaluation {place}/best-of-n",
     ):
