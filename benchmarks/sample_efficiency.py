@@ -155,6 +155,7 @@ METHODS = {
     "PRIME, offline start, 4 epochs": Method(algorithm("prime", *PROCESS, *REUSED), warm=128),
     "oracle step checker alone, 4 epochs": Method(algorithm("checker", *NO_FILTER, *REUSED), per_step=128),
     "distill": Method(algorithm("distill", *DISTILL), batch=64, per_step=128),
+    "distill, replay": Method(algorithm("distill", *DISTILL, "--distill.replay", 1), batch=64, per_step=128),
     "distill, twice the rate": Method(algorithm("distill", *DISTILL), batch=64, per_step=128, lr=8e-4),
     "distill, twice the rate, replay": Method(
         algorithm("distill", *DISTILL, "--distill.replay", 1), batch=64, per_step=128, lr=8e-4
