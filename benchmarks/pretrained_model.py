@@ -31,7 +31,7 @@ METHODS: dict[str, Flags] = {
     "PRIME": (RECIPE,),
     "PRIME, gate": (RECIPE, "--advantage.skill-gate"),
     "distill": (DISTILL,),
-    "distill, without replay": (DISTILL, "--distill.replay", 0),
+    "distill, replay": (DISTILL, "--distill.replay", 1),
     "distill, shuffled outcomes": (DISTILL, "--algorithm", "shuffled", "--steps", 6),
     "distill, the sharpened policy, no PRM": (DISTILL, "--algorithm", "sharpened", "--steps", 6),
 }
