@@ -10,8 +10,8 @@ policy for all whose name says nothing else, and with --lrs and --batches `tuned
 grid on the seeds of --select, reported on --seeds. Prints how many times fewer rollouts than the baseline an accuracy
 needs, with 95 % bootstrap intervals over seeds, and writes results.json and results.html into --out.
 
-The baseline is outcome rewards alone with every rollout used four times (`policy.epochs: 4`), which needs far fewer
-rollouts than one use of each; most methods below do so too, and say so.
+The baseline is the first of --methods: outcome rewards alone with every rollout used four times (`policy.epochs: 4`),
+which needs far fewer rollouts than one use of each, or eight times. Most methods below do so too, and say so.
 
 --responses K samples K responses to a prompt instead of 4, and to 4 / K as many prompts, so that a step has as many
 rollouts and a run as many steps. The prompts of --batches, and those that are shown, are what they are at K.

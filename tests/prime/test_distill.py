@@ -166,11 +166,14 @@ def test_freeze_below__says_where_blocks_are_not_known():
         freeze_below("m", model, 0.5)
 
 
-def test_train__skill_is_measured_in_the_first_epoch_before_each_update(policy: Learner, batch: Batch):
+@pytest.mark.parametrize("new", [8, 4])
+def test_train__skill_is_measured_on_new_rows_in_the_first_epoch_before_each_update(
+    new: int, policy: Learner, batch: Batch
+):
     """Against the same updates made by hand, with a forward pass of its own before each."""
     method = make_method()
     found, known = method.look_up(policy, batch)
-    _, metrics = method.learn(policy, found, known, generator(), len(batch))
+    _, metrics = method.learn(policy, found, known, generator(), new)
     twin = Learner(LM(make_model(seed=5)), method.config.prm, 9)
     found, scores, draw = with_group_outcome(found), [0.0] * len(batch), generator()
     for rows in minibatch_rows(batch, 3, draw):
@@ -179,7 +182,8 @@ def test_train__skill_is_measured_in_the_first_epoch_before_each_update(policy: 
             scores[row] = score if twin.updates else 0.0
         loss = lambda logprobs, micro: prm_shifted_loss(logprobs, micro, method.prm.beta, 3 / 8)  # noqa: E731
         twin.update(part, loss, len(part))
-    won, pairs = brute.pairwise_accuracy(scores, batch.outcome.tolist(), batch.group.tolist())
+    own = (scores, batch.outcome.tolist(), batch.group.tolist())
+    won, pairs = brute.pairwise_accuracy(*(column[:new] for column in own))
     assert sum(score != 0 for score in scores) == 5
     assert metrics["prm/pairwise_accuracy"] == pytest.approx(won / pairs)
     assert not math.isclose(won / pairs, 0.5)
@@ -316,7 +320,9 @@ def test_distill_step__learns_from_the_last_batches_too(replay: int):
     width = max(batch.token_ids.shape[1] for batch in rows)
     whole = {}
     for name in ("token_ids", "response_mask", "lengths", "outcome", "group", "logprobs", "step_end"):
-        columns = [getattr(batch, name) + (10 * i if name == "group" else 0) for i, batch in enumerate(rows)]
+        columns = [getattr(batch, name) for batch in rows]
+        if name == "group":
+            columns = [column + 10 * i for i, column in enumerate(columns)]
         if columns[0].dim() == 2:
             wide = [torch.zeros(len(column), width, dtype=column.dtype) for column in columns]
             for column, padded in zip(columns, wide, strict=True):
@@ -334,6 +340,8 @@ def test_distill_step__learns_from_the_last_batches_too(replay: int):
     right = batches[2].outcome > 0.5
     assert metrics["prm/score_right"] == pytest.approx(float(done.rewards.sum(-1)[right].mean()), rel=1e-5)
     assert metrics["prm/pairwise_accuracy"] == learnt["prm/pairwise_accuracy"]
+    gap = (found.ref_logprobs[:8] - whole["logprobs"][:8])[whole["response_mask"][:8]].abs()
+    assert metrics["policy/mismatch_mean"] == pytest.approx(float(gap.mean()), rel=1e-5)
     assert len(method.past) == replay
 
 
