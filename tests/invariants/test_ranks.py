@@ -45,14 +45,15 @@ KINDS = {
         *("--policy.lora.rank", "4", "--prm.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),
         *("--policy.gradient-checkpointing", "--prm.gradient-checkpointing"),
     ),
-    "distill": (*DISTILL, "--prm.lr", "1e-3", "--distill.candidates", "8", "--distill.replay", "1"),
+    "distill": (*DISTILL, "--prm.lr", "1e-3", "--distill.candidates", "8"),
+    "distill, replay": (*DISTILL, "--prm.lr", "5e-4", "--distill.replay", "1"),
     "distill, half a PRM": (*DISTILL, "--prm.lr", "1e-3", "--distill.prm-depth", "0.5"),
     "distill, lora": (
-        *(*DISTILL, "--policy.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "1e-2"),
+        *(*DISTILL, "--policy.lora.rank", "4", "--policy.lr", "1e-3", "--prm.lr", "5e-3"),
         *("--policy.tokens-per-microbatch", "60", "--prm.tokens-per-microbatch", "60"),
     ),
 }
-WITHOUT_ADVANTAGES = ("distill", "distill, half a PRM", "distill, lora")
+WITHOUT_ADVANTAGES = ("distill", "distill, replay", "distill, half a PRM", "distill, lora")
 """They are not kept of these."""
 SCRIPT = """
 import os, sys
@@ -229,7 +230,9 @@ def test_trap_10__a_checkpoint_of_two_ranks_goes_on_at_any_number(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "distill", "distill, half a PRM", "distill, lora"])
+@pytest.mark.parametrize(
+    "kind", ["lora", "distill", "distill, replay", "distill, half a PRM", "distill, lora"]
+)
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 2)])
 def test_ranks__adapters_and_distillation_go_on_at_another_number_of_ranks(
     model: Path, tmp_path: Path, run: Callable, before: int, after: int, kind: str
