@@ -424,6 +424,16 @@ def test_train__evaluation_time_is_recorded_with_the_evaluation(prime: Path):
         assert ("time/evaluate" in row) == ("eval/greedy" in row), row["step"]
 
 
+def test_train__says_first_how_much_there_is_to_do(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    assert main(rl_args(model, tmp_path / "run")) == 0
+    trained = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(model).parameters())
+    said = capsys.readouterr().out
+    start = f"{trained:,} trained parameters, 100 prompts, 6 held out, 2 steps"
+    assert said.index(start) < said.index("step 0: held-out accuracy")
+
+
 def test_train__a_run_leaves_the_process_as_it_was(train: Callable[..., Path]):
     train()
     assert torch.is_grad_enabled()

@@ -1,5 +1,6 @@
 """Signals are noted and raised where a run can save; the clock adds up by phase."""
 
+import io
 import os
 import pickle
 import signal
@@ -156,6 +157,24 @@ def test_bar__is_a_line_a_report_where_there_is_no_terminal(capsys: pytest.Captu
     with Bar(Console(), "sft", 8, 2) as bar:
         bar.report(4, {"loss": "0.5", "tok/s": "1,000"})
     assert capsys.readouterr().out.splitlines()[0].startswith("sft 4/8  loss 0.5  tok/s 1,000  left 00:00:0")
+    with Bar(Console(), "sft", 8, 2) as bar:
+        bar.phase("policy")
+    assert "policy" not in capsys.readouterr().out
     with Bar(Console(quiet=True), "sft", 8, 2) as bar:  # another rank than the first
         bar.report(4, {"loss": "0.5"})
     assert capsys.readouterr().out == ""
+
+
+def test_bar__shows_on_a_terminal_what_the_step_is_at():
+    said, clock = io.StringIO(), Clock()
+    with Bar(Console(file=said, force_terminal=True, width=120), "rl", 8, 2) as bar:
+        clock.told = bar.phase
+        for phase in (clock.phase("reference"), clock.device("rollout")):
+            with phase:
+                bar.progress.refresh()
+        thread = threading.Thread(target=lambda: clock.device("elsewhere").__enter__())
+        thread.start()
+        thread.join()
+    shown = said.getvalue()
+    assert shown.index("reference") < shown.index("rollout")
+    assert "elsewhere" not in shown

@@ -1,5 +1,6 @@
 """A run's cadence, on a loop without a model: what is recorded, what is saved, and what an error or a signal leaves."""
 
+import io
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from openprime.config import PrimeConfig
 from openprime.ranks import LostRankError
@@ -140,6 +142,20 @@ def test_run__a_step_is_recorded_timed_and_saved_when_due(tmp_path: Path, capsys
         f"{step}/6" for step in range(1, 7)
     ]
     assert "resumed at step 6 from" in said
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_run__what_is_measured_before_the_first_step_is_said_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+):
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=terminal, width=120)
+    monkeypatch.setattr("openprime.run.run.plain_console", lambda quiet: console)
+    with Run(config(tmp_path), "rl") as run:
+        run.begin({"weights": Number()}, cursor=Number())
+        with run.step(0), run.measuring("evaluate"):
+            run.log({"x": 0})
+    assert ("rl: evaluate" in said.getvalue()) is terminal
 
 
 @pytest.mark.parametrize(

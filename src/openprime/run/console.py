@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -116,6 +116,8 @@ class Clock:
         self.memory: Metrics = {}
         self.peak = 0.0
         """The device's, in 10^12 operations a second; 0: not known, and FLOP use is not said."""
+        self.told: Callable[[str], None] = lambda name: None
+        """Hears the name of each phase that begins."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -132,6 +134,8 @@ class Clock:
     @contextmanager
     def device(self, name: str) -> Iterator[None]:
         """Note the GPU memory of a block, in GiB: at most, and at its end what tensors have and what PyTorch keeps."""
+        if threading.current_thread() is threading.main_thread():
+            self.told(name)
         if not torch.cuda.is_initialized():
             yield
             return
@@ -177,10 +181,11 @@ class Bar:
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
+            TextColumn("[dim]{task.fields[phase]}"),
             console=console,
             disable=not console.is_terminal or console.quiet,
         )
-        self.task = self.progress.add_task(title, total=total, completed=done, note="")
+        self.task = self.progress.add_task(title, total=total, completed=done, note="", phase="")
         self.begun, self.first = time.perf_counter(), done
 
     def __enter__(self) -> "Bar":
@@ -189,6 +194,10 @@ class Bar:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
+
+    def phase(self, name: str) -> None:
+        """Show what the step is at."""
+        self.progress.update(self.task, phase=name)
 
     def report(self, step: int, numbers: dict[str, str]) -> None:
         """Show the numbers that matter at a step."""

@@ -5,7 +5,7 @@ import math
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -145,6 +145,7 @@ class Run:
         self.total, self._headline = total, headline
         self._every = max(1, total // lines) if lines else 1
         self._bar = self._open.enter_context(Bar(self.console, self.command, total, self.done))
+        self.clock.told = self._bar.phase
         yield from range(self.done + 1, total + 1)
 
     @contextmanager
@@ -203,7 +204,10 @@ class Run:
     def measuring(self, phase: str) -> Iterator[None]:
         """What takes time and changes nothing: a signal breaks it off, and `unfinished` tells the resumed run."""
         self._measuring = True
-        with self.signals.interruptible(), self.clock.phase(phase):
+        alone = (
+            nullcontext() if self._bar else self.console.status(f"{self.command}: {phase}")
+        )  # before the first step
+        with self.signals.interruptible(), self.clock.phase(phase), alone:
             yield
         self._measuring = False
 
