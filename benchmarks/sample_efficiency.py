@@ -27,7 +27,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 from rich.console import Console
@@ -160,6 +160,9 @@ METHODS = {
     "distill, twice the rate, replay": Method(
         algorithm("distill", *DISTILL, "--distill.replay", 1), batch=64, per_step=128, lr=8e-4
     ),
+    "distill, replay, twice as long": Method(
+        algorithm("distill", *DISTILL, "--distill.replay", 1), batch=64, per_step=128, share=2.0
+    ),
     "distill, half of the PRM": Method(
         algorithm("distill", *DISTILL, "--distill.prm-depth", 0.5), batch=64, per_step=128
     ),
@@ -214,6 +217,14 @@ def crossing(curve: list[tuple[float, float]], threshold: float) -> float:
             return before[0] + (x - before[0]) * (threshold - before[1]) / (y - before[1])
         before = x, y
     return math.inf
+
+
+def reached(curve: list[tuple[float, float]], rollouts: float) -> float:
+    """The accuracy after so many rollouts, on straight lines between evaluations; the last one behind the end."""
+    for (x, y), (after, then) in pairwise(curve):
+        if x <= rollouts <= after:
+            return y + (then - y) * (rollouts - x) / (after - x)
+    return curve[-1][1]
 
 
 def ratio(baseline: list[float], method: list[float], ends: list[float]) -> dict:
@@ -432,6 +443,10 @@ def summary(found: dict[str, list[Result]], points: dict, thresholds: Sequence[f
             label = f"{measure.removeprefix('eval/').replace('avg@', 'sampled')} {threshold}"
             row["reach"][label] = {"needed": needed} | ratio(theirs, ours, ends)
         row["final"] = {m: [r.curve(m)[-1][1] for r in results] for m in MEASURES}
+        row["baseline then"] = {
+            m: [reached(b.curve(m), r.curve(m)[-1][0]) for r, b in zip(results, baseline, strict=True)]
+            for m in MEASURES
+        }
         row["curves"] = {m: [r.curve(m) for r in results] for m in MEASURES}
         for name_of, key in (("pairwise", "prm/pairwise_accuracy"), ("brier", "prm/brier")):
             row[name_of] = [[(x["step"], x[key]) for x in r.rows if key in x] for r in results]
@@ -447,7 +462,8 @@ def show(console: Console, setting: str, protocol: str, entry: dict) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("method", no_wrap=True)
     table.add_column("lr, prompts", no_wrap=True)
-    for heading in (*entry[first]["reach"], "final greedy", "sampled", "pairs", "collapsed", "s/step"):
+    ends = "final greedy", "sampled", "baseline then", "pairs", "collapsed", "s/step"
+    for heading in (*entry[first]["reach"], *ends):
         table.add_column(heading, justify="right")
     for name, row in entry.items():
         pairs = [y for curve in row["pairwise"] for _, y in curve]
@@ -456,6 +472,7 @@ def show(console: Console, setting: str, protocol: str, entry: dict) -> None:
             "{:g}, {}".format(*row["lr, batch"]),
             *map(cell, row["reach"].values()),
             *(f"{statistics.fmean(row['final'][m]):.3f}" for m in MEASURES),
+            f"{statistics.fmean(row['baseline then'][MEASURES[1]]):.3f}",
             f"{statistics.fmean(pairs):.2f}" if pairs else "",
             str(row["collapsed"]),
             f"{row['seconds a step']:.2f}",

@@ -1,4 +1,4 @@
-"""The controls that the benchmark adds to the methods, against loops."""
+"""The controls that the benchmark adds to the methods, against loops; and how it reads curves."""
 
 import math
 import sys
@@ -26,6 +26,7 @@ from support.tiny_runs import weights as saved_weights
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 BEFORE = set(ALGORITHMS)
 import candidates  # noqa: E402
+from sample_efficiency import crossing, reached  # noqa: E402
 
 ADDED = {name: ALGORITHMS.pop(name) for name in set(ALGORITHMS) - BEFORE}
 
@@ -268,3 +269,22 @@ def test_rl__a_control_trains_and_a_resumed_run_is_the_same(model: Path, tmp_pat
         assert main(args[:at] + args[at + 2 :]) == 0  # without a PRM's flag
     assert metrics(part)[2] == metrics(whole)[2]
     assert saved_weights(part / "model") == saved_weights(whole / "model") != saved_weights(model)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 500), st.integers(1, 20)), min_size=2, max_size=8),
+    st.floats(0, 1),
+)
+@property_test
+def test_reached__is_the_accuracy_where_the_curve_crosses_it(rises: list[tuple[int, int]], share: float):
+    curve = [
+        (float(sum(x for x, _ in rises[:i])), sum(y for _, y in rises[:i]) / 200)
+        for i in range(len(rises) + 1)
+    ]
+    wanted = curve[-1][1] * share
+    assert reached(curve, crossing(curve, wanted)) == pytest.approx(wanted)
+
+
+def test_reached__behind_the_end_is_the_last_accuracy():
+    assert reached([(0, 0.2), (100, 0.6), (300, 0.5)], 200) == pytest.approx(0.55)
+    assert reached([(0, 0.2), (100, 0.6)], 101) == 0.6
