@@ -8,7 +8,8 @@ it needs an offline PRM, from the same labelled responses, which are counted. Ro
 each is verified once, so they are the verifier calls too. Two protocols: `equal`, the same learning rate of the
 policy for all whose name says nothing else, and with --lrs and --batches `tuned`: each method at the best point of the
 grid on the seeds of --select, reported on --seeds. Prints how many times fewer rollouts than the baseline an accuracy
-needs, with 95 % bootstrap intervals over seeds, and writes results.json and results.html into --out.
+needs, with 95 % bootstrap intervals over seeds, and how many times fewer seconds of steps, which says something where
+all runs had the machine alike; writes results.json and results.html into --out.
 
 The baseline is the first of --methods: outcome rewards alone with every rollout used four times (`policy.epochs: 4`),
 which needs far fewer rollouts than one use of each, or eight times. Most methods below do so too, and say so.
@@ -192,13 +193,14 @@ class Result:
     collapsed: bool
     """The last greedy accuracy is more than .2 below the run's best."""
 
-    def curve(self, measure: str) -> list[tuple[float, float]]:
-        """(rollouts, which are verifier calls, and the accuracy) of each evaluation."""
-        points = []
+    def curve(self, measure: str, clock: bool = False) -> list[tuple[float, float]]:
+        """(rollouts, which are verifier calls, and the accuracy) of each evaluation; seconds of steps by the clock."""
+        points, seconds = [], 0.0
         for row in self.rows:
+            seconds += row.get("time/step", 0.0)
             key = next((k for k in row if k.startswith(measure)), None)
             if key:
-                points.append((row.get("rollout/rollouts", 0) + self.warm, row[key]))
+                points.append((seconds if clock else row.get("rollout/rollouts", 0) + self.warm, row[key]))
         return points
 
     def mean(self, metric: str) -> float:
@@ -217,6 +219,11 @@ def crossing(curve: list[tuple[float, float]], threshold: float) -> float:
             return before[0] + (x - before[0]) * (threshold - before[1]) / (y - before[1])
         before = x, y
     return math.inf
+
+
+def seconds_to(results: list[Result], threshold: float) -> list[float]:
+    """Seconds of steps to a sampled accuracy, of every run."""
+    return [crossing(r.curve(MEASURES[1], clock=True), threshold) for r in results]
 
 
 def reached(curve: list[tuple[float, float]], rollouts: float) -> float:
@@ -442,6 +449,11 @@ def summary(found: dict[str, list[Result]], points: dict, thresholds: Sequence[f
             needed = [x if math.isfinite(x) else None for x in ours]
             label = f"{measure.removeprefix('eval/').replace('avg@', 'sampled')} {threshold}"
             row["reach"][label] = {"needed": needed} | ratio(theirs, ours, ends)
+        longest = [r.curve(MEASURES[1], clock=True)[-1][0] for r in baseline]
+        row["by the clock"] = [
+            ratio(seconds_to(baseline, threshold), seconds_to(results, threshold), longest)
+            for threshold in thresholds
+        ]
         row["final"] = {m: [r.curve(m)[-1][1] for r in results] for m in MEASURES}
         row["baseline then"] = {
             m: [reached(b.curve(m), r.curve(m)[-1][0]) for r, b in zip(results, baseline, strict=True)]
@@ -462,7 +474,7 @@ def show(console: Console, setting: str, protocol: str, entry: dict) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("method", no_wrap=True)
     table.add_column("lr, prompts", no_wrap=True)
-    ends = "final greedy", "sampled", "baseline then", "pairs", "collapsed", "s/step"
+    ends = "final greedy", "sampled", "baseline then", "pairs", "collapsed", "s/step", "by the clock, sampled"
     for heading in (*entry[first]["reach"], *ends):
         table.add_column(heading, justify="right")
     for name, row in entry.items():
@@ -476,6 +488,7 @@ def show(console: Console, setting: str, protocol: str, entry: dict) -> None:
             f"{statistics.fmean(pairs):.2f}" if pairs else "",
             str(row["collapsed"]),
             f"{row['seconds a step']:.2f}",
+            ", ".join("-" if x["ratio"] is None else f"{x['ratio']:.2f}" for x in row["by the clock"]),
         )
     console.print(table)
 
