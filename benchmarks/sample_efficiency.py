@@ -455,10 +455,10 @@ def summary(found: dict[str, list[Result]], points: dict, thresholds: Sequence[f
             for threshold in thresholds
         ]
         row["final"] = {m: [r.curve(m)[-1][1] for r in results] for m in MEASURES}
-        row["baseline then"] = {
-            m: [reached(b.curve(m), r.curve(m)[-1][0]) for r, b in zip(results, baseline, strict=True)]
-            for m in MEASURES
-        }
+        row["baseline then"] = [
+            reached(b.curve(MEASURES[1]), r.curve(MEASURES[1])[-1][0])
+            for r, b in zip(results, baseline, strict=True)
+        ]
         row["curves"] = {m: [r.curve(m) for r in results] for m in MEASURES}
         for name_of, key in (("pairwise", "prm/pairwise_accuracy"), ("brier", "prm/brier")):
             row[name_of] = [[(x["step"], x[key]) for x in r.rows if key in x] for r in results]
@@ -484,7 +484,7 @@ def show(console: Console, setting: str, protocol: str, entry: dict) -> None:
             "{:g}, {}".format(*row["lr, batch"]),
             *map(cell, row["reach"].values()),
             *(f"{statistics.fmean(row['final'][m]):.3f}" for m in MEASURES),
-            f"{statistics.fmean(row['baseline then'][MEASURES[1]]):.3f}",
+            f"{statistics.fmean(row['baseline then']):.3f}",
             f"{statistics.fmean(pairs):.2f}" if pairs else "",
             str(row["collapsed"]),
             f"{row['seconds a step']:.2f}",

@@ -26,7 +26,7 @@ from support.tiny_runs import weights as saved_weights
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 BEFORE = set(ALGORITHMS)
 import candidates  # noqa: E402
-from sample_efficiency import crossing, reached  # noqa: E402
+from sample_efficiency import Result, crossing, reached, seconds_to  # noqa: E402
 
 ADDED = {name: ALGORITHMS.pop(name) for name in set(ALGORITHMS) - BEFORE}
 
@@ -288,3 +288,17 @@ def test_reached__is_the_accuracy_where_the_curve_crosses_it(rises: list[tuple[i
 def test_reached__behind_the_end_is_the_last_accuracy():
     assert reached([(0, 0.2), (100, 0.6), (300, 0.5)], 200) == pytest.approx(0.55)
     assert reached([(0, 0.2), (100, 0.6)], 101) == 0.6
+
+
+def test_seconds_to__adds_up_the_steps_before_the_accuracy():
+    """Two steps of 3 and 5 s between .2 and .6 at 8 s, then one of 4 s that ends below."""
+    rows = [
+        {"step": 0, "eval/avg@2": 0.2},
+        {"step": 1, "time/step": 3.0},
+        {"step": 2, "time/step": 5.0, "time/evaluate": 100.0, "eval/avg@2": 0.6},
+        {"step": 3, "time/step": 4.0, "eval/avg@2": 0.5},
+    ]
+    runs = [Result(rows, 0, collapsed=False)]
+    assert seconds_to(runs, 0.4) == pytest.approx([4.0])
+    assert seconds_to(runs, 0.7) == [math.inf]
+    assert runs[0].curve("eval/avg@", clock=True)[-1] == (12.0, 0.5)

@@ -158,6 +158,15 @@ def test_run__what_is_measured_before_the_first_step_is_said_on_a_terminal(
     assert ("rl: evaluate" in said.getvalue()) is terminal
 
 
+def test_run__what_is_measured_in_a_step_is_shown_on_its_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=True, width=120)
+    monkeypatch.setattr("openprime.run.run.plain_console", lambda quiet: console)
+    go(tmp_path)
+    assert "evaluate" in said.getvalue()
+    assert "rl: evaluate" not in said.getvalue()
+
+
 @pytest.mark.parametrize(
     ("lines", "told"), [(3, ["2/6", "4/6", "6/6"]), (4, [f"{n}/6" for n in range(1, 7)])]
 )

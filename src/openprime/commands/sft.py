@@ -71,8 +71,7 @@ def train_with(pool: Pool, config: SFTConfig) -> None:
     run = Run(config, "sft", data=seen)  # last: what is wrong is said before a folder is made
     for note in notes:
         run.note(note)
-    parameters = sum(p.numel() for p in learner.trained.values())
-    run.note(f"{parameters:,} trained parameters, {count:,} demonstrations, {steps} steps", "")
+    run.note(f"{learner.parameters:,} trained parameters, {count:,} demonstrations, {steps} steps", "")
     evaluation = held_out, config.eval.samples, config.eval.max_response_tokens, config.seed
 
     def loss(logprobs: Tensor, micro: Batch) -> Tensor:

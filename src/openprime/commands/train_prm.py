@@ -95,9 +95,8 @@ def train_joined(config: OfflinePRMConfig, notes: list[str]) -> None:
         for r in data.rows
     )
     with Run(config, "prm", data=seen) as run:
-        parameters = sum(p.numel() for p in learner.trained.values())
         run.note(
-            f"{parameters:,} trained parameters, {len(training):,} responses, {len(held_out):,} held out, "
+            f"{learner.parameters:,} trained parameters, {len(training):,} responses, {len(held_out):,} held out, "
             f"{data.prompts:,} prompts in all, {len(plan):,} steps",
             "",
         )

@@ -82,9 +82,8 @@ def build(
     run = Run(config, "rl", clock, data)  # last: what is wrong is said before a folder is made
     for note in notes:
         run.note(note)
-    parameters = sum(p.numel() for p in policy.trained.values())
     sizes = f"{len(prompts):,} prompts, {len(held_out):,} held out, {config.steps:,} steps"
-    run.note(f"{parameters:,} trained parameters, {sizes}", "")
+    run.note(f"{policy.parameters:,} trained parameters, {sizes}", "")
     return run, policy, method, engine, ahead, held_out, tokenizer
 
 

@@ -57,6 +57,11 @@ class Learner:
         if lm.device.type == "cuda":
             self._tensors()  # moments before an engine takes its share, and in no hole that activations leave
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers it trains: of a model in shares, of all ranks."""
+        return sum(weight.numel() for weight in self.trained.values())
+
     def update(
         self,
         batch: Batch,

@@ -204,9 +204,8 @@ class Run:
     def measuring(self, phase: str) -> Iterator[None]:
         """What takes time and changes nothing: a signal breaks it off, and `unfinished` tells the resumed run."""
         self._measuring = True
-        alone = (
-            nullcontext() if self._bar else self.console.status(f"{self.command}: {phase}")
-        )  # before the first step
+        # Before the first step there is no bar that could show it.
+        alone = nullcontext() if self._bar else self.console.status(f"{self.command}: {phase}")
         with self.signals.interruptible(), self.clock.phase(phase), alone:
             yield
         self._measuring = False
